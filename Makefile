@@ -1,0 +1,49 @@
+# Builds run as the user; programs that attach to the kernel run as root.
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E)
+CARGO_AS_ROOT := cargo$(if $(SUDO), --config "target.'cfg(unix)'.runner = '$(SUDO)'")
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mqspan
+
+.PHONY: help
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## set up, build, and watch a small shop of three processes open its queues
+	@scripts/setup.sh
+	cargo build --release --package mqspan --package orders
+	@echo "A shop of three processes opens its queues. Each mq_open goes to $${OTEL_EXPORTER_OTLP_ENDPOINT:-this console}:"
+	$(SUDO) $(TARGET)/release/mqspan run --call mq_open -- $(TARGET)/release/orders
+
+.PHONY: build
+build: ## the program, optimised: target/release/mqspan
+	cargo build --release
+
+.PHONY: test
+test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
+	cargo test --workspace
+	cargo build --workspace
+	$(CARGO_AS_ROOT) test --test host
+	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector
+
+.PHONY: ready
+ready:
+	@scripts/setup.sh test
+
+.PHONY: lint
+lint: ready ## format, clippy, documentation, licences and sources of the crates
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --test '*' -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	$(CACHE)/bin/cargo-deny check --hide-inclusion-graph bans licenses sources
+
+.PHONY: bench
+bench: ## what a traced call costs
+	@scripts/setup.sh
+	cargo build --release --workspace
+	$(CARGO_AS_ROOT) bench
+
+.PHONY: clean
+clean: ## remove what was built; the cache of backends and tools stays
+	cargo clean

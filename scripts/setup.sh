@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Makes this machine (Debian, Ubuntu) ready, and says what it does for that:
+#   setup.sh         to build mqspan and to run it
+#   setup.sh test    to test it, too
+set -euo pipefail
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan
+missing=()
+
+say() { echo "setup.sh: $*"; }
+fail() {
+    say "$*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        fail "not root and no sudo: run as root: $*"
+    fi
+}
+
+# need PACKAGE WHAT WHY: WHAT is a command or a file that the package brings
+need() {
+    if ! command -v "$2" >/dev/null && [ ! -e "$2" ]; then
+        say "installing $1: $3"
+        missing+=("$1")
+    fi
+}
+
+# mounted TYPE FOLDER WHY
+mounted() {
+    if ! mountpoint -q "$2"; then
+        say "mounting $1 at $2: $3"
+        [ -d "$2" ] || as_root mkdir -p "$2"
+        as_root mount -t "$1" "$1" "$2"
+    fi
+}
+
+command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.89 or newer (rustup's default profile)"
+
+need clang clang "compiles bpf/ for the kernel"
+need gcc gcc "links, and compiles the C that some crates bring"
+need libc6-dev /usr/include/stdio.h "the C library's headers"
+need make make "runs the Makefile and libbpf's"
+need pkg-config pkg-config "finds libelf and zlib for libbpf"
+need libelf-dev /usr/include/libelf.h "libbpf reads BPF objects with it"
+need zlib1g-dev /usr/include/zlib.h "libelf and libbpf unpack with it"
+
+if [ "${1:-}" = test ]; then
+    command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' Collector is built with it"
+    need strace strace "the tests compare mqspan's calls with strace's"
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    command -v apt-get >/dev/null || fail "no apt-get: install by this system's own means: ${missing[*]}"
+    as_root apt-get -qq update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+mounted tracefs /sys/kernel/tracing "where the kernel shows its tracepoints"
+mounted mqueue /dev/mqueue "where the kernel shows its queues"
+
+if [ "${1:-}" = test ]; then
+    [ -x "$cache/bin/cargo-deny" ] ||
+        say "installing cargo-deny into the cache, a minute or two: checks licences and sources of the crates"
+    # Unoptimised it is built in a quarter of the time, and still done within seconds.
+    cargo install cargo-deny --quiet --debug --locked --version 0.20.2 --root "$cache"
+fi
