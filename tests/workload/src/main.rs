@@ -1,0 +1,83 @@
+//! Makes mq_open calls for mqspan's tests and benchmarks to watch: by the raw system call, so that they arrive in the
+//! kernel as they are written here, without glibc's checks and without its removing the slash.
+
+mod call;
+mod kernel;
+mod memory;
+mod open;
+mod rng;
+mod timing;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser};
+
+/// Makes mq_open calls for mqspan's tests and benchmarks to watch
+#[derive(Parser)]
+enum Workload {
+    /// Makes randomised calls, the same ones for the same seed, threads and processes
+    Open(Open),
+
+    /// Opens a missing queue flat out; prints the nanoseconds that a call took
+    Flat {
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
+        calls: u64,
+
+        /// Stay on this CPU
+        #[arg(long)]
+        cpu: Option<usize>,
+    },
+
+    /// Opens a missing queue in rounds; prints the median and the least of the rounds' nanoseconds a call
+    Time {
+        /// In each round
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+        calls: u64,
+
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u64).range(1..))]
+        rounds: u64,
+
+        /// Stay on this CPU
+        #[arg(long)]
+        cpu: Option<usize>,
+    },
+
+    /// Starts processes, one after the other, that make one call each and are gone
+    ShortLived {
+        #[arg(long, default_value_t = 100)]
+        calls: u64,
+    },
+}
+
+#[derive(Args)]
+struct Open {
+    /// How many, over all threads of all processes
+    #[arg(long, default_value_t = 3000)]
+    calls: u64,
+
+    /// Of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// In each process
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    threads: u64,
+
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    processes: u64,
+
+    /// Write every call to this file: thread id, name in hex, oflag, mode, attr and result, a tab between them; `-`
+    /// where memory can't be read
+    #[arg(long, value_name = "PATH")]
+    print: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    match Workload::parse() {
+        Workload::Open(options) => open::run(&options),
+        Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
+        Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
+        Workload::ShortLived { calls } => open::short_lived(calls),
+    }
+}
