@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The records that go to user space: their one definition, from which the Rust types are generated
+ * (src/event.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
+ */
+#pragma once
+#include "kernel.h"
+
+/* Longest name the kernel takes is 255 bytes (NAME_MAX); one more for the NUL. */
+#define NAME_SIZE 256
+#define COMM_SIZE 16
+#define PATH_SIZE 2048
+#define ENVIRON_SIZE 8192
+
+/* struct call, flags */
+enum call_flag {
+	CALL_NAME_LATE = 1 << 0,  /* asked: the page was not in memory at entry, read at exit */
+	CALL_NAME_BAD = 1 << 1,	  /* asked: readable neither at entry nor at exit */
+	CALL_ATTR = 1 << 2,	  /* attr holds the caller's struct mq_attr */
+	CALL_ATTR_LATE = 1 << 3,  /* ... as read at exit */
+	CALL_QUEUE = 1 << 4,	  /* a queue was reached: actual name and queue_* are set */
+};
+
+/* The system calls of the family; their order is that of src/event.rs. */
+enum op {
+	OP_OPEN,
+};
+
+/*
+ * One entry/exit pair. Times are CLOCK_MONOTONIC in ns. (pid, process_started_ns, exec_id) names the process image,
+ * described by a struct image. The record is cut after its names: `asked_len` bytes that the caller's memory held,
+ * then `actual_len` bytes of the queue's own name in the kernel.
+ */
+struct call {
+	__u8 op;
+	__u8 flags;
+	__u16 asked_len;
+	__u16 actual_len;
+	__u16 queue_mode;
+	__u64 entered_ns;
+	__u64 left_ns;
+	__s64 ret;
+	__u32 pid;
+	__u32 tid;
+	__u32 vpid; /* inside its pid namespace */
+	__u32 vtid;
+	__u64 process_started_ns; /* CLOCK_BOOTTIME */
+	__u32 exec_id;
+	__u32 uid; /* effective, in the initial user namespace */
+	__u64 cgroup_id;
+	__u32 ipc_ns; /* the queue's, or the caller's where no queue was reached */
+	__u32 oflag;
+	__u64 name_ptr;
+	__u64 attr_ptr;
+	__s64 attr[4]; /* flags, maxmsg, msgsize, curmsgs */
+	__s64 queue_maxmsg;
+	__s64 queue_msgsize;
+	__s64 queue_curmsgs;
+	__u32 mode;
+	__u32 cut; /* 0; keeps what follows on a boundary of 8 */
+	char comm[COMM_SIZE];
+	char names[2 * NAME_SIZE];
+};
+
+/* struct image, flags */
+enum image_flag {
+	IMAGE_PATH_CUT = 1 << 0,     /* more components or bytes than fit */
+	IMAGE_ENVIRON_CUT = 1 << 1,  /* longer than ENVIRON_SIZE */
+	IMAGE_ENVIRON_BAD = 1 << 2,  /* not readable: not in memory */
+};
+
+/* A process image, sent at its first call: who called, read on the process itself, so that none is gone too early. */
+struct image {
+	__u32 pid;
+	__u32 vpid;
+	__u32 ppid;
+	__u32 exec_id;
+	__u64 started_ns; /* CLOCK_BOOTTIME */
+	__u16 flags;
+	__u16 path_len;
+	__u32 environ_len;
+	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
+	char environ[ENVIRON_SIZE];	  /* as given at exec: NAME=value, each with its NUL */
+};
+
+/* What is counted on the kernel side, for each CPU; their order is that of src/event.rs. */
+enum counter {
+	COUNT_FILTERED,	    /* pairs that a filter refused */
+	COUNT_LOST_RING,    /* pairs that found the ring full */
+	COUNT_LOST_STATE,   /* entries without room for the state in flight */
+	COUNT_LOST_NO_EXIT, /* entries whose exit never came */
+	COUNT_UNPAIRED,	    /* exits without an entry */
+	COUNT_TREE_FULL,    /* forks of the traced command that found the set of processes full */
+	COUNTERS,
+};

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Which calls are wanted, as far as that can be told from numbers: process, user, ipc namespace, result, duration and
+ * the tree of the traced command. Patterns on names are user space's (src/config/filter.rs).
+ */
+#pragma once
+#include "event.h"
+
+#define RULES 1024
+#define TREE_SIZE 65536
+
+/* Values of an option are or-ed, a negated one excludes. `hit` tells user space which value never matched. */
+struct rule {
+	__u32 exclude;
+	__u32 hit;
+};
+
+struct rules {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, RULES);
+	__type(key, __u32);
+	__type(value, struct rule);
+};
+struct rules pid_rules SEC(".maps");
+struct rules uid_rules SEC(".maps");
+struct rules ipc_rules SEC(".maps");
+
+/* Thread group ids of the traced command and its descendants (tree.h). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TREE_SIZE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u8);
+} tree SEC(".maps");
+
+/* What a list of rules asks for: nothing, or that only listed values pass, or that all but the excluded ones do. */
+enum rules_mode { RULES_NONE, RULES_ONLY_LISTED, RULES_ALL_BUT_EXCLUDED };
+
+const volatile __u8 pid_mode;
+const volatile __u8 uid_mode;
+const volatile __u8 ipc_mode;
+const volatile bool only_tree;
+const volatile bool only_failed;
+const volatile __u64 min_duration_ns;
+
+static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
+{
+	struct rule *rule;
+
+	if (mode == RULES_NONE)
+		return true;
+	rule = bpf_map_lookup_elem(rules, &value);
+	if (!rule)
+		return mode == RULES_ALL_BUT_EXCLUDED;
+	if (rule->exclude)
+		return false;
+	rule->hit = 1;
+	return true;
+}
+
+static __always_inline bool wanted(const struct call *call)
+{
+	__u32 pid = call->pid;
+
+	if (only_tree && !bpf_map_lookup_elem(&tree, &pid))
+		return false;
+	return passes(&pid_rules, pid_mode, pid) && passes(&uid_rules, uid_mode, call->uid) &&
+	       passes(&ipc_rules, ipc_mode, call->ipc_ns) && !(only_failed && call->ret >= 0) &&
+	       call->left_ns - call->entered_ns >= min_duration_ns;
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Process images: sent once for each, at its first call, by the process itself. So a process that is gone before user
+ * space looks is still known, no look-up in /proc stands in the way of an event, and none can meet a reused pid.
+ * They have a ring of their own: its records are large and take a loop to fill, which the calls' ring must not wait for.
+ */
+#pragma once
+#include "event.h"
+
+#define IMAGES_RING_SIZE (1 << 20)
+#define SENT_SLOTS 4096
+#define PATH_DEPTH 40
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, IMAGES_RING_SIZE);
+} images SEC(".maps");
+
+/*
+ * Images already sent, each a hash in the slot it maps to. A slot that another image took means at worst that an
+ * image is sent again: nothing has to be cleaned up, nothing can fill.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SENT_SLOTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} sent SEC(".maps");
+
+/* The path as d_path() makes it (fs/d_path.c), without its locks: a rename meanwhile may give a mixture. */
+static __always_inline void read_path(struct image *image, struct file *exe)
+{
+	struct dentry *dentry = BPF_CORE_READ(exe, f_path.dentry);
+	struct vfsmount *vfs = BPF_CORE_READ(exe, f_path.mnt);
+	struct mount *mount = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
+	__u32 at = 0;
+
+	for (int i = 0; i < PATH_DEPTH; i++) {
+		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
+
+		if (dentry == BPF_CORE_READ(mount, mnt.mnt_root) || dentry == parent) {
+			struct mount *below = BPF_CORE_READ(mount, mnt_parent);
+
+			if (below == mount) {
+				image->path_len = at;
+				return;
+			}
+			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
+			mount = below;
+			continue;
+		}
+		if (at >= PATH_SIZE)
+			break;
+		long len = bpf_probe_read_kernel_str(image->path + at, NAME_SIZE, BPF_CORE_READ(dentry, d_name.name));
+		if (len < 1)
+			break;
+		at += len;
+		dentry = parent;
+	}
+	image->path_len = at;
+	image->flags |= IMAGE_PATH_CUT;
+}
+
+static __always_inline void read_environ(struct image *image, struct mm_struct *mm)
+{
+	unsigned long start = mm->env_start, len = mm->env_end - start;
+
+	if (len > ENVIRON_SIZE) {
+		len = ENVIRON_SIZE;
+		image->flags |= IMAGE_ENVIRON_CUT;
+	}
+	if (bpf_probe_read_user(image->environ, len, (void *)start)) {
+		len = 0;
+		image->flags |= IMAGE_ENVIRON_BAD;
+	}
+	image->environ_len = len;
+}
+
+/* Sends the current process's image unless that was done; the call's identity is filled in already. */
+static __always_inline void send_image(const struct call *call, struct task_struct *task)
+{
+	__u64 hash = (call->process_started_ns ^ ((__u64)call->pid << 32 | call->exec_id)) * 0x9e3779b97f4a7c15;
+	__u32 slot = hash >> 52;
+	__u64 *last = bpf_map_lookup_elem(&sent, &slot);
+	struct image *image;
+
+	if (!last || *last == hash)
+		return;
+	image = bpf_ringbuf_reserve(&images, sizeof(*image), 0);
+	if (!image)
+		return; /* not marked as sent: the next call of the process tries again */
+	image->pid = call->pid;
+	image->vpid = call->vpid;
+	image->ppid = task->real_parent->tgid;
+	image->exec_id = call->exec_id;
+	image->started_ns = call->process_started_ns;
+	image->flags = 0;
+	read_path(image, task->mm->exe_file);
+	read_environ(image, task->mm);
+	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
+	*last = hash;
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
+/*
+ * The programs, one line each: where they attach and what they call. Which of them are loaded is user space's plan
+ * (src/bpf/plan.rs).
+ *
+ * The way of a call: entry (pair.h) -> exit (pair.h) -> the queue reached (queue.h) -> filter (filter.h) -> who it was,
+ * once for each image (image.h) -> ring (output.h).
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_tracing.h>
+
+#include "pair.h"
+#include "tree.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Instances without use: they make the skeleton generate the Rust types of the records. */
+const struct call call_type = {};
+const struct image image_type = {};
+const struct rule rule_type = {};
+
+/* The layout of syscalls/sys_enter_* and sys_exit_* (include/trace/syscall.h), the same on every architecture. */
+struct sys_enter {
+	__u64 common;
+	__u64 nr;
+	unsigned long args[6];
+};
+
+struct sys_exit {
+	__u64 common;
+	__u64 nr;
+	long ret;
+};
+
+SEC("?tracepoint/syscalls/sys_enter_mq_open")
+int tp_enter_mq_open(struct sys_enter *ctx) { enter_open(ctx->args); return 0; }
+
+SEC("?tracepoint/syscalls/sys_exit_mq_open")
+int tp_exit_mq_open(struct sys_exit *ctx) { leave_open(ctx->ret); return 0; }
+
+SEC("?raw_tracepoint/sched_process_fork")
+int tree_on_fork(struct bpf_raw_tracepoint_args *ctx) { tree_fork((void *)ctx->args[0], (void *)ctx->args[1]); return 0; }
+
+SEC("?raw_tracepoint/sched_process_exit")
+int tree_on_exit(struct bpf_raw_tracepoint_args *ctx) { tree_exit((void *)ctx->args[0]); return 0; }

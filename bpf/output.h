@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The ring of calls. A wake-up for each record would cost more than everything else, so user space arms a flag before
+ * it sleeps, and only the first record after that wakes it.
+ */
+#pragma once
+#include "count.h"
+
+#define CALLS_RING_SIZE (8 << 20)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, CALLS_RING_SIZE);
+} calls SEC(".maps");
+
+/* Set by the driver before it sleeps (src/bpf/driver.rs). */
+__u32 armed;
+
+static __always_inline void wake_driver(void)
+{
+	void *empty;
+
+	if (!*(volatile __u32 *)&armed)
+		return;
+	armed = 0; /* two callers may both come this far: the second wake-up is harmless */
+	empty = bpf_ringbuf_reserve(&calls, 8, 0);
+	if (empty)
+		bpf_ringbuf_discard(empty, BPF_RB_FORCE_WAKEUP);
+}
+
+/* Copies the call, cut after its names. The record is complete before room is taken: nothing comes in between. */
+static __always_inline void send_call(struct call *call)
+{
+	__u64 len = sizeof(*call) - sizeof(call->names) + call->asked_len + call->actual_len;
+
+	if (len > sizeof(*call))
+		len = sizeof(*call);
+	/* The flag is read after the record is committed (an exchange, so a full barrier): no wake-up is missed. */
+	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP))
+		count(COUNT_LOST_RING);
+	else
+		wake_driver();
+}

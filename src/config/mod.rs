@@ -1,0 +1,290 @@
+//! The settings of a run: the command line over the environment over the configuration file over
+//! the defaults. Reads the file and nothing else; the environment comes in as a function. Opens no
+//! output, loads no certificate, asks the host nothing.
+
+mod env;
+pub mod error;
+pub mod file;
+pub mod filter;
+pub mod glob;
+pub mod otlp;
+pub mod unavailable;
+pub mod values;
+mod yaml;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use self::env::{Environment, pairs};
+use self::error::Error;
+use self::file::File;
+use self::filter::{Filter, Filters};
+use self::otlp::{Layer, Layers, Otlp};
+use self::values::{Color, CpuList, HookKind, Op, Output, Signal, Temporality, choice};
+use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+
+/// Everything that a run is told.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where telemetry goes, each output once, in the order given.
+    pub outputs: Vec<Output>,
+    /// Which signals are made.
+    pub signals: Signals,
+    /// Where OTLP goes, should it be among the outputs.
+    pub otlp: Otlp,
+    /// Whose calls, and which.
+    pub filters: Filters,
+    /// Spans or log records a second for each queue and operation; 0: every call.
+    pub max_rate: u64,
+    /// The user that the command runs as.
+    pub user: Option<String>,
+    /// The CPUs that mqspan's own threads may run on; None: any.
+    pub cpus: Option<CpuList>,
+    /// When to stop, counted from the start; None: not by itself.
+    pub duration: Option<Duration>,
+    /// Where the counters go at exit.
+    pub stats_file: Option<PathBuf>,
+    /// The kinds of hooks to choose from, in this order; empty: mqspan chooses.
+    pub hooks: Vec<HookKind>,
+    /// How much is said on stderr.
+    pub verbosity: Verbosity,
+    /// When the console is coloured, NO_COLOR considered.
+    pub color: Color,
+    /// The command to trace and its arguments; empty: the host is traced.
+    pub command: Vec<OsString>,
+    /// OTEL_SDK_DISABLED: mqspan's own telemetry is off.
+    pub sdk_disabled: bool,
+    /// OTEL_SERVICE_NAME, for mqspan itself; None with a command, whose it then is.
+    pub service_name: Option<String>,
+    /// OTEL_RESOURCE_ATTRIBUTES, decoded, for mqspan itself; empty with a command.
+    pub resource_attributes: Vec<(String, String)>,
+    /// OTEL_METRIC_EXPORT_INTERVAL.
+    pub metric_interval: Duration,
+    /// OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.
+    pub temporality: Temporality,
+    /// How many series and processes metrics are kept for.
+    pub metric_limits: MetricLimits,
+}
+
+/// Which signals are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signals {
+    /// A span for each call.
+    pub traces: bool,
+    /// A log record for each call.
+    pub logs: bool,
+    /// Metrics of calls, queues and mqspan itself.
+    pub metrics: bool,
+}
+
+/// How much mqspan says on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Errors only.
+    Quiet,
+    /// The lines of the contract.
+    Normal,
+    /// What mqspan does besides.
+    Verbose,
+}
+
+/// The section `metrics` of the file: what lies beyond goes to one overflow point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetricLimits {
+    /// Attribute sets for each metric and Resource.
+    pub max_series: usize,
+    /// Processes with a Resource of their own.
+    pub max_processes: usize,
+}
+
+impl Default for MetricLimits {
+    fn default() -> Self {
+        Self { max_series: 2000, max_processes: 1000 }
+    }
+}
+
+impl Settings {
+    /// The settings of a run with these options, after reading the file that they name. `get`
+    /// looks up an environment variable, as `std::env::var_os` does.
+    ///
+    /// Exit status 2 for an option that is wrong by itself, else 1: the file, a variable, or an
+    /// option that this version has not.
+    pub fn load(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
+        let file = match &command_line.config {
+            Some(path) => File::read(path)?,
+            None => File::default(),
+        };
+        Self::merge(command_line, get, file)
+    }
+
+    fn merge(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>, file: File) -> Result<Self, Error> {
+        let env = Environment::new(get);
+        let host_wide = command_line.command.is_empty();
+        if command_line.user.is_some() && host_wide {
+            return Err(Error::usage("--user needs a command to run: -- CMD ARG..."));
+        }
+        let color = color(command_line.color, &env, file.run.color)?;
+        let options = Layer::of_options(command_line.endpoint.clone(), command_line.protocol);
+        let run = over(command_line, file.run);
+        // With a command these variables describe the command, not mqspan.
+        let signals = signals(&run.signals, host_wide.then_some(&env))?;
+        unavailable::refuse(&run, signals)?;
+
+        let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
+        let outputs = outputs(run.output, endpoint_named);
+        // Without this output a variable that is wrong, or meant for the command, does no harm.
+        let otlp_variables = match outputs.contains(&Output::Otlp) {
+            true => env.otlp()?,
+            false => Layers::default(),
+        };
+        let own = |name| if host_wide { env.text(name) } else { Ok(None) };
+        let resource_attributes = match host_wide {
+            true => env.parsed("OTEL_RESOURCE_ATTRIBUTES", pairs)?,
+            false => None,
+        };
+        Ok(Self {
+            outputs,
+            signals,
+            otlp: Otlp::resolve(&options, &otlp_variables, &file.otlp)?,
+            filters: filters(run.filters),
+            max_rate: run.max_rate.unwrap_or(0),
+            user: run.user,
+            cpus: run.cpus,
+            duration: run.duration,
+            stats_file: run.stats_file,
+            hooks: match run.hooks.contains(&HookKind::Auto) {
+                true => Vec::new(),
+                false => run.hooks,
+            },
+            verbosity: match (run.quiet, run.verbose) {
+                (true, _) => Verbosity::Quiet,
+                (_, true) => Verbosity::Verbose,
+                _ => Verbosity::Normal,
+            },
+            color,
+            command: run.command,
+            sdk_disabled: env.is_true("OTEL_SDK_DISABLED")?,
+            service_name: own("OTEL_SERVICE_NAME")?,
+            resource_attributes: resource_attributes.unwrap_or_default(),
+            metric_interval: env
+                .parsed("OTEL_METRIC_EXPORT_INTERVAL", milliseconds)?
+                .unwrap_or(Duration::from_secs(60)),
+            temporality: env
+                .parsed("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", choice)?
+                .unwrap_or(Temporality::Cumulative),
+            metric_limits: file.limits,
+        })
+    }
+}
+
+/// Each option as the command line has it, else as the file has it.
+fn over(above: RunArgs, below: RunArgs) -> RunArgs {
+    let quiet_or_verbose = above.quiet || above.verbose;
+    RunArgs {
+        output: either(above.output, below.output),
+        signals: either(above.signals, below.signals),
+        // The file's are in its OTLP layer.
+        endpoint: above.endpoint,
+        protocol: above.protocol,
+        filters: FilterArgs {
+            call: either(above.filters.call, below.filters.call),
+            queue: either(above.filters.queue, below.filters.queue),
+            comm: either(above.filters.comm, below.filters.comm),
+            pid: either(above.filters.pid, below.filters.pid),
+            uid: either(above.filters.uid, below.filters.uid),
+            container: either(above.filters.container, below.filters.container),
+            ipc_namespace: either(above.filters.ipc_namespace, below.filters.ipc_namespace),
+            failed: above.filters.failed || below.filters.failed,
+            min_duration: above.filters.min_duration.or(below.filters.min_duration),
+        },
+        max_rate: above.max_rate.or(below.max_rate),
+        user: above.user.or(below.user),
+        hooks: either(above.hooks, below.hooks),
+        cpus: above.cpus.or(below.cpus),
+        duration: above.duration.or(below.duration),
+        stats_file: above.stats_file.or(below.stats_file),
+        config: above.config,
+        quiet: above.quiet || (below.quiet && !quiet_or_verbose),
+        verbose: above.verbose || (below.verbose && !quiet_or_verbose),
+        color: above.color.or(below.color),
+        later: LaterArgs {
+            slow: above.later.slow.or(below.later.slow),
+            template: either(above.later.template, below.later.template),
+            receive: above.later.receive.or(below.later.receive),
+            spool: above.later.spool.or(below.later.spool),
+            spool_size: above.later.spool_size.or(below.later.spool_size),
+            spool_sync: above.later.spool_sync || below.later.spool_sync,
+            health: above.later.health.or(below.later.health),
+            summary: above.later.summary || below.later.summary,
+            report: above.later.report.or(below.later.report),
+        },
+        command: above.command,
+    }
+}
+
+fn either<T>(above: Vec<T>, below: Vec<T>) -> Vec<T> {
+    if above.is_empty() { below } else { above }
+}
+
+/// The outputs that were asked for, each once, else the default.
+fn outputs(asked: Vec<Output>, endpoint_named: bool) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    for output in asked {
+        if !outputs.contains(&output) {
+            outputs.push(output);
+        }
+    }
+    match (outputs.is_empty(), endpoint_named) {
+        (false, _) => outputs,
+        (true, true) => vec![Output::Otlp],
+        (true, false) => vec![Output::Console],
+    }
+}
+
+/// The signals that were asked for, less those that the environment switches off.
+fn signals(asked: &[Signal], env: Option<&Environment<'_>>) -> Result<Signals, Error> {
+    let is_on = |signal: Signal| {
+        let asked = match asked {
+            [] => signal != Signal::Logs,
+            asked => asked.contains(&signal),
+        };
+        let exporter = match env {
+            Some(env) => env.text(&format!("OTEL_{}_EXPORTER", signal.name().to_uppercase()))?,
+            None => None,
+        };
+        Ok(asked && !exporter.is_some_and(|exporter| exporter.eq_ignore_ascii_case("none")))
+    };
+    Ok(Signals { traces: is_on(Signal::Traces)?, logs: is_on(Signal::Logs)?, metrics: is_on(Signal::Metrics)? })
+}
+
+/// The console's colours, where NO_COLOR (<https://no-color.org>) is the environment's word.
+fn color(option: Option<Color>, env: &Environment<'_>, file: Option<Color>) -> Result<Color, Error> {
+    let no_color = env.text("NO_COLOR")?.map(|_| Color::Never);
+    Ok(option.or(no_color).or(file).unwrap_or(Color::Auto))
+}
+
+fn filters(args: FilterArgs) -> Filters {
+    Filters {
+        call: either(args.call, Op::value_variants().into()).into_iter().collect(),
+        queue: Filter::new(args.queue),
+        comm: Filter::new(args.comm),
+        pid: Filter::new(args.pid),
+        uid: Filter::new(args.uid),
+        ipc_namespace: Filter::new(args.ipc_namespace),
+        failed: args.failed,
+        min_duration: args.min_duration,
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(milliseconds) if milliseconds > 0 => Ok(Duration::from_millis(milliseconds)),
+        _ => Err("not a number of milliseconds from 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

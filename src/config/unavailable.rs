@@ -1,0 +1,55 @@
+//! What the contract has and this version has not: each is refused with a clear line. Whoever
+//! builds a feature deletes its line here.
+
+use super::Signals;
+use super::error::Error;
+use super::values::{HookKind, Op, Receive};
+use crate::cli::RunArgs;
+
+/// Refuses options that do not work yet; exit status 1, with what to do instead.
+pub fn refuse(run: &RunArgs, signals: Signals) -> Result<(), Error> {
+    let later = &run.later;
+    let hooks_work = |hook: &HookKind| matches!(hook, HookKind::Auto | HookKind::Tracepoint);
+    let calls = &run.filters.call;
+    let table = [
+        (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
+        (later.slow.is_some(), "--slow", "leave it out: no call is limited"),
+        (!later.template.is_empty(), "--template", "leave it out"),
+        (later.receive == Some(Receive::Child), "--receive child", "leave it out"),
+        (later.spool.is_some(), "--spool", "leave it out; what can't be sent is counted as lost"),
+        (later.spool_size.is_some(), "--spool-size", "leave it out"),
+        (later.spool_sync, "--spool-sync", "leave it out"),
+        (later.health.is_some(), "--health", "leave it out"),
+        (later.summary, "--summary", "leave it out; --stats-file has the counters"),
+        (later.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
+        (run.max_rate.is_some_and(|rate| rate > 0), "--max-rate", "leave it out or give 0: every call"),
+        (
+            !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
+            "--hooks without tracepoint",
+            "leave it out or add tracepoint to the list",
+        ),
+        (
+            !calls.is_empty() && !calls.contains(&Op::MqOpen),
+            "--call without mq_open",
+            "leave it out or name mq_open: it is the one call that is traced",
+        ),
+        (
+            !signals.traces && !signals.logs,
+            "the signal metrics alone",
+            "ask for traces or logs with --signals; OTEL_TRACES_EXPORTER and OTEL_LOGS_EXPORTER must not be none",
+        ),
+    ];
+    match table.into_iter().find(|(asked, ..)| *asked) {
+        Some((_, what, instead)) => Err(not_available(what, instead)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses the command `top`.
+pub fn top() -> Error {
+    not_available("top", "run mqspan --output console for the calls, line by line")
+}
+
+fn not_available(what: &str, instead: &str) -> Error {
+    Error::cannot_run(format!("{what} is not available yet"), instead)
+}

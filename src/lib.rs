@@ -1,0 +1,10 @@
+//! mqspan shows what POSIX message queues do, as OpenTelemetry spans and log records, with no change to the programs
+//! that use them.
+//!
+//! The way of a call: `bpf/` makes a record of it in the kernel; [`bpf::driver`] takes it from the ring, [`event`]
+//! decodes it, [`process`] says who made it, [`telemetry`] writes it as OTLP, and [`export`] delivers it.
+//! [`pipeline`] puts these together; the program in `main.rs` carries out what [`cli`] and [`config`] ask for.
+
+pub mod bpf;
+pub mod cli;
+pub mod config;
