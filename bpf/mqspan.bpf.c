@@ -20,6 +20,9 @@ char LICENSE[] SEC("license") = "GPL";
 const struct call call_type = {};
 const struct image image_type = {};
 const struct rule rule_type = {};
+const enum call_flag call_flag_type = 0;
+const enum image_flag image_flag_type = 0;
+const enum counter counter_type = 0;
 
 /* The layout of syscalls/sys_enter_* and sys_exit_* (include/trace/syscall.h), the same on every architecture. */
 struct sys_enter {

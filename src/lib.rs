@@ -8,3 +8,4 @@
 pub mod bpf;
 pub mod cli;
 pub mod config;
+pub mod event;
