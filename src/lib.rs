@@ -9,3 +9,4 @@ pub mod bpf;
 pub mod cli;
 pub mod config;
 pub mod event;
+pub mod telemetry;
