@@ -1,6 +1,13 @@
-//! A call as OpenTelemetry shows it: what is said of it ([`view`]), with its flags as strace
-//! shows them and its names as text. Pure code; who made the call is not known here.
+//! A call as OpenTelemetry shows it: what is said of it ([`view`]), as a span or log record ([`record`]), written as
+//! OTLP ([`protobuf`], [`json`]) or as a line ([`console`]). Pure code; who made the call comes in as a Resource.
 
+pub mod console;
+pub mod json;
 pub mod oflag;
+pub mod protobuf;
+pub mod record;
 pub mod text;
 pub mod view;
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,8 @@ pub trait Attributes {
     fn text(&mut self, key: &str, value: &str);
     /// An integer.
     fn int(&mut self, key: &str, value: i64);
+    /// A number of seconds.
+    fn double(&mut self, key: &str, value: f64);
     /// An array of strings.
     fn texts(&mut self, key: &str, values: &[&str]);
 }
@@ -211,6 +213,9 @@ mod tests {
             self.0.push((key.into(), value.into()));
         }
         fn int(&mut self, key: &str, value: i64) {
+            self.0.push((key.into(), value.to_string()));
+        }
+        fn double(&mut self, key: &str, value: f64) {
             self.0.push((key.into(), value.to_string()));
         }
         fn texts(&mut self, key: &str, values: &[&str]) {

@@ -1,0 +1,108 @@
+//! One call as a span and as a log record, before it is written as protobuf or JSON: what both say. Pure code.
+
+use super::view::{Attributes, View};
+use crate::config::values::Op;
+
+/// The semantic conventions that the attributes follow.
+pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
+/// The name of the instrumentation scope.
+pub const SCOPE: &str = "mqspan";
+/// Its version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Span flags (opentelemetry/proto/trace/v1): sampled, and that it is known that no parent is remote.
+pub const SPAN_FLAGS: u32 = 0x101;
+/// Log record flags: sampled.
+pub const LOG_FLAGS: u32 = 0x001;
+/// `SpanKind`.
+pub const KIND_INTERNAL: u8 = 1;
+/// `StatusCode`.
+pub const STATUS_ERROR: u8 = 2;
+
+/// Where a span is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Of its trace; never all zero.
+    pub trace: [u8; 16],
+    /// Of the span; never all zero.
+    pub span: [u8; 8],
+}
+
+/// A call with its times on the wall clock and the ids of its span.
+#[derive(Debug)]
+pub struct Record<'a> {
+    /// What is said of the call.
+    pub view: &'a View<'a>,
+    /// Its entry, ns since 1970.
+    pub start_ns: u64,
+    /// The span of this call, where one is made.
+    pub ids: Option<Ids>,
+}
+
+impl Record<'_> {
+    /// Its exit, ns since 1970.
+    pub fn end_ns(&self) -> u64 {
+        self.start_ns + self.view.call.duration_ns()
+    }
+
+    /// `SpanKind`: none of the calls so far passes a message.
+    pub fn kind(&self) -> u8 {
+        KIND_INTERNAL
+    }
+
+    /// A log record's severity: WARN where the status would be Error, else INFO.
+    pub fn severity(&self) -> (u8, &'static str) {
+        match self.view.error() {
+            Some(_) => (13, "WARN"),
+            None => (9, "INFO"),
+        }
+    }
+
+    /// A log record's name.
+    pub fn event_name(&self) -> &'static str {
+        match self.view.call.op {
+            Op::MqOpen => "posix_mq.open",
+            Op::MqUnlink => "posix_mq.unlink",
+            Op::MqTimedsend => "posix_mq.send",
+            Op::MqTimedreceive => "posix_mq.receive",
+            Op::MqNotify => "posix_mq.notify",
+            Op::MqGetsetattr => "posix_mq.getsetattr",
+        }
+    }
+
+    /// What a log record says besides what the span says.
+    pub fn log_attributes(&self, to: &mut impl Attributes) {
+        self.view.attributes(to);
+        to.double("posix_mq.duration", self.view.call.duration_ns() as f64 / 1e9);
+    }
+}
+
+/// An attribute of a Resource.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// A string.
+    Text(String),
+    /// An integer.
+    Int(i64),
+}
+
+/// Who made the calls of a batch: the attributes of one OpenTelemetry Resource.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resource {
+    /// Each key once.
+    pub attributes: Vec<(String, Value)>,
+    /// Whether all of them follow [`SCHEMA_URL`].
+    pub has_schema: bool,
+}
+
+impl Resource {
+    /// Gives every attribute.
+    pub fn attributes(&self, to: &mut impl Attributes) {
+        for (key, value) in &self.attributes {
+            match value {
+                Value::Text(text) => to.text(key, text),
+                Value::Int(int) => to.int(key, *int),
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What is written by hand, read back with opentelemetry-proto's types.
+
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
+use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
+use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
+use prost::Message;
+
+use super::record::{Ids, Record, Resource, SCHEMA_URL, VERSION, Value};
+use super::view::{Attributes, View};
+use super::{json, protobuf};
+use crate::config::values::{Op, Signal};
+use crate::event::{Call, ImageKey, Queue};
+
+fn call(name: &[u8]) -> Call {
+    Call {
+        op: Op::MqOpen,
+        image: ImageKey { pid: 70_000, started_ns: 2, exec_id: 3 },
+        tid: 70_001,
+        vpid: 1,
+        vtid: 4,
+        entered_ns: 1000,
+        left_ns: 15_200,
+        ret: -2,
+        uid: 0,
+        cgroup_id: 0,
+        ipc_ns: 4_026_531_839,
+        oflag: 0xffff_ffff,
+        mode: 0o640,
+        name_ptr: 0,
+        asked: Some(name.into()),
+        attr_ptr: 1,
+        attr: Some([i64::MIN, -1, 0, i64::MAX]),
+        queue: Some(Queue { name: b"used".to_vec(), maxmsg: 10, msgsize: 8192, curmsgs: 3, mode: 0o600 }),
+        comm: *b"a\"b\\c\0\0\0\0\0\0\0\0\0\0\0",
+    }
+}
+
+/// The attributes by the generated types.
+#[derive(Default)]
+struct Proto(Vec<KeyValue>);
+
+impl Proto {
+    fn push(&mut self, key: &str, value: Any) {
+        let value = Some(AnyValue { value: Some(value) });
+        self.0.push(KeyValue { key: key.into(), value, ..Default::default() });
+    }
+}
+
+impl Attributes for Proto {
+    fn text(&mut self, key: &str, value: &str) {
+        self.push(key, Any::StringValue(value.into()));
+    }
+    fn int(&mut self, key: &str, value: i64) {
+        self.push(key, Any::IntValue(value));
+    }
+    fn double(&mut self, key: &str, value: f64) {
+        self.push(key, Any::DoubleValue(value));
+    }
+    fn texts(&mut self, key: &str, values: &[&str]) {
+        let text = |value: &&str| AnyValue { value: Some(Any::StringValue((*value).into())) };
+        self.push(key, Any::ArrayValue(ArrayValue { values: values.iter().map(text).collect() }));
+    }
+}
+
+fn resource() -> Resource {
+    Resource {
+        attributes: vec![
+            ("service.name".into(), Value::Text("bill\u{1}\"er\\ ü".into())),
+            ("process.pid".into(), Value::Int(70_000)),
+        ],
+        has_schema: true,
+    }
+}
+
+fn proto_resource() -> Option<ProtoResource> {
+    let mut attributes = Proto::default();
+    resource().attributes(&mut attributes);
+    Some(ProtoResource { attributes: attributes.0, ..Default::default() })
+}
+
+fn scope() -> Option<InstrumentationScope> {
+    Some(InstrumentationScope { name: "mqspan".into(), version: VERSION.into(), ..Default::default() })
+}
+
+const IDS: Ids = Ids { trace: [0xab; 16], span: [1, 2, 3, 4, 5, 6, 7, 8] };
+const START: u64 = 1_790_000_000_123_456_789;
+
+fn expected_span(record: &Record<'_>) -> Span {
+    let mut attributes = Proto::default();
+    record.view.attributes(&mut attributes);
+    Span {
+        trace_id: IDS.trace.into(),
+        span_id: IDS.span.into(),
+        name: record.view.span_name(),
+        kind: 1,
+        start_time_unix_nano: START,
+        end_time_unix_nano: START + 14_200,
+        attributes: attributes.0,
+        status: Some(Status { message: "No such file or directory".into(), code: 2 }),
+        flags: 0x101,
+        ..Default::default()
+    }
+}
+
+fn expected_log(record: &Record<'_>) -> LogRecord {
+    let mut attributes = Proto::default();
+    record.log_attributes(&mut attributes);
+    assert_eq!(attributes.0.last().map(|last| &*last.key), Some("posix_mq.duration"));
+    LogRecord {
+        time_unix_nano: START,
+        observed_time_unix_nano: START + 14_200,
+        severity_number: 13,
+        severity_text: "WARN".into(),
+        body: Some(AnyValue { value: Some(Any::StringValue(record.view.line())) }),
+        attributes: attributes.0,
+        event_name: "posix_mq.open".into(),
+        flags: record.ids.map_or(0, |_| 1),
+        trace_id: record.ids.map_or(Vec::new(), |ids| ids.trace.into()),
+        span_id: record.ids.map_or(Vec::new(), |ids| ids.span.into()),
+        ..Default::default()
+    }
+}
+
+fn spans(spans: Vec<Span>) -> ExportTraceServiceRequest {
+    let scope_spans = vec![ScopeSpans { scope: scope(), spans, schema_url: SCHEMA_URL.into() }];
+    let group = ResourceSpans { resource: proto_resource(), scope_spans, schema_url: SCHEMA_URL.into() };
+    ExportTraceServiceRequest { resource_spans: vec![group.clone(), group] }
+}
+
+fn logs(log_records: Vec<LogRecord>) -> ExportLogsServiceRequest {
+    let scope_logs = vec![ScopeLogs { scope: scope(), log_records, schema_url: SCHEMA_URL.into() }];
+    let group = ResourceLogs { resource: proto_resource(), scope_logs, schema_url: SCHEMA_URL.into() };
+    ExportLogsServiceRequest { resource_logs: vec![group.clone(), group] }
+}
+
+fn as_json(signal: Signal, records: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    json::start(signal, &mut out);
+    json::group(signal, &resource(), records, &mut out);
+    json::group(signal, &resource(), records, &mut out);
+    json::end(&mut out);
+    out
+}
+
+fn as_protobuf(records: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    protobuf::group(&resource(), records, &mut out);
+    protobuf::group(&resource(), records, &mut out);
+    out
+}
+
+/// Prevents a hand-written request from saying anything else than the generated types would: every kind of value,
+/// names that need escapes, and lengths around those where a varint grows.
+#[test]
+fn written_by_hand_read_by_the_generated_types() {
+    let mut names: Vec<Vec<u8>> = vec![b"".to_vec(), b"q\x1b\"\\\x7f".to_vec(), b"\xff\xfe".to_vec(), "ü/€".into()];
+    names.extend((1..=255).map(|len| vec![b'n'; len]));
+    for name in names {
+        let call = call(&name);
+        let view = View::new(&call);
+        for ids in [Some(IDS), None] {
+            let record = Record { view: &view, start_ns: START, ids };
+            let (mut proto_span, mut json_span, mut proto_log, mut json_log) = Default::default();
+            for _ in 0..2 {
+                protobuf::span(&record, &mut proto_span);
+                json::span(&record, &mut json_span);
+                protobuf::log(&record, &mut proto_log);
+                json::log(&record, &mut json_log);
+            }
+            if ids.is_some() {
+                let expected = spans(vec![expected_span(&record); 2]);
+                assert_eq!(ExportTraceServiceRequest::decode(&*as_protobuf(&proto_span)).unwrap(), expected);
+                let json = as_json(Signal::Traces, &json_span);
+                let read: ExportTraceServiceRequest = serde_json::from_slice(&json).unwrap();
+                assert_eq!(read, expected);
+            }
+            let expected = logs(vec![expected_log(&record); 2]);
+            assert_eq!(ExportLogsServiceRequest::decode(&*as_protobuf(&proto_log)).unwrap(), expected);
+            let read: ExportLogsServiceRequest = serde_json::from_slice(&as_json(Signal::Logs, &json_log)).unwrap();
+            assert_eq!(read, expected);
+        }
+    }
+}
