@@ -1,0 +1,151 @@
+//! The Resource of a process image, from what the kernel and the process say. Looks nothing up but what is handed in.
+
+use std::time::{Duration, SystemTime};
+
+use jiff::Timestamp;
+use nix::time::ClockId;
+use uuid::Uuid;
+
+use super::environment::{self, Said};
+use super::host::{self, Host};
+use crate::clock;
+use crate::event::{Call, Image};
+use crate::telemetry::record::{Resource, Value};
+use crate::telemetry::text::utf8;
+
+/// The conventions' namespace for `service.instance.id` made from what identifies an instance.
+const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
+const INSTANCE_ID: &str = "service.instance.id";
+const SERVICE_NAME: &str = "service.name";
+
+/// What the kernel shows: a process's own word for these is not taken.
+const KERNELS: [&str; 4] = ["process.", "container.", "host.", "os."];
+
+/// Which instance the Resource says it is.
+pub fn instance_id(resource: &Resource) -> Option<&str> {
+    resource.attributes.iter().find_map(|(key, value)| match value {
+        Value::Text(id) if key == INSTANCE_ID => Some(&**id),
+        _ => None,
+    })
+}
+
+/// Builds the Resource of the image that made the call, its first. `is_taken` says which instance ids other
+/// processes go by.
+pub fn build(
+    host: &Host,
+    call: &Call,
+    image: &Image,
+    said: Said,
+    owner: Option<&str>,
+    cgroup: Option<String>,
+    is_taken: impl Fn(&str) -> bool,
+) -> Resource {
+    let path = image.path.as_deref().map(utf8);
+    let executable = match &path {
+        Some(path) => path.rsplit('/').next().unwrap_or_default().to_owned(),
+        None => utf8(call.comm()).into_owned(),
+    };
+    let mut to = Attributes(Vec::with_capacity(20 + said.attributes.len()));
+    to.text(SERVICE_NAME, said.service_name.unwrap_or_else(|| format!("unknown_service:{executable}")));
+    let own = |name: &str| said.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let instance = own(INSTANCE_ID).filter(|id| !id.is_empty() && !is_taken(id));
+    to.text(INSTANCE_ID, instance.unwrap_or_else(|| made_instance_id(host, call)));
+    to.int("process.pid", image.key.pid);
+    if image.vpid != image.key.pid {
+        to.int("process.vpid", image.vpid);
+    }
+    to.int("process.parent_pid", image.parent_pid);
+    to.text("process.executable.name", executable);
+    if let Some(path) = path {
+        to.text("process.executable.path", path.into_owned());
+    }
+    to.text("process.creation.time", creation_time(image.key.started_ns));
+    to.int("process.user.id", call.uid);
+    if let Some(owner) = owner {
+        to.text("process.owner", owner.to_owned());
+    }
+    if let Some(cgroup) = cgroup {
+        to.text("process.linux.cgroup", cgroup);
+    }
+    of_host(host, &mut to);
+    for (key, value) in said.attributes {
+        let kernels = key == "k8s.pod.uid" || KERNELS.iter().any(|prefix| key.starts_with(prefix));
+        if !kernels && key != INSTANCE_ID {
+            to.text(&key, value);
+        }
+    }
+    // Its own attributes may follow the conventions of any version, unless there are none.
+    Resource { has_schema: to.0.iter().all(|(key, _)| is_ours(key)), attributes: to.0 }
+}
+
+/// mqspan's own Resource on this host.
+pub fn of_mqspan(host: &Host, service_name: Option<&str>, attributes: &[(String, String)]) -> Vec<(String, Value)> {
+    let own = |name: &str| attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let mut to = Attributes(Vec::new());
+    to.text(
+        SERVICE_NAME,
+        service_name.map(Into::into).or_else(|| own(SERVICE_NAME)).unwrap_or_else(|| "mqspan".into()),
+    );
+    to.text("service.version", own("service.version").unwrap_or_else(|| env!("CARGO_PKG_VERSION").into()));
+    to.text(
+        INSTANCE_ID,
+        own(INSTANCE_ID).unwrap_or_else(|| {
+            Uuid::new_v5(&INSTANCE_NAMESPACE, format!("{} mqspan {}", host.boot_id, std::process::id()).as_bytes())
+                .to_string()
+        }),
+    );
+    to.int("process.pid", std::process::id());
+    of_host(host, &mut to);
+    for (key, value) in attributes {
+        if !to.0.iter().any(|(known, _)| known == key) {
+            to.text(key, value.clone());
+        }
+    }
+    to.0
+}
+
+fn of_host(host: &Host, to: &mut Attributes) {
+    to.text("host.name", host.name.clone());
+    if let Some(id) = &host.id {
+        to.text("host.id", id.clone());
+    }
+    to.text("os.type", "linux".to_owned());
+}
+
+fn is_ours(key: &str) -> bool {
+    [SERVICE_NAME, INSTANCE_ID].contains(&key) || KERNELS.iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// What the image says of itself.
+pub fn said(image: &Image) -> Said {
+    let Some(environ) = &image.environ else { return Said::default() };
+    let whole = if image.environ_cut { host::whole_environment(&image.key, environ) } else { None };
+    // Without the whole, the last variable may be half: only what ends with its NUL counts.
+    let complete = || &environ[..environ.iter().rposition(|byte| *byte == 0).map_or(0, |at| at + 1)];
+    environment::read(whole.as_deref().unwrap_or_else(complete))
+}
+
+/// The same for every image of a process, and for no other process of any host and boot.
+fn made_instance_id(host: &Host, call: &Call) -> String {
+    let name = format!("{} {} {}", host.boot_id, call.image.pid, host::ticks(call.image.started_ns));
+    Uuid::new_v5(&INSTANCE_NAMESPACE, name.as_bytes()).to_string()
+}
+
+/// ISO 8601, in milliseconds: the clocks' offset does not tell more.
+fn creation_time(started_ns: u64) -> String {
+    let wall = started_ns.saturating_add_signed(clock::offset_ns(ClockId::CLOCK_BOOTTIME));
+    let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(wall);
+    Timestamp::try_from(at).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+}
+
+struct Attributes(Vec<(String, Value)>);
+
+impl Attributes {
+    fn text(&mut self, key: &str, value: String) {
+        self.0.push((key.into(), Value::Text(value)));
+    }
+
+    fn int(&mut self, key: &str, value: u32) {
+        self.0.push((key.into(), Value::Int(value.into())));
+    }
+}

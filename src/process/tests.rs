@@ -1,0 +1,122 @@
+use super::resource::{build, instance_id};
+use super::*;
+use crate::config::values::Op;
+use crate::telemetry::record::Value;
+
+fn key(pid: u32) -> ImageKey {
+    ImageKey { pid, started_ns: 5_000_000_000, exec_id: 1 }
+}
+
+fn call(pid: u32) -> Call {
+    Call {
+        op: Op::MqOpen,
+        image: key(pid),
+        tid: pid,
+        vpid: 7,
+        vtid: 7,
+        entered_ns: 0,
+        left_ns: 0,
+        ret: 0,
+        uid: 1000,
+        cgroup_id: 0,
+        ipc_ns: 0,
+        oflag: 0,
+        mode: 0,
+        name_ptr: 0,
+        asked: None,
+        attr_ptr: 0,
+        attr: None,
+        queue: None,
+        comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
+    }
+}
+
+fn image(pid: u32, environ: &[u8]) -> Image {
+    Image {
+        key: key(pid),
+        vpid: 7,
+        parent_pid: 3,
+        path: Some(b"/usr/bin/bill\xff".to_vec()),
+        environ: Some(environ.into()),
+        environ_cut: false,
+    }
+}
+
+fn host() -> Host {
+    Host { name: "h".into(), id: None, boot_id: "b".into() }
+}
+
+fn text<'a>(resource: &'a Resource, key: &str) -> Option<&'a str> {
+    resource.attributes.iter().find_map(|(known, value)| match value {
+        Value::Text(text) if known == key => Some(&**text),
+        _ => None,
+    })
+}
+
+fn built(environ: &[u8]) -> Resource {
+    let image = image(99, environ);
+    build(&host(), &call(99), &image, resource::said(&image), Some("bo"), Some("/x".into()), |_| false)
+}
+
+/// Prevents a process from claiming what only the kernel can show, and its own word from being left out elsewhere.
+#[test]
+fn the_kernel_wins_where_it_shows() {
+    let said =
+        built(b"OTEL_RESOURCE_ATTRIBUTES=process.pid=1,host.name=evil,k8s.pod.uid=p,team=a,service.namespace=n\0");
+    assert_eq!(text(&said, "service.name"), Some("unknown_service:bill\\xff"));
+    assert_eq!(text(&said, "host.name"), Some("h"));
+    assert_eq!(text(&said, "k8s.pod.uid"), None);
+    assert_eq!((text(&said, "team"), text(&said, "service.namespace")), (Some("a"), Some("n")));
+    assert!(said.attributes.contains(&("process.pid".into(), Value::Int(99))));
+    assert!(said.attributes.contains(&("process.vpid".into(), Value::Int(7))));
+    assert!(!said.has_schema && built(b"").has_schema);
+    let mut keys: Vec<_> = said.attributes.iter().map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), said.attributes.len(), "each key once");
+}
+
+/// Prevents forked workers, which inherit an instance id, from being taken for one instance, and a program that was
+/// started anew from losing its own.
+#[test]
+fn an_inherited_instance_id_is_not_believed() {
+    let environ = b"OTEL_RESOURCE_ATTRIBUTES=service.instance.id=one\0";
+    let mut registry = Registry::new(host());
+    let living = std::process::id();
+    let started_ns = host::started_ns(living).unwrap();
+    let mut this = call(living);
+    this.image.started_ns = started_ns;
+    let mut this_image = image(living, environ);
+    this_image.key = this.image;
+    for (call, image) in [(call(u32::MAX), image(u32::MAX, environ)), (this.clone(), this_image)] {
+        registry.add(image);
+        assert_eq!(instance_id(&registry.resource(&call)), Some("one"), "nobody else that lives says so");
+    }
+    registry.add(image(99, environ));
+    let second = registry.resource(&call(99));
+    assert!(instance_id(&second).is_some_and(|id| id != "one" && id.len() == 36));
+    assert_eq!(instance_id(&registry.resource(&this)), Some("one"));
+}
+
+/// Prevents an image whose record was lost from having no Resource, or from growing one that changes later.
+#[test]
+fn an_unknown_image_has_what_its_call_says() {
+    let mut registry = Registry::new(host());
+    let gone = call(u32::MAX);
+    let resource = registry.resource(&gone);
+    assert_eq!(text(&resource, "service.name"), Some("unknown_service:worker"));
+    registry.add(image(u32::MAX, b"OTEL_SERVICE_NAME=late\0"));
+    assert_eq!(registry.resource(&gone), resource);
+}
+
+/// Prevents the registry from growing with every process that ever made a call.
+#[test]
+fn the_registry_is_bounded() {
+    let mut images = Generations::default();
+    for pid in 0..10 * GENERATION as u32 {
+        images.put(key(pid), pid);
+        assert_eq!(images.get(&key(0)), Some(&0), "what is used stays");
+    }
+    assert!(images.young.len() + images.old.len() <= 2 * GENERATION);
+    assert_eq!(images.get(&key(1)), None);
+}
