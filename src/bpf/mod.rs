@@ -1,5 +1,11 @@
-//! The kernel side as user space sees it: the facts about this host, the plan of hooks made from them, and the thread
-//! that owns the programs and takes their records.
+//! The kernel side as user space sees it: the facts about this host ([`facts`]), the plan of hooks made from them
+//! ([`plan`]), the programs loaded and attached by it ([`programs`]), and the thread that takes their records
+//! ([`driver`]).
+
+pub mod driver;
+pub mod facts;
+pub mod plan;
+pub mod programs;
 
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::restriction)]
 pub mod skel {

@@ -47,6 +47,12 @@ pub struct Filter<T> {
     matched: Vec<AtomicBool>,
 }
 
+impl<T> Default for Filter<T> {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
 impl<T> Filter<T> {
     /// A filter with these values; none of them has matched yet.
     pub fn new(picks: Vec<Pick<T>>) -> Self {
@@ -91,8 +97,8 @@ impl Filter<Glob> {
     }
 }
 
-/// The filter options; a call must pass all of them.
-#[derive(Debug)]
+/// The filter options; a call must pass all of them. By default every call does, but none is traced.
+#[derive(Debug, Default)]
 pub struct Filters {
     /// `--call`: the calls that are traced; all six unless some are named.
     pub call: BTreeSet<Op>,

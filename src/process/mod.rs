@@ -51,13 +51,17 @@ impl Registry {
         self.images.put(image.key, (image, said));
     }
 
+    /// Makes do with what /proc tells of the caller: the kernel's record of its image was lost or is long forgotten.
+    pub fn add_from_proc(&mut self, call: &Call) {
+        self.add(host::image_from_proc(call));
+    }
+
     /// Whether the image is known, so that [`Registry::resource`] has more than the call itself to go by.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
         self.resources.get(key).is_some() || self.images.get(key).is_some()
     }
 
-    /// The Resource of the call's image. Where the kernel's record of the image was lost, or is long forgotten, it has
-    /// what the call and /proc tell.
+    /// The Resource of the call's image.
     pub fn resource(&mut self, call: &Call) -> Arc<Resource> {
         let key = call.image;
         if let Some(resource) = self.resources.get(&key) {

@@ -1,0 +1,219 @@
+//! The thread that takes the kernel's records and hands them on. It sleeps while the ring is empty and asks the kernel
+//! side for one wake-up; after that it gathers for some milliseconds, so that a wake-up is not paid for each record.
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use libbpf_rs::{RingBuffer, RingBufferBuilder};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::programs::{Config, Counts, Programs};
+use crate::config::filter::Filters;
+use crate::config::values::HookKind;
+use crate::event::{Call, Image, ImageKey};
+
+/// As many records are taken before anything else is looked at.
+const AT_ONCE: usize = 4096;
+/// How long records are gathered for: what the ring must hold meanwhile is a small part of it.
+const GATHER: Duration = Duration::from_millis(5);
+/// How often the kernel side's counters are read.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// An image that another CPU is still writing stands before the one that is waited for: as often, this long.
+const IMAGE_TRIES: u32 = 50;
+const IMAGE_PAUSE: Duration = Duration::from_micros(100);
+
+/// Where the records go.
+pub trait Records {
+    /// What the kernel side recorded of a process image.
+    fn image(&mut self, image: Image);
+    /// Whether the image is known.
+    fn knows(&mut self, key: &ImageKey) -> bool;
+    /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
+    fn no_image(&mut self, call: &Call);
+    /// A call; its image came before where it could.
+    fn call(&mut self, call: Call);
+    /// A record of a call that is none.
+    fn malformed(&mut self);
+    /// What the kernel side counted so far.
+    fn counts(&mut self, counts: Counts);
+    /// Time has passed; returns when to come again at the latest.
+    fn tick(&mut self, now: Instant) -> Duration;
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub struct Orders {
+    /// The kind of hooks.
+    pub kind: HookKind,
+    /// The filters.
+    pub filters: Arc<Filters>,
+    /// The number of mqspan's own ipc namespace.
+    pub own_ipc_namespace: u32,
+    /// The process of the traced command.
+    pub tree: Option<u32>,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Driver {
+    thread: JoinHandle<Vec<String>>,
+    stop: Arc<Stop>,
+}
+
+#[derive(Debug)]
+struct Stop {
+    asked: AtomicBool,
+    event: EventFd,
+}
+
+impl Driver {
+    /// Starts the thread; returns once everything is attached, or with why it could not be.
+    pub fn start(orders: Orders, records: impl Records + Send + 'static) -> Result<Self, String> {
+        let event =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|error| error.to_string())?;
+        let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
+        let (ready, attached) = mpsc::channel();
+        let seen = stop.clone();
+        let thread = thread::Builder::new()
+            .name("mqspan-driver".into())
+            .spawn(move || drive(&orders, records, &seen, &ready))
+            .map_err(|error| error.to_string())?;
+        // The thread reports before it does anything else; if it died, its sender is gone.
+        attached.recv().unwrap_or_else(|_| Err("the driver thread died".into()))?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Detaches, takes what is left in the ring, and ends the thread; returns the filter values that no call matched.
+    pub fn stop(self) -> Vec<String> {
+        self.stop.asked.store(true, Ordering::Relaxed);
+        // The counter cannot be full: it is written once.
+        let _ = self.stop.event.write(1);
+        self.thread.join().unwrap_or_default()
+    }
+}
+
+fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Sender<Result<(), String>>) -> Vec<String> {
+    let mut storage = MaybeUninit::uninit();
+    let Orders { kind, ref filters, own_ipc_namespace, tree } = *orders;
+    let config = Config { kind, filters, own_ipc_namespace, tree };
+    let mut programs = match Programs::attach(&mut storage, &config) {
+        Ok(programs) => programs,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return Vec::new();
+        }
+    };
+    let records = RefCell::new(records);
+    let rings = Rings::open(&programs, &records);
+    let (calls, ring_fd) = match &rings {
+        Ok(rings) => (&rings.calls, rings.fd()),
+        Err(error) => {
+            let _ = ready.send(Err(error.to_string()));
+            return Vec::new();
+        }
+    };
+    let _ = ready.send(Ok(()));
+    let mut counted = Instant::now();
+    while !stop.asked.load(Ordering::Relaxed) {
+        let taken = take(calls);
+        let now = Instant::now();
+        if now - counted >= COUNT_EVERY {
+            counted = now;
+            records.borrow_mut().counts(programs.counts());
+        }
+        let again = records.borrow_mut().tick(now);
+        if taken >= AT_ONCE {
+            continue;
+        }
+        if taken > 0 {
+            wait(&[stop.event.as_fd()], GATHER);
+            continue;
+        }
+        programs.armed().store(1, Ordering::Relaxed);
+        // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
+        fence(Ordering::SeqCst);
+        if take(calls) == 0 {
+            wait(&[stop.event.as_fd(), ring_fd], again.min(COUNT_EVERY));
+        }
+        programs.armed().store(0, Ordering::Relaxed);
+    }
+    // The rings outlive the links: what is committed until now is still there.
+    drop(rings);
+    programs.detach();
+    if let Ok(rings) = Rings::open(&programs, &records) {
+        while take(&rings.calls) > 0 {}
+    }
+    records.borrow_mut().counts(programs.counts());
+    programs.unmatched(filters, own_ipc_namespace)
+}
+
+/// How many records there were, up to [`AT_ONCE`].
+fn take(ring: &RingBuffer<'_>) -> usize {
+    // The callbacks never fail.
+    ring.consume_raw_n(AT_ONCE).try_into().unwrap_or(0)
+}
+
+struct Rings<'a> {
+    calls: RingBuffer<'a>,
+}
+
+impl<'a> Rings<'a> {
+    fn open<'obj>(programs: &'a Programs<'obj>, records: &'a RefCell<impl Records>) -> libbpf_rs::Result<Self> {
+        let mut images = RingBufferBuilder::new();
+        images.add(programs.images(), |bytes| {
+            if let Ok(image) = Image::decode(bytes) {
+                records.borrow_mut().image(image);
+            }
+            0
+        })?;
+        let images = images.build()?;
+        let mut calls = RingBufferBuilder::new();
+        calls.add(programs.calls(), move |bytes| {
+            match Call::decode(bytes) {
+                Ok(call) => {
+                    learn(&call, &images, records);
+                    records.borrow_mut().call(call);
+                }
+                Err(_) => records.borrow_mut().malformed(),
+            }
+            0
+        })?;
+        Ok(Self { calls: calls.build()? })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring's own epoll descriptor, open as long as the ring is.
+        unsafe { BorrowedFd::borrow_raw(self.calls.epoll_fd()) }
+    }
+}
+
+/// Takes images until the call's is among them. Its record was complete before the call's; where the ring of images
+/// was full it never comes, and the call is told without.
+fn learn(call: &Call, images: &RingBuffer<'_>, records: &RefCell<impl Records>) {
+    for attempt in 0..IMAGE_TRIES {
+        if records.borrow_mut().knows(&call.image) {
+            return;
+        }
+        if attempt > 0 {
+            thread::sleep(IMAGE_PAUSE);
+        }
+        images.consume_raw();
+    }
+    records.borrow_mut().no_image(call);
+}
+
+fn wait(fds: &[BorrowedFd<'_>], most: Duration) {
+    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    // Rounded up: a rest below a millisecond must not become a busy loop.
+    let most = PollTimeout::try_from(most + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+    // Ended by a signal or for want of memory, it is only shorter.
+    let _: Result<i32, Errno> = poll(&mut fds, most);
+}

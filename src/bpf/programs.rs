@@ -1,0 +1,267 @@
+//! The programs of bpf/: configured, loaded, attached and read. The one user of libbpf's objects; takes no records.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Mutex, PoisonError};
+
+use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, set_print};
+
+use super::skel::types::{counter, rule};
+use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
+use crate::config::filter::Filters;
+use crate::config::values::{HookKind, Namespace};
+
+/// What the kernel side is told before it is loaded.
+#[derive(Debug)]
+pub struct Config<'a> {
+    /// The kind of hooks.
+    pub kind: HookKind,
+    /// The filters; those on numbers are applied by the kernel side.
+    pub filters: &'a Filters,
+    /// The number of mqspan's own ipc namespace.
+    pub own_ipc_namespace: u32,
+    /// The process of the traced command: only it and its descendants are traced.
+    pub tree: Option<u32>,
+}
+
+/// enum rules_mode of bpf/filter.h.
+const ONLY_LISTED: u8 = 1;
+const ALL_BUT_EXCLUDED: u8 = 2;
+
+/// What the kernel side counted, over all CPUs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Pairs that a filter refused.
+    pub filtered: u64,
+    /// Pairs that found the ring full.
+    pub lost_ring: u64,
+    /// Entries without room for their state.
+    pub lost_state: u64,
+    /// Entries whose exit never came.
+    pub lost_no_exit: u64,
+    /// Exits without an entry.
+    pub unpaired: u64,
+    /// Forks that found the set of traced processes full.
+    pub tree_full: u64,
+    /// Runs of the entry and exit programs that the kernel skipped.
+    pub missed: u64,
+}
+
+/// The programs, attached.
+pub struct Programs<'obj> {
+    skel: MqspanSkel<'obj>,
+    entry: Option<Link>,
+    rest: Vec<Link>,
+}
+
+/// libbpf's warnings since the last look: the last of them says why something failed.
+static WARNINGS: Mutex<String> = Mutex::new(String::new());
+
+fn keep_warning(level: PrintLevel, text: String) {
+    if level == PrintLevel::Warn {
+        let mut kept = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        // The verifier's log may be long; how it begins is enough to find the rest.
+        kept.extend(text.trim().chars().take(300));
+        kept.push(' ');
+    }
+}
+
+/// The error with what libbpf had to say, in one line.
+fn explained(error: &libbpf_rs::Error) -> String {
+    let said = std::mem::take(&mut *WARNINGS.lock().unwrap_or_else(PoisonError::into_inner));
+    let said: String = said.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(600).collect();
+    match said.is_empty() {
+        true => error.to_string(),
+        false => format!("{error} ({said})"),
+    }
+}
+
+/// Attaches for a try and detaches again: some kernels load what they can't attach.
+pub fn try_attach(kind: HookKind) -> Result<(), String> {
+    let mut storage = MaybeUninit::uninit();
+    let none = Filters::default();
+    let config = Config { kind, filters: &none, own_ipc_namespace: 0, tree: None };
+    Programs::attach(&mut storage, &config).map(drop)
+}
+
+impl<'obj> Programs<'obj> {
+    /// Loads and attaches. Calls whose entry comes after the return are seen.
+    pub fn attach(storage: &'obj mut MaybeUninit<OpenObject>, config: &Config<'_>) -> Result<Self, String> {
+        WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        set_print(Some((PrintLevel::Warn, keep_warning)));
+        let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
+        configure(&mut open, config);
+        let skel = open.load().map_err(|error| explained(&error))?;
+        let mut programs = Self { skel, entry: None, rest: Vec::new() };
+        programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
+        Ok(programs)
+    }
+
+    fn fill_maps(&self, config: &Config<'_>) -> libbpf_rs::Result<()> {
+        let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+        let maps = &self.skel.maps;
+        for pick in pid.picks() {
+            put_rule(&maps.pid_rules, pick.value, pick.exclude)?;
+        }
+        for pick in uid.picks() {
+            put_rule(&maps.uid_rules, pick.value, pick.exclude)?;
+        }
+        for pick in ipc_namespace.picks() {
+            match pick.value {
+                Namespace::All => {}
+                Namespace::Own => put_rule(&maps.ipc_rules, config.own_ipc_namespace, pick.exclude)?,
+                Namespace::Number(number) => put_rule(&maps.ipc_rules, number, pick.exclude)?,
+            }
+        }
+        match config.tree {
+            Some(pid) => maps.tree.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY),
+            None => Ok(()),
+        }
+    }
+
+    /// The entry last: an exit without an entry is told from a call that began before.
+    fn attach_all(&mut self, config: &Config<'_>) -> libbpf_rs::Result<()> {
+        let progs = &self.skel.progs;
+        if config.tree.is_some() {
+            self.rest.push(progs.tree_on_fork.attach()?);
+            self.rest.push(progs.tree_on_exit.attach()?);
+        }
+        self.rest.push(progs.tp_exit_mq_open.attach()?);
+        self.entry = Some(progs.tp_enter_mq_open.attach()?);
+        Ok(())
+    }
+
+    /// The entry first: so no call is begun that could not end.
+    pub fn detach(&mut self) {
+        self.entry = None;
+        self.rest.clear();
+    }
+
+    /// The ring of calls.
+    pub fn calls(&self) -> &MapMut<'obj> {
+        &self.skel.maps.calls
+    }
+
+    /// The ring of images.
+    pub fn images(&self) -> &MapMut<'obj> {
+        &self.skel.maps.images
+    }
+
+    /// The flag that asks the kernel side for a wake-up with its next record.
+    pub fn armed(&self) -> &AtomicU32 {
+        // libbpf maps the variables of a loaded object always.
+        let armed = self.skel.maps.bss_data.as_ref().map(|bss| &raw const bss.armed);
+        // SAFETY: shared with the kernel, which writes it atomically; the mapping lives as long as the skeleton.
+        armed.map_or(&NEVER_ARMED, |armed| unsafe { AtomicU32::from_ptr(armed.cast_mut()) })
+    }
+
+    /// What the kernel side counted so far.
+    pub fn counts(&self) -> Counts {
+        let read = |which: counter| {
+            let values = self.skel.maps.counters.lookup_percpu(&which.0.to_ne_bytes(), MapFlags::ANY);
+            let values = values.ok().flatten().unwrap_or_default();
+            values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
+        };
+        let progs = &self.skel.progs;
+        Counts {
+            filtered: read(counter::COUNT_FILTERED),
+            lost_ring: read(counter::COUNT_LOST_RING),
+            lost_state: read(counter::COUNT_LOST_STATE),
+            lost_no_exit: read(counter::COUNT_LOST_NO_EXIT),
+            unpaired: read(counter::COUNT_UNPAIRED),
+            tree_full: read(counter::COUNT_TREE_FULL),
+            missed: misses(progs.tp_enter_mq_open.as_fd()) + misses(progs.tp_exit_mq_open.as_fd()),
+        }
+    }
+
+    /// Which values of the filters on numbers no call has matched: `--pid 7`.
+    pub fn unmatched(&self, filters: &Filters, own_ipc_namespace: u32) -> Vec<String> {
+        let maps = &self.skel.maps;
+        let numbers = |option: &str, map: &MapMut<'_>, picks: &[crate::config::filter::Pick<u32>]| -> Vec<String> {
+            let missed = picks.iter().filter(|pick| !pick.exclude && !was_hit(map, pick.value));
+            missed.map(|pick| format!("{option} {pick}")).collect()
+        };
+        let namespaces =
+            filters.ipc_namespace.picks().iter().filter(|pick| !pick.exclude).filter(|pick| !match pick.value {
+                Namespace::All => true,
+                Namespace::Own => was_hit(&maps.ipc_rules, own_ipc_namespace),
+                Namespace::Number(number) => was_hit(&maps.ipc_rules, number),
+            });
+        let mut unmatched = numbers("--pid", &maps.pid_rules, filters.pid.picks());
+        unmatched.extend(numbers("--uid", &maps.uid_rules, filters.uid.picks()));
+        unmatched.extend(namespaces.map(|pick| format!("--ipc-namespace {pick}")));
+        unmatched
+    }
+}
+
+static NEVER_ARMED: AtomicU32 = AtomicU32::new(0);
+
+fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
+    let progs = &mut open.progs;
+    let tracepoints = config.kind == HookKind::Tracepoint;
+    progs.tp_enter_mq_open.set_autoload(tracepoints);
+    progs.tp_exit_mq_open.set_autoload(tracepoints);
+    progs.tree_on_fork.set_autoload(config.tree.is_some());
+    progs.tree_on_exit.set_autoload(config.tree.is_some());
+    let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+    if let Some(rodata) = &mut open.maps.rodata_data {
+        rodata.pid_mode = mode(pid.picks().iter().map(|pick| pick.exclude));
+        rodata.uid_mode = mode(uid.picks().iter().map(|pick| pick.exclude));
+        let all = ipc_namespace.picks().iter().any(|pick| pick.value == Namespace::All);
+        let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
+        // `all` with an exclusion is the exclusion alone.
+        rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
+        rodata.only_tree = config.tree.is_some();
+        rodata.only_failed = config.filters.failed;
+        let least = config.filters.min_duration.unwrap_or_default().as_nanos();
+        rodata.min_duration_ns = least.try_into().unwrap_or(u64::MAX);
+    }
+}
+
+fn mode(excludes: impl Iterator<Item = bool>) -> u8 {
+    excludes.fold(0, |mode, exclude| match exclude {
+        false => ONLY_LISTED,
+        true => mode.max(if mode == ONLY_LISTED { ONLY_LISTED } else { ALL_BUT_EXCLUDED }),
+    })
+}
+
+/// A value that is both included and excluded is excluded.
+fn put_rule(map: &MapMut<'_>, value: u32, exclude: bool) -> libbpf_rs::Result<()> {
+    let known = map.lookup(&value.to_ne_bytes(), MapFlags::ANY)?;
+    let excluded = known.is_some_and(|rule| rule[0] != 0);
+    let rule = rule { exclude: (exclude || excluded).into(), hit: 0 };
+    let bytes = [rule.exclude.to_ne_bytes(), rule.hit.to_ne_bytes()].concat();
+    map.update(&value.to_ne_bytes(), &bytes, MapFlags::ANY)
+}
+
+fn was_hit(map: &MapMut<'_>, value: u32) -> bool {
+    let rule = map.lookup(&value.to_ne_bytes(), MapFlags::ANY).ok().flatten();
+    rule.is_some_and(|rule| rule[4] != 0)
+}
+
+/// `recursion_misses` of a program: its runs that the kernel skipped (kernel/bpf/syscall.c, bpf_prog_get_stats).
+fn misses(program: BorrowedFd<'_>) -> u64 {
+    let mut info = bpf_prog_info::default();
+    let mut len = size_of::<bpf_prog_info>() as u32;
+    // SAFETY: a structure of that length without pointers to fill; the kernel writes no more than it.
+    let failed = unsafe { bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len) };
+    if failed != 0 { 0 } else { info.recursion_misses }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prevents an exclusion from hiding that something was included too.
+    #[test]
+    fn modes() {
+        for (excludes, expected) in
+            [(&[][..], 0), (&[false], 1), (&[true], 2), (&[true, false], 1), (&[false, true], 1)]
+        {
+            assert_eq!(mode(excludes.iter().copied()), expected, "{excludes:?}");
+        }
+    }
+}
