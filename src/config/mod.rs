@@ -80,6 +80,17 @@ pub struct Signals {
     pub metrics: bool,
 }
 
+impl Signals {
+    /// Whether a signal is made.
+    pub fn has(self, signal: Signal) -> bool {
+        match signal {
+            Signal::Traces => self.traces,
+            Signal::Logs => self.logs,
+            Signal::Metrics => self.metrics,
+        }
+    }
+}
+
 /// How much mqspan says on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
