@@ -226,7 +226,7 @@ fn where_words_go(error: &clap::Error) -> &'static str {
 }
 
 /// Writes the completions for `shell`.
-pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
+pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
     // Into memory first: clap_complete panics where its writer fails, as a closed pipe does.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "mqspan", &mut script);
@@ -234,8 +234,8 @@ pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Writes the man page, in roff.
-pub fn man(out: &mut impl Write) -> io::Result<()> {
-    clap_mangen::Man::new(Cli::command()).render(out)
+pub fn man(out: &mut dyn Write) -> io::Result<()> {
+    clap_mangen::Man::new(Cli::command()).render(&mut &mut *out)
 }
 
 #[cfg(test)]
