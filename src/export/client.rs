@@ -1,5 +1,5 @@
 //! One attempt to deliver one request over OTLP/gRPC or OTLP/HTTP. Decides nothing: what the answer means is
-//! [`reply`](super::reply)'s, what follows the sender's.
+//! [`reply`]'s, what follows the sender's.
 
 use std::fs;
 use std::io::Write;
@@ -108,7 +108,7 @@ impl Client {
         grpc.ready().await.map_err(|error| Failure::Retry { after: None, why: reply::causes(&error) })?;
         let answer = grpc.unary(request, path, Whole).await.map_err(|status| reply::of_grpc(&status))?;
         reply::partial_success(self.signal, &answer.into_inner())
-            .map_err(|()| Failure::Refused("the answer is not OTLP's".into()))
+            .ok_or_else(|| Failure::Refused("the answer is not OTLP's".into()))
     }
 
     async fn send_http(
@@ -155,7 +155,7 @@ fn is_tls(endpoint: &Endpoint) -> bool {
     endpoint.url.starts_with("https://")
 }
 
-fn read(path: &Path, what: &str) -> Result<Vec<u8>, Error> {
+fn read(path: &Path, what: &str) -> Result<Pem, Error> {
     fs::read(path).map_err(|error| {
         Error::cannot_run(
             format!("OTLP: {what} {}: {error}", path.display()),
@@ -164,8 +164,10 @@ fn read(path: &Path, what: &str) -> Result<Vec<u8>, Error> {
     })
 }
 
+type Pem = Vec<u8>;
+
 /// The certificate and its key, where there are any.
-fn identity(endpoint: &Endpoint) -> Result<Option<(Vec<u8>, Vec<u8>)>, Error> {
+fn identity(endpoint: &Endpoint) -> Result<Option<(Pem, Pem)>, Error> {
     let read = |client: &crate::config::otlp::Client| {
         Ok((read(&client.certificate, "client_certificate")?, read(&client.key, "client_key")?))
     };

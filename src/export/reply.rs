@@ -91,11 +91,11 @@ pub fn of_http(signal: Signal, status: StatusCode, headers: &HeaderMap, body: &[
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if status.is_success() {
         return match (body, content_type.starts_with("application/json")) {
-            ([], _) => Ok(Accepted::default()),
+            ([], _) => Some(Accepted::default()),
             (body, true) => partial_success_json(signal, body),
             (body, false) => partial_success(signal, body),
         }
-        .map_err(|()| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})")));
+        .ok_or_else(|| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})")));
     }
     let why = match message(content_type, body) {
         Some(message) => format!("{status}: {message}"),
@@ -135,18 +135,18 @@ macro_rules! accepted {
     }};
 }
 
-/// Reads the answer to a request of this signal.
-pub fn partial_success(signal: Signal, body: &[u8]) -> Result<Accepted, ()> {
-    Ok(match signal {
-        Signal::Traces => accepted!(ExportTraceServiceResponse::decode(body).map_err(drop)?, rejected_spans),
-        Signal::Logs => accepted!(ExportLogsServiceResponse::decode(body).map_err(drop)?, rejected_log_records),
-        Signal::Metrics => accepted!(ExportMetricsServiceResponse::decode(body).map_err(drop)?, rejected_data_points),
+/// Reads the answer to a request of this signal; None where it is none.
+pub fn partial_success(signal: Signal, body: &[u8]) -> Option<Accepted> {
+    Some(match signal {
+        Signal::Traces => accepted!(ExportTraceServiceResponse::decode(body).ok()?, rejected_spans),
+        Signal::Logs => accepted!(ExportLogsServiceResponse::decode(body).ok()?, rejected_log_records),
+        Signal::Metrics => accepted!(ExportMetricsServiceResponse::decode(body).ok()?, rejected_data_points),
     })
 }
 
-fn partial_success_json(signal: Signal, body: &[u8]) -> Result<Accepted, ()> {
-    let body: serde_json::Value = serde_json::from_slice(body).map_err(drop)?;
-    let partial = body.as_object().ok_or(())?.get("partialSuccess");
+fn partial_success_json(signal: Signal, body: &[u8]) -> Option<Accepted> {
+    let body: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let partial = body.as_object()?.get("partialSuccess");
     let rejected = partial.and_then(|partial| {
         let count = match signal {
             Signal::Traces => &partial["rejectedSpans"],
@@ -157,7 +157,7 @@ fn partial_success_json(signal: Signal, body: &[u8]) -> Result<Accepted, ()> {
         count.as_u64().or_else(|| count.as_str()?.parse().ok())
     });
     let message = partial.and_then(|partial| partial["errorMessage"].as_str()).unwrap_or_default();
-    Ok(Accepted { rejected: rejected.unwrap_or(0), message: shown(message) })
+    Some(Accepted { rejected: rejected.unwrap_or(0), message: shown(message) })
 }
 
 #[cfg(test)]

@@ -189,7 +189,7 @@ fn end(runtime: Runtime) {
 fn stay_on(cpus: &CpuList) -> Result<(), Error> {
     let set = || {
         let mut set = CpuSet::new();
-        cpus.0.iter().try_for_each(|cpu| set.set(*cpu as usize))?;
+        cpus.0.iter().try_for_each(|cpu| set.set(*cpu))?;
         sched_setaffinity(Pid::from_raw(0), &set)
     };
     set().map_err(|errno| {
