@@ -91,7 +91,10 @@ impl Client {
     }
 
     async fn send_grpc(&self, channel: Channel, body: Bytes) -> Result<Accepted, Failure> {
-        let mut grpc = Grpc::new(channel);
+        // Servers answer compressed as they are asked.
+        let mut grpc = Grpc::new(channel)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
         let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
         grpc = match compression {
             Some(Compression::Gzip) => grpc.send_compressed(CompressionEncoding::Gzip),
@@ -210,6 +213,8 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
 /// A client for OTLP/HTTP; also what the SDK's exporters of mqspan's own telemetry send with. It follows no
 /// redirections, since those make a GET of a POST.
 pub fn http(endpoint: &Endpoint) -> Result<reqwest::Client, Error> {
+    // reqwest looks for the provider even where no TLS is used; a second one to install it finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())

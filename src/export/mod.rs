@@ -178,10 +178,10 @@ impl Deliveries {
 
     /// What ends deliveries early: what is not done counts as lost.
     pub fn aborter(&self) -> impl FnOnce() + Send + use<> {
-        let queues = self.queues.clone();
+        let shutters: Vec<_> = self.queues.iter().map(Queue::shutter).collect();
         let tasks: Vec<_> = self.tasks.iter().map(Task::abort_handle).collect();
         move || {
-            queues.iter().for_each(Queue::shut);
+            shutters.iter().for_each(|shut| shut());
             tasks.iter().for_each(tokio::task::AbortHandle::abort);
         }
     }

@@ -71,9 +71,10 @@ impl Queue {
         }
     }
 
-    /// Shuts the queue: nobody waits for room any more.
-    pub fn shut(&self) {
-        self.room.close();
+    /// What shuts the queue: nobody waits for room any more. It does not keep the queue from ending.
+    pub fn shutter(&self) -> impl Fn() + Send + use<> {
+        let room = self.room.clone();
+        move || room.close()
     }
 }
 
@@ -112,7 +113,7 @@ mod tests {
         // The small one fits now, the large one behind it does not.
         let second = receiver.blocking_recv();
         assert_eq!(second.as_ref().map(|queued| queued.request.body.len()), Some(1));
-        queue.shut();
+        queue.shutter()();
         waiting.join().unwrap();
         drop((queue, second));
         assert!(receiver.blocking_recv().is_none());
