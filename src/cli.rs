@@ -87,6 +87,9 @@ pub struct RunArgs {
     /// Stop after this long: a number with ns, us, ms, s, m or h, or a sum, as in 1m30s
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub duration: Option<Duration>,
+    /// Serve /livez and /readyz here; a port alone is on loopback
+    #[arg(long, value_name = "ADDR", value_parser = values::address)]
+    pub health: Option<SocketAddr>,
     /// Write the counters to this file at exit, as one JSON object
     #[arg(long, value_name = "PATH")]
     pub stats_file: Option<PathBuf>,
@@ -169,9 +172,6 @@ pub struct LaterArgs {
     /// Make the spool survive a power cut
     #[arg(long)]
     pub spool_sync: bool,
-    /// Serve /livez and /readyz here; a port alone is on loopback
-    #[arg(long, value_name = "ADDR", value_parser = values::address)]
-    pub health: Option<SocketAddr>,
     /// At the end, print calls, failures and times for each queue and operation
     #[arg(long)]
     pub summary: bool,

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 pub mod event;
 pub mod export;
+pub mod health;
 pub mod internal;
 pub mod pipeline;
 pub mod process;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use jiff::tz::TimeZone;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -17,6 +18,7 @@ use crate::event::{Call, Image, ImageKey};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
+use crate::health::Pulse;
 use crate::process::Registry;
 use crate::telemetry::console;
 use crate::telemetry::record::{Ids, Record};
@@ -39,6 +41,7 @@ pub struct Pipeline {
     registry: Registry,
     random: SmallRng,
     traces: bool,
+    pulse: Pulse,
     gatherers: Vec<Gatherer>,
     tally: Arc<Tally>,
     since: Option<Instant>,
@@ -66,6 +69,8 @@ pub struct Parts {
     pub registry: Registry,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
+    /// Beats while the pipeline is at work.
+    pub pulse: Pulse,
     /// Whether lines are coloured.
     pub color: bool,
 }
@@ -73,7 +78,7 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, clock, registry, traces, color } = parts;
+        let Parts { ledger, sinks, filters, clock, registry, traces, pulse, color } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -87,6 +92,7 @@ impl Pipeline {
             registry,
             random: SmallRng::from_os_rng(),
             traces,
+            pulse,
             gatherers: sinks.into_iter().filter(of_calls).map(gatherer).collect(),
             since: None,
         }
@@ -106,7 +112,8 @@ impl Pipeline {
         for gatherer in &mut self.gatherers {
             let Gatherer::Batch(sink, batch) = gatherer else { continue };
             let Some((body, records)) = batch.take() else { continue };
-            sink.hand_over(body, Share::of_calls(&self.tally, sink.output, records));
+            let share = Share::of_calls(&self.tally, sink.output, records);
+            hand_over(&self.pulse, sink, body, share);
         }
         self.tally = Tally::new(&self.ledger);
         self.since = None;
@@ -118,7 +125,7 @@ impl Pipeline {
             let Gatherer::Lines { sink, lines, count, .. } = gatherer else { continue };
             if *count > 0 {
                 let share = Share::of_calls(&self.tally, sink.output, std::mem::take(count));
-                sink.hand_over(std::mem::take(lines).into(), share);
+                hand_over(&self.pulse, sink, std::mem::take(lines).into(), share);
             }
         }
     }
@@ -129,6 +136,13 @@ impl Pipeline {
             Gatherer::Lines { lines, .. } => lines.len() >= REQUEST,
         })
     }
+}
+
+/// May wait as long as the backend does.
+fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
+    pulse.wait();
+    sink.hand_over(body, share);
+    pulse.beat(Instant::now());
 }
 
 impl Records for Pipeline {
@@ -179,6 +193,7 @@ impl Records for Pipeline {
     }
 
     fn tick(&mut self, now: Instant) -> Duration {
+        self.pulse.beat(now);
         self.flush_lines();
         let Some(since) = self.since else { return IDLE };
         let age = now.saturating_duration_since(since);

@@ -1,9 +1,10 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
 //! requests, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
-//! [`writer`] writes files and the console, and [`ledger`] counts.
+//! [`writer`] writes files and the console, [`hangup`] has both begin anew, and [`ledger`] counts.
 
 pub mod batch;
 pub mod client;
+pub mod hangup;
 pub mod ledger;
 pub mod queue;
 pub mod reply;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle as Task;
 
 use self::batch::Encoding;
 use self::client::Client;
+use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
 use self::queue::{Queue, Request};
 use self::writer::Target;
@@ -85,6 +87,7 @@ pub struct Deliveries {
     tasks: Vec<Task<()>>,
     threads: Vec<JoinHandle<()>>,
     queues: Vec<Queue>,
+    hangup: Hangup,
 }
 
 /// Opens every output. `closed` is called when nobody reads stdout any more.
@@ -138,7 +141,13 @@ impl Starting<'_> {
         self.deliveries.queues.push(queue.clone());
         self.sink("otlp", signal, Form::Otlp(client.encoding()), Some(queue));
         let name = self.names.last().cloned().unwrap_or_default();
-        self.deliveries.tasks.push(self.runtime.spawn(sender::run(name, signal, client, requests)));
+        self.deliveries.tasks.push(self.runtime.spawn(sender::run(
+            name,
+            signal,
+            client,
+            requests,
+            self.deliveries.hangup.listener(),
+        )));
         Ok(())
     }
 
@@ -152,7 +161,7 @@ impl Starting<'_> {
     fn writer(&mut self, bytes: usize, target: Target, closed: impl FnOnce() + Send + 'static) -> Result<Queue, Error> {
         let (queue, requests) = Queue::new(bytes, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
-        let thread = writer::start(target, requests, closed).map_err(no_thread)?;
+        let thread = writer::start(target, requests, self.deliveries.hangup.listener(), closed).map_err(no_thread)?;
         self.deliveries.threads.push(thread);
         Ok(queue)
     }
@@ -174,6 +183,11 @@ impl Deliveries {
         for thread in self.threads {
             let _ = thread.join();
         }
+    }
+
+    /// What tells the outputs of SIGHUP.
+    pub fn hangup(&self) -> Hangup {
+        self.hangup.clone()
     }
 
     /// What ends deliveries early: what is not done counts as lost.

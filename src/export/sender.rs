@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
 use super::client::Client;
+use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
 use super::reply::Failure;
@@ -22,7 +23,13 @@ const SWITCHED_OFF: Duration = Duration::from_secs(300);
 const SAY_EVERY: Duration = Duration::from_secs(60);
 
 /// Delivers whatever comes, and ends when the queue has ended and its last request has come to its end.
-pub async fn run(name: String, signal: Signal, client: Client, mut queue: UnboundedReceiver<Queued>) {
+pub async fn run(
+    name: String,
+    signal: Signal,
+    client: Client,
+    mut queue: UnboundedReceiver<Queued>,
+    mut hangup: Listener,
+) {
     // Points of a stream must arrive in their order; spans and log records need not.
     let at_a_time = if signal == Signal::Metrics { 1 } else { 4 };
     let slots = Arc::new(Semaphore::new(at_a_time));
@@ -30,6 +37,9 @@ pub async fn run(name: String, signal: Signal, client: Client, mut queue: Unboun
     let mut under_way = JoinSet::new();
     while let Some(queued) = queue.recv().await {
         while under_way.try_join_next().is_some() {}
+        if hangup.hears() {
+            sender.state().off_until = None;
+        }
         // The semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let sender = sender.clone();

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::warn;
 
+use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
 use crate::config::error::Error;
@@ -41,6 +42,16 @@ impl Target {
         Ok(Self::File { path: path.into(), torn: ends_torn(path, &file), file })
     }
 
+    /// Opens the file that has the name now. Where that is not possible the old one goes on.
+    fn reopen(&mut self) {
+        if let Self::File { path, .. } = self {
+            match Self::file(path) {
+                Ok(opened) => *self = opened,
+                Err(error) => warn!("{}; the file that was open goes on", error.message),
+            }
+        }
+    }
+
     fn write(&mut self, body: &[u8]) -> io::Result<()> {
         match self {
             Self::File { file, torn, .. } => {
@@ -61,6 +72,11 @@ impl Target {
     }
 }
 
+/// A pipe without a reader, or a terminal that is gone.
+fn nobody_reads(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::BrokenPipe || error.raw_os_error() == Some(libc::EIO)
+}
+
 /// Whether a file has a last line that never ended. What is no file, such as a pipe, has none.
 fn ends_torn(path: &Path, appended: &File) -> bool {
     let last = || {
@@ -78,11 +94,15 @@ fn ends_torn(path: &Path, appended: &File) -> bool {
 pub fn start(
     mut target: Target,
     mut queue: UnboundedReceiver<Queued>,
+    mut hangup: Listener,
     closed: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("mqspan-writer".into()).spawn(move || {
         let mut said = false;
         while let Some(queued) = queue.blocking_recv() {
+            if hangup.hears() {
+                target.reopen();
+            }
             match target.write(&queued.request.body) {
                 Ok(()) => {
                     said = false;
@@ -90,7 +110,7 @@ pub fn start(
                 }
                 Err(error) => {
                     queued.settle(Outcome::Lost(Stage::Write));
-                    if error.kind() == ErrorKind::BrokenPipe && matches!(target, Target::Stdout) {
+                    if matches!(target, Target::Stdout) && nobody_reads(&error) {
                         queue.close();
                         closed();
                         break;

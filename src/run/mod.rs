@@ -11,7 +11,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
-use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
 use tracing::{debug, info, warn};
@@ -25,7 +24,9 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::config::error::Error;
 use crate::config::values::{Color, CpuList, HookKind, Output};
+use crate::export::hangup::Hangup;
 use crate::export::{self, Outputs, no_thread};
+use crate::health::{self, Pulse};
 use crate::internal::Internal;
 use crate::pipeline::{Parts, Pipeline};
 use crate::process::host::Host;
@@ -64,6 +65,10 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         bell.ring();
     })?;
     internal.count(&settings, &own, &outputs);
+    let pulse = Pulse::default();
+    if let Some(address) = settings.health {
+        health::serve(address, pulse.clone(), runtime.handle())?;
+    }
     let filters = Arc::new(settings.filters);
     let Outputs { sinks, ledger, deliveries } = outputs;
     let pipeline = Pipeline::new(Parts {
@@ -73,6 +78,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         clock: Clock::start().map_err(no_thread)?,
         registry: Registry::new(host),
         traces: settings.signals.traces,
+        pulse: pulse.clone(),
         color: is_colored(settings.color),
     });
     let orders = Orders {
@@ -88,15 +94,18 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         )
     })?;
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
+    pulse.set_ready(true);
+    health::watch(pulse.clone(), runtime.handle());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let started = child.as_mut().map_or(Ok(()), Child::go);
 
     let until = settings.duration.map(|duration| Instant::now() + duration);
     let goes_on_without_stdout = child.is_some() || settings.outputs.iter().any(|output| *output != Output::Console);
     let mut status = match &started {
-        Ok(()) => watch(&signals, child.as_mut(), until, goes_on_without_stdout),
+        Ok(()) => watch(&signals, child.as_mut(), until, goes_on_without_stdout, &deliveries.hangup()),
         Err(error) => error.status,
     };
+    pulse.set_ready(false);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
     let aborter = deliveries.aborter();
@@ -131,13 +140,20 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
 }
 
 /// Waits until the run is to end; returns the exit status so far.
-fn watch(signals: &Signals, mut child: Option<&mut Child>, until: Option<Instant>, without_stdout: bool) -> u8 {
+fn watch(
+    signals: &Signals,
+    mut child: Option<&mut Child>,
+    until: Option<Instant>,
+    without_stdout: bool,
+    hangup: &Hangup,
+) -> u8 {
     let mut asked = false;
     loop {
         match signals.wait(until) {
             Event::TimeOut => return 0,
             Event::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
             Event::Rung => return 0,
+            Event::Hangup => hangup.tell(),
             Event::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;
@@ -175,8 +191,8 @@ fn wait_for_end(
                 }
             }
             Event::Child => *status = child.as_mut().and_then(|child| child.status()).unwrap_or(*status),
-            Event::End { signal: Signal::SIGINT | Signal::SIGTERM, .. } | Event::TimeOut => return None,
-            Event::End { .. } => {}
+            Event::End { .. } | Event::TimeOut => return None,
+            Event::Hangup => {}
         }
     }
 }

@@ -26,6 +26,8 @@ pub enum Event {
         /// Whether a terminal sent it to the whole foreground group.
         from_terminal: bool,
     },
+    /// SIGHUP.
+    Hangup,
     /// A child changed its state.
     Child,
     /// Another thread said so.
@@ -58,7 +60,7 @@ impl Signals {
     /// Blocks the signals in this thread and in those that it starts from now on.
     pub fn take() -> io::Result<Self> {
         let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD] {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
             signals.add(signal);
         }
         let before = SigSet::thread_get_mask()?;
@@ -84,6 +86,7 @@ impl Signals {
             if let Ok(Some(info)) = self.descriptor.read_signal() {
                 match Signal::try_from(info.ssi_signo.cast_signed()) {
                     Ok(Signal::SIGCHLD) => return Event::Child,
+                    Ok(Signal::SIGHUP) => return Event::Hangup,
                     Ok(signal) => return Event::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
                     Err(_) => continue,
                 }
