@@ -87,6 +87,9 @@ pub struct RunArgs {
     /// Stop after this long: a number with ns, us, ms, s, m or h, or a sum, as in 1m30s
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub duration: Option<Duration>,
+    /// Serve /livez and /readyz here; a port alone is on loopback
+    #[arg(long, value_name = "ADDR", value_parser = values::address)]
+    pub health: Option<SocketAddr>,
     /// Write the counters to this file at exit, as one JSON object
     #[arg(long, value_name = "PATH")]
     pub stats_file: Option<PathBuf>,
@@ -169,9 +172,6 @@ pub struct LaterArgs {
     /// Make the spool survive a power cut
     #[arg(long)]
     pub spool_sync: bool,
-    /// Serve /livez and /readyz here; a port alone is on loopback
-    #[arg(long, value_name = "ADDR", value_parser = values::address)]
-    pub health: Option<SocketAddr>,
     /// At the end, print calls, failures and times for each queue and operation
     #[arg(long)]
     pub summary: bool,
@@ -226,7 +226,7 @@ fn where_words_go(error: &clap::Error) -> &'static str {
 }
 
 /// Writes the completions for `shell`.
-pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
+pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
     // Into memory first: clap_complete panics where its writer fails, as a closed pipe does.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "mqspan", &mut script);
@@ -234,8 +234,8 @@ pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Writes the man page, in roff.
-pub fn man(out: &mut impl Write) -> io::Result<()> {
-    clap_mangen::Man::new(Cli::command()).render(out)
+pub fn man(out: &mut dyn Write) -> io::Result<()> {
+    clap_mangen::Man::new(Cli::command()).render(&mut &mut *out)
 }
 
 #[cfg(test)]

@@ -1,3 +1,52 @@
-//! The program.
+//! The program: reads the command line and carries it out; every error ends here, as lines on stderr and a status.
 
-fn main() {}
+use std::env;
+use std::io::{self, ErrorKind};
+use std::process::ExitCode;
+
+use mqspan::cli::{self, Command, Exit};
+use mqspan::config::error::Error;
+use mqspan::config::{Settings, unavailable};
+use mqspan::{check, run};
+
+fn main() -> ExitCode {
+    match carry_out() {
+        Ok(status) => status.into(),
+        Err(error) => {
+            eprintln!("mqspan: {error}");
+            error.status.into()
+        }
+    }
+}
+
+fn carry_out() -> Result<u8, Error> {
+    let command = match cli::parse(env::args_os()) {
+        Ok(command) => command,
+        Err(Exit::Help(text)) => {
+            return print(|out| out.write_all(text.as_bytes()));
+        }
+        Err(Exit::Usage(text)) => return Err(Error::usage(text)),
+    };
+    match command {
+        Command::Run(options) => run::run(Settings::load(*options, &|name| env::var_os(name))?),
+        Command::Top(_) => Err(unavailable::top()),
+        Command::Check { format } => {
+            let works = check::check(format).or_else(closed)?;
+            Ok(if works { 0 } else { 1 })
+        }
+        Command::Completions { shell } => print(|out| cli::completions(shell, out)),
+        Command::Man => print(|out| cli::man(out)),
+    }
+}
+
+/// Prints to stdout; that nobody reads on is no error.
+fn print(write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> Result<u8, Error> {
+    write(&mut io::stdout().lock()).map(|()| true).or_else(closed).map(|_| 0)
+}
+
+fn closed(error: io::Error) -> Result<bool, Error> {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Ok(true),
+        _ => Err(Error::cannot_run(format!("stdout: {error}"), "let stdout be open and its disk not full")),
+    }
+}

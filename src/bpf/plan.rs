@@ -1,6 +1,6 @@
 //! Which hooks are used: from the facts and what was asked for. Pure code.
 //!
-//! A kind that joins later is a line in [`ORDER`] and a branch in [`refusal`].
+//! A kind that joins later is a line in `ORDER` and a branch in `refusal`.
 
 use super::facts::{CAPABILITIES, Facts};
 use crate::config::error::Error;

@@ -13,6 +13,7 @@ pub mod values;
 mod yaml;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ pub struct Settings {
     pub cpus: Option<CpuList>,
     /// When to stop, counted from the start; None: not by itself.
     pub duration: Option<Duration>,
+    /// Where `/livez` and `/readyz` are served.
+    pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
     pub stats_file: Option<PathBuf>,
     /// The kinds of hooks to choose from, in this order; empty: mqspan chooses.
@@ -78,6 +81,17 @@ pub struct Signals {
     pub logs: bool,
     /// Metrics of calls, queues and mqspan itself.
     pub metrics: bool,
+}
+
+impl Signals {
+    /// Whether a signal is made.
+    pub fn has(self, signal: Signal) -> bool {
+        match signal {
+            Signal::Traces => self.traces,
+            Signal::Logs => self.logs,
+            Signal::Metrics => self.metrics,
+        }
+    }
 }
 
 /// How much mqspan says on stderr.
@@ -154,6 +168,7 @@ impl Settings {
             user: run.user,
             cpus: run.cpus,
             duration: run.duration,
+            health: run.health,
             stats_file: run.stats_file,
             hooks: match run.hooks.contains(&HookKind::Auto) {
                 true => Vec::new(),
@@ -205,6 +220,7 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         hooks: either(above.hooks, below.hooks),
         cpus: above.cpus.or(below.cpus),
         duration: above.duration.or(below.duration),
+        health: above.health.or(below.health),
         stats_file: above.stats_file.or(below.stats_file),
         config: above.config,
         quiet: above.quiet || (below.quiet && !quiet_or_verbose),
@@ -217,7 +233,6 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
             spool: above.later.spool.or(below.later.spool),
             spool_size: above.later.spool_size.or(below.later.spool_size),
             spool_sync: above.later.spool_sync || below.later.spool_sync,
-            health: above.later.health.or(below.later.health),
             summary: above.later.summary || below.later.summary,
             report: above.later.report.or(below.later.report),
         },

@@ -167,6 +167,15 @@ impl Layers {
 }
 
 impl Otlp {
+    /// The endpoint of a signal.
+    pub fn of(&self, signal: Signal) -> &Endpoint {
+        match signal {
+            Signal::Traces => &self.traces,
+            Signal::Logs => &self.logs,
+            Signal::Metrics => &self.metrics,
+        }
+    }
+
     /// Lays the command line over the environment over the file, in each of the latter two a
     /// signal's own settings over those for all.
     ///

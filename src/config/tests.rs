@@ -152,7 +152,6 @@ fn later_options_are_refused() {
         ("--spool /s", "--spool"),
         ("--spool-size 1GiB", "--spool-size"),
         ("--spool-sync", "--spool-sync"),
-        ("--health 8080", "--health"),
         ("--summary", "--summary"),
         ("--report /r", "--report"),
         ("--max-rate 100", "--max-rate"),

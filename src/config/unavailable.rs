@@ -18,7 +18,6 @@ pub fn refuse(run: &RunArgs, signals: Signals) -> Result<(), Error> {
         (later.spool.is_some(), "--spool", "leave it out; what can't be sent is counted as lost"),
         (later.spool_size.is_some(), "--spool-size", "leave it out"),
         (later.spool_sync, "--spool-sync", "leave it out"),
-        (later.health.is_some(), "--health", "leave it out"),
         (later.summary, "--summary", "leave it out; --stats-file has the counters"),
         (later.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
         (run.max_rate.is_some_and(|rate| rate > 0), "--max-rate", "leave it out or give 0: every call"),

@@ -1,0 +1,275 @@
+//! One attempt to deliver one request over OTLP/gRPC or OTLP/HTTP. Decides nothing: what the answer means is
+//! [`reply`]'s, what follows the sender's.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use flate2::write::GzEncoder;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, header};
+use tonic::client::Grpc;
+use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+use tonic::{Extensions, Status};
+
+use super::batch::Encoding;
+use super::reply::{self, Accepted, Failure};
+use crate::config::error::Error;
+use crate::config::otlp::Endpoint;
+use crate::config::values::{Compression, Protocol, Signal};
+
+const USER_AGENT: &str = concat!("mqspan/", env!("CARGO_PKG_VERSION"));
+/// A smaller request is not worth compressing.
+const COMPRESS_FROM: usize = 1024;
+/// A connection that is idle is asked after each, so that one that a firewall forgot is found.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// As much of an answer is read.
+const ANSWER: usize = 64 << 10;
+
+/// A connection to the backend of one signal, made when it is first needed and again after it broke.
+#[derive(Clone, Debug)]
+pub struct Client {
+    signal: Signal,
+    timeout: Duration,
+    headers: HeaderMap,
+    compression: Option<Compression>,
+    carrier: Carrier,
+}
+
+#[derive(Clone, Debug)]
+enum Carrier {
+    Grpc(Channel),
+    Http { client: reqwest::Client, url: String, content_type: &'static str },
+}
+
+impl Client {
+    /// Prepares the connection: reads certificates, connects to nothing. To be called on a runtime.
+    pub fn new(signal: Signal, endpoint: &Endpoint) -> Result<Self, Error> {
+        let carrier = match endpoint.protocol {
+            Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http {
+                client: http(endpoint)?,
+                url: endpoint.url.clone(),
+                content_type: match endpoint.protocol {
+                    Protocol::HttpJson => "application/json",
+                    _ => "application/x-protobuf",
+                },
+            },
+        };
+        Ok(Self {
+            signal,
+            timeout: endpoint.timeout,
+            headers: endpoint.headers.clone(),
+            compression: endpoint.compression,
+            carrier,
+        })
+    }
+
+    /// How requests are to be encoded.
+    pub fn encoding(&self) -> Encoding {
+        match self.carrier {
+            Carrier::Http { content_type: "application/json", .. } => Encoding::Json,
+            _ => Encoding::Protobuf,
+        }
+    }
+
+    /// Sends a request once.
+    pub async fn send(&self, body: Bytes) -> Result<Accepted, Failure> {
+        let attempt = async {
+            match &self.carrier {
+                Carrier::Grpc(channel) => self.send_grpc(channel.clone(), body).await,
+                Carrier::Http { client, url, content_type } => self.send_http(client, url, content_type, body).await,
+            }
+        };
+        tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
+            Err(Failure::Retry { after: None, why: format!("no answer within {:?}", self.timeout) })
+        })
+    }
+
+    async fn send_grpc(&self, channel: Channel, body: Bytes) -> Result<Accepted, Failure> {
+        // Servers answer compressed as they are asked.
+        let mut grpc = Grpc::new(channel)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
+        let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
+        grpc = match compression {
+            Some(Compression::Gzip) => grpc.send_compressed(CompressionEncoding::Gzip),
+            Some(Compression::Zstd) => grpc.send_compressed(CompressionEncoding::Zstd),
+            _ => grpc,
+        };
+        let path = PathAndQuery::from_static(match self.signal {
+            Signal::Traces => "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+            Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
+            Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+        });
+        let metadata = MetadataMap::from_headers(self.headers.clone());
+        let request = tonic::Request::from_parts(metadata, Extensions::default(), body);
+        grpc.ready().await.map_err(|error| Failure::Retry { after: None, why: reply::causes(&error) })?;
+        let answer = grpc.unary(request, path, Whole).await.map_err(|status| reply::of_grpc(&status))?;
+        reply::partial_success(self.signal, &answer.into_inner())
+            .ok_or_else(|| Failure::Refused("the answer is not OTLP's".into()))
+    }
+
+    async fn send_http(
+        &self,
+        client: &reqwest::Client,
+        url: &str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Result<Accepted, Failure> {
+        let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
+        let body = compress(compression, body).map_err(|error| Failure::Refused(error.to_string()))?;
+        let mut request = client.post(url).headers(self.headers.clone()).header(header::CONTENT_TYPE, content_type);
+        match compression {
+            Some(Compression::Gzip) => request = request.header(header::CONTENT_ENCODING, "gzip"),
+            Some(Compression::Zstd) => request = request.header(header::CONTENT_ENCODING, "zstd"),
+            _ => {}
+        }
+        let retry = |error: reqwest::Error| Failure::Retry { after: None, why: reply::causes(&error.without_url()) };
+        let mut response = request.body(body).send().await.map_err(retry)?;
+        let mut answer = Vec::new();
+        while answer.len() < ANSWER {
+            match response.chunk().await.map_err(retry)? {
+                Some(chunk) => answer.extend_from_slice(&chunk),
+                None => break,
+            }
+        }
+        reply::of_http(self.signal, response.status(), response.headers(), &answer)
+    }
+}
+
+fn compress(compression: Option<Compression>, body: Bytes) -> std::io::Result<Bytes> {
+    Ok(match compression {
+        Some(Compression::Gzip) => {
+            let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), flate2::Compression::fast());
+            encoder.write_all(&body)?;
+            encoder.finish()?.into()
+        }
+        Some(Compression::Zstd) => zstd::bulk::compress(&body, 1)?.into(),
+        _ => body,
+    })
+}
+
+fn is_tls(endpoint: &Endpoint) -> bool {
+    endpoint.url.starts_with("https://")
+}
+
+fn read(path: &Path, what: &str) -> Result<Pem, Error> {
+    fs::read(path).map_err(|error| {
+        Error::cannot_run(
+            format!("OTLP: {what} {}: {error}", path.display()),
+            format!("name a readable PEM file, or leave {what} out"),
+        )
+    })
+}
+
+type Pem = Vec<u8>;
+
+/// The certificate and its key, where there are any.
+fn identity(endpoint: &Endpoint) -> Result<Option<(Pem, Pem)>, Error> {
+    let read = |client: &crate::config::otlp::Client| {
+        Ok((read(&client.certificate, "client_certificate")?, read(&client.key, "client_key")?))
+    };
+    endpoint.client.as_ref().map(read).transpose()
+}
+
+fn wrong_tls(error: &dyn std::error::Error) -> Error {
+    Error::cannot_run(
+        format!("OTLP: TLS: {}", reply::causes(error)),
+        "check that certificate, client_certificate and client_key are PEM files of the right kind",
+    )
+}
+
+/// A channel for OTLP/gRPC; also what the exporters of mqspan's own telemetry send with. To be called on a runtime.
+pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
+    let wrong = |error: tonic::transport::Error| {
+        Error::cannot_run(format!("OTLP: {}", reply::causes(&error)), "give a URL such as http://localhost:4317")
+    };
+    let mut channel = Channel::from_shared(endpoint.url.clone())
+        .map_err(|error| Error::cannot_run(format!("OTLP: {error}"), "give a URL such as http://localhost:4317"))?
+        .user_agent(USER_AGENT)
+        .map_err(wrong)?
+        .connect_timeout(endpoint.timeout)
+        .tcp_keepalive(Some(KEEP_ALIVE))
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(endpoint.timeout);
+    if is_tls(endpoint) {
+        let mut tls = match &endpoint.certificate {
+            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path, "certificate")?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        if let Some((certificate, key)) = identity(endpoint)? {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        channel = channel.tls_config(tls).map_err(|error| wrong_tls(&error))?;
+    }
+    Ok(channel.connect_lazy())
+}
+
+/// A client for OTLP/HTTP; also what the SDK's exporters of mqspan's own telemetry send with. It follows no
+/// redirections, since those make a GET of a POST.
+pub fn http(endpoint: &Endpoint) -> Result<reqwest::Client, Error> {
+    // reqwest looks for the provider even where no TLS is used; a second one to install it finds it installed.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(endpoint.timeout)
+        .tcp_keepalive(KEEP_ALIVE)
+        .pool_idle_timeout(3 * KEEP_ALIVE);
+    if is_tls(endpoint) {
+        if let Some(path) = &endpoint.certificate {
+            let pem = read(path, "certificate")?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong_tls(&error))?;
+            builder = builder.tls_certs_only(certificates);
+        }
+        if let Some((certificate, key)) = identity(endpoint)? {
+            let pem = [key, b"\n".to_vec(), certificate].concat();
+            builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| wrong_tls(&error))?);
+        }
+    }
+    builder.build().map_err(|error| wrong_tls(&error))
+}
+
+/// A request that is encoded already, and an answer that is decoded later.
+#[derive(Clone, Copy, Debug)]
+struct Whole;
+
+impl Codec for Whole {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Whole {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(item.len());
+        to.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Whole {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(from.copy_to_bytes(from.remaining())))
+    }
+}

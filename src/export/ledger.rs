@@ -1,0 +1,416 @@
+//! What became of each call: exported, filtered, or lost and where. The calls of a batch go to several outputs, each in
+//! requests of its own; a call counts once, as exported where any output took it. Pure counting.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use serde::Serialize;
+
+use crate::bpf::programs::Counts;
+
+/// Where calls are lost on their way from the kernel's hook to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stage {
+    /// No room for the state of a call in flight.
+    State,
+    /// The exit of the call never came.
+    NoExit,
+    /// The kernel skipped a program (`recursion_misses`).
+    Missed,
+    /// The kernel's ring was full.
+    Ring,
+    /// A record that does not hold what it says.
+    Malformed,
+    /// The backend took the request but not this part (OTLP partial success).
+    Rejected,
+    /// The backend refused the request for good.
+    Refused,
+    /// The backend could not be reached, or asked for patience, until the time for retries was over.
+    GivenUp,
+    /// The backend does not take this signal.
+    SwitchedOff,
+    /// A file or stdout could not be written.
+    Write,
+    /// mqspan ended before the call was delivered.
+    Shutdown,
+}
+
+impl Stage {
+    /// All of them, in the order of the way.
+    pub const ALL: [Self; 11] = [
+        Self::State,
+        Self::NoExit,
+        Self::Missed,
+        Self::Ring,
+        Self::Malformed,
+        Self::Rejected,
+        Self::Refused,
+        Self::GivenUp,
+        Self::SwitchedOff,
+        Self::Write,
+        Self::Shutdown,
+    ];
+
+    /// As the statistics and metrics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::NoExit => "no_exit",
+            Self::Missed => "missed",
+            Self::Ring => "ring",
+            Self::Malformed => "malformed",
+            Self::Rejected => "rejected",
+            Self::Refused => "refused",
+            Self::GivenUp => "given_up",
+            Self::SwitchedOff => "switched_off",
+            Self::Write => "write",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What became of the records of one signal at one output.
+#[derive(Debug, Default)]
+pub struct Output {
+    sent: AtomicU64,
+    rejected: AtomicU64,
+    lost: AtomicU64,
+}
+
+/// The counts of a whole run, shared by everything that counts.
+#[derive(Debug)]
+pub struct Ledger {
+    received: AtomicU64,
+    filtered: AtomicU64,
+    exported: AtomicU64,
+    lost: [AtomicU64; Stage::ALL.len()],
+    kernel: KernelCounts,
+    outputs: Vec<(String, Output)>,
+}
+
+/// The kernel side's counts as they were read last.
+#[derive(Debug, Default)]
+struct KernelCounts {
+    filtered: AtomicU64,
+    unpaired: AtomicU64,
+    tree_full: AtomicU64,
+}
+
+impl Ledger {
+    /// Nothing has been counted yet; `outputs` are named as the statistics name them, `otlp.traces`.
+    pub fn new(outputs: Vec<String>) -> Arc<Self> {
+        Arc::new(Self {
+            received: AtomicU64::new(0),
+            filtered: AtomicU64::new(0),
+            exported: AtomicU64::new(0),
+            lost: Default::default(),
+            kernel: KernelCounts::default(),
+            outputs: outputs.into_iter().map(|name| (name, Output::default())).collect(),
+        })
+    }
+
+    /// A record came out of the ring.
+    pub fn received(&self) {
+        self.received.fetch_add(1, Relaxed);
+    }
+
+    /// A filter of user space refused a call.
+    pub fn filtered(&self) {
+        self.filtered.fetch_add(1, Relaxed);
+    }
+
+    /// A record was not one.
+    pub fn malformed(&self) {
+        self.received.fetch_add(1, Relaxed);
+        self.lose(Stage::Malformed, 1);
+    }
+
+    fn lose(&self, stage: Stage, calls: u64) {
+        self.lost[stage as usize].fetch_add(calls, Relaxed);
+    }
+
+    /// Takes the kernel side's counts: totals since the start.
+    pub fn kernel(&self, counts: &Counts) {
+        self.kernel.filtered.store(counts.filtered, Relaxed);
+        self.kernel.unpaired.store(counts.unpaired, Relaxed);
+        self.kernel.tree_full.store(counts.tree_full, Relaxed);
+        for (stage, total) in [
+            (Stage::State, counts.lost_state),
+            (Stage::NoExit, counts.lost_no_exit),
+            (Stage::Missed, counts.missed),
+            (Stage::Ring, counts.lost_ring),
+        ] {
+            self.lost[stage as usize].store(total, Relaxed);
+        }
+    }
+
+    /// What `records` of the output's signal came to.
+    fn settle_output(&self, output: usize, records: u64, outcome: Outcome) {
+        let Some((_, output)) = self.outputs.get(output) else { return };
+        match outcome {
+            Outcome::Sent { rejected } => {
+                let rejected = rejected.min(records);
+                output.sent.fetch_add(records - rejected, Relaxed);
+                output.rejected.fetch_add(rejected, Relaxed);
+            }
+            Outcome::Lost(Stage::Refused) => {
+                output.rejected.fetch_add(records, Relaxed);
+            }
+            Outcome::Lost(_) => {
+                output.lost.fetch_add(records, Relaxed);
+            }
+        }
+    }
+
+    /// The counts as they stand. While calls are under way in user space, captured exceeds the sum of the others.
+    pub fn totals(&self) -> Totals {
+        let lost: BTreeMap<&'static str, u64> =
+            Stage::ALL.iter().map(|stage| (stage.name(), self.lost[*stage as usize].load(Relaxed))).collect();
+        let in_kernel: u64 = [Stage::State, Stage::NoExit, Stage::Missed, Stage::Ring]
+            .iter()
+            .map(|stage| self.lost[*stage as usize].load(Relaxed))
+            .sum();
+        let filtered_in_kernel = self.kernel.filtered.load(Relaxed);
+        Totals {
+            captured: self.received.load(Relaxed) + filtered_in_kernel + in_kernel,
+            exported: self.exported.load(Relaxed),
+            filtered: self.filtered.load(Relaxed) + filtered_in_kernel,
+            limited: 0,
+            lost,
+            unpaired: self.kernel.unpaired.load(Relaxed),
+            outputs: self
+                .outputs
+                .iter()
+                .map(|(name, output)| {
+                    let count = |of: &AtomicU64| of.load(Relaxed);
+                    let totals = OutputTotals {
+                        sent: count(&output.sent),
+                        rejected: count(&output.rejected),
+                        lost: count(&output.lost),
+                    };
+                    (name.clone(), totals)
+                })
+                .collect(),
+        }
+    }
+
+    /// Whether every call that was captured has come to its end.
+    pub fn is_settled(&self) -> bool {
+        let totals = self.totals();
+        totals.captured == totals.exported + totals.filtered + totals.limited + totals.lost()
+    }
+
+    /// Forks that found the set of traced processes full: with each, a subtree of the command went unseen.
+    pub fn untraced_forks(&self) -> u64 {
+        self.kernel.tree_full.load(Relaxed)
+    }
+
+    /// The end: what an output still holds now is lost. Until then nothing is counted for it.
+    pub fn close(&self) -> Totals {
+        let totals = self.totals();
+        let settled = totals.exported + totals.filtered + totals.limited + totals.lost();
+        self.lose(Stage::Shutdown, totals.captured.saturating_sub(settled));
+        self.totals()
+    }
+}
+
+/// All counts, as `--stats-file` has them.
+#[derive(Debug, Serialize)]
+pub struct Totals {
+    /// Calls whose entry and exit were seen, also those lost in the kernel.
+    pub captured: u64,
+    /// Calls that an output or backend accepted.
+    pub exported: u64,
+    /// Calls that a filter refused.
+    pub filtered: u64,
+    /// Calls left out by `--max-rate`.
+    pub limited: u64,
+    /// Calls lost, by stage.
+    pub lost: BTreeMap<&'static str, u64>,
+    /// Exits without an entry: outside of captured and lost.
+    pub unpaired: u64,
+    /// Records for each output and signal.
+    pub outputs: BTreeMap<String, OutputTotals>,
+}
+
+impl Totals {
+    /// Calls lost at any stage.
+    pub fn lost(&self) -> u64 {
+        self.lost.values().sum()
+    }
+}
+
+/// Records (spans, log records, lines, metric points) of one output and signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OutputTotals {
+    /// Accepted.
+    pub sent: u64,
+    /// Refused by the backend.
+    pub rejected: u64,
+    /// Never delivered.
+    pub lost: u64,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Delivered, but for the records that the backend says it rejected.
+    Sent {
+        /// How many.
+        rejected: u64,
+    },
+    /// Not delivered.
+    Lost(Stage),
+}
+
+/// The calls of one batch, until every request that carries them has come to its end: dropping the last part of it
+/// settles them.
+#[derive(Debug)]
+pub struct Tally {
+    ledger: Arc<Ledger>,
+    calls: AtomicU64,
+    accepted: Vec<AtomicU64>,
+    stage: AtomicU8,
+}
+
+impl Tally {
+    /// A batch without calls.
+    pub fn new(ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: ledger.clone(),
+            calls: AtomicU64::new(0),
+            accepted: ledger.outputs.iter().map(|_| AtomicU64::new(0)).collect(),
+            stage: AtomicU8::new(Stage::Shutdown as u8),
+        })
+    }
+
+    /// One call more.
+    pub fn add(&self) {
+        self.calls.fetch_add(1, Relaxed);
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let calls = *self.calls.get_mut();
+        // A call is exported if any output took it. Which ones a partial success leaves out is not told.
+        let exported = self.accepted.iter_mut().map(|accepted| *accepted.get_mut()).max().unwrap_or(0).min(calls);
+        self.ledger.exported.fetch_add(exported, Relaxed);
+        self.ledger.lost[usize::from(*self.stage.get_mut())].fetch_add(calls - exported, Relaxed);
+    }
+}
+
+/// Some records of one signal on their way to one output. One that is dropped on its way is lost at the end.
+#[derive(Debug)]
+pub struct Share {
+    tally: Option<Arc<Tally>>,
+    ledger: Arc<Ledger>,
+    output: usize,
+    records: u64,
+}
+
+impl Share {
+    /// `records` of the calls of `tally`, for an output by its place in the ledger.
+    pub fn of_calls(tally: &Arc<Tally>, output: usize, records: u64) -> Self {
+        Self { tally: Some(tally.clone()), ledger: tally.ledger.clone(), output, records }
+    }
+
+    /// Records that are no calls.
+    pub fn of_metrics(ledger: &Arc<Ledger>, output: usize, records: u64) -> Self {
+        Self { tally: None, ledger: ledger.clone(), output, records }
+    }
+
+    /// How many records.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Counts what became of them.
+    pub fn settle(mut self, outcome: Outcome) {
+        self.count(outcome);
+    }
+
+    fn count(&mut self, outcome: Outcome) {
+        let records = std::mem::take(&mut self.records);
+        self.ledger.settle_output(self.output, records, outcome);
+        let Some(tally) = self.tally.take() else { return };
+        match outcome {
+            Outcome::Sent { rejected } => {
+                let rejected = rejected.min(records);
+                tally.accepted[self.output].fetch_add(records - rejected, Relaxed);
+                if rejected > 0 {
+                    tally.stage.store(Stage::Rejected as u8, Relaxed);
+                }
+            }
+            Outcome::Lost(stage) => tally.stage.store(stage as u8, Relaxed),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.records > 0 {
+            self.count(Outcome::Lost(Stage::Shutdown));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(ledger: &Arc<Ledger>, calls: u64) -> Arc<Tally> {
+        let tally = Tally::new(ledger);
+        for _ in 0..calls {
+            ledger.received();
+            tally.add();
+        }
+        tally
+    }
+
+    /// Prevents a call from counting twice because two outputs took it, or as lost because one did not.
+    #[test]
+    fn a_call_counts_once() {
+        let ledger = Ledger::new(vec!["otlp.traces".into(), "console.traces".into()]);
+        let tally = batch(&ledger, 10);
+        Share::of_calls(&tally, 0, 10).settle(Outcome::Lost(Stage::GivenUp));
+        Share::of_calls(&tally, 1, 4).settle(Outcome::Sent { rejected: 0 });
+        Share::of_calls(&tally, 1, 6).settle(Outcome::Sent { rejected: 0 });
+        drop(tally);
+        let totals = ledger.totals();
+        assert_eq!((totals.exported, totals.lost()), (10, 0));
+        assert_eq!(totals.outputs["otlp.traces"], OutputTotals { sent: 0, rejected: 0, lost: 10 });
+        assert_eq!(totals.outputs["console.traces"], OutputTotals { sent: 10, rejected: 0, lost: 0 });
+        assert!(ledger.is_settled());
+    }
+
+    /// Prevents a rejected part from counting as exported, and one that a backend claims beyond what it was sent.
+    #[test]
+    fn partial_success_and_refusal() {
+        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        for (rejected, calls) in [(3, 10), (99, 5)] {
+            Share::of_calls(&batch(&ledger, calls), 0, calls).settle(Outcome::Sent { rejected });
+        }
+        Share::of_calls(&batch(&ledger, 2), 0, 2).settle(Outcome::Lost(Stage::Refused));
+        let totals = ledger.totals();
+        assert_eq!((totals.exported, totals.lost["rejected"], totals.lost["refused"]), (7, 8, 2));
+        assert_eq!(totals.outputs["otlp.traces"], OutputTotals { sent: 7, rejected: 10, lost: 0 });
+        assert!(ledger.is_settled());
+    }
+
+    /// Prevents what is dropped anywhere on its way, or still held at the end, from going uncounted.
+    #[test]
+    fn nothing_vanishes() {
+        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        drop(Share::of_calls(&batch(&ledger, 3), 0, 3));
+        let held = Share::of_calls(&batch(&ledger, 4), 0, 4);
+        ledger.kernel(&Counts { filtered: 2, lost_ring: 5, missed: 1, unpaired: 9, ..Counts::default() });
+        assert_eq!(ledger.totals().lost["shutdown"], 3);
+        let totals = ledger.close();
+        assert_eq!((totals.captured, totals.lost["shutdown"], totals.unpaired), (15, 7, 9));
+        assert!(ledger.is_settled());
+        drop(held);
+    }
+}

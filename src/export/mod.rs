@@ -1,0 +1,202 @@
+//! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
+//! requests, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
+//! [`writer`] writes files and the console, [`hangup`] has both begin anew, and [`ledger`] counts.
+
+pub mod batch;
+pub mod client;
+pub mod hangup;
+pub mod ledger;
+pub mod queue;
+pub mod reply;
+pub mod retry;
+pub mod sender;
+pub mod writer;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle as Task;
+
+use self::batch::Encoding;
+use self::client::Client;
+use self::hangup::Hangup;
+use self::ledger::{Ledger, Outcome, Share};
+use self::queue::{Queue, Request};
+use self::writer::Target;
+use crate::config::Signals;
+use crate::config::error::Error;
+use crate::config::otlp::Otlp;
+use crate::config::values::{Output, Signal};
+
+/// Bytes that may wait for a backend, for each signal.
+const OTLP_QUEUE: usize = 12 << 20;
+/// Bytes that may wait for a file.
+const FILE_QUEUE: usize = 4 << 20;
+/// Bytes that may wait for the console.
+const CONSOLE_QUEUE: usize = 1 << 20;
+
+/// What an output is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// OTLP requests.
+    Otlp(Encoding),
+    /// A line for each call.
+    Lines,
+}
+
+/// Where the records of one signal go.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// Which signal. Lines are made of calls, whichever signal is on.
+    pub signal: Signal,
+    /// What it is given.
+    pub form: Form,
+    /// Its place in the ledger.
+    pub output: usize,
+    /// None for the output `none`: what is made is delivered by being dropped.
+    pub queue: Option<Queue>,
+}
+
+impl Sink {
+    /// Hands over a request, waiting for room where the queue is full.
+    pub fn hand_over(&self, body: Bytes, share: Share) {
+        match &self.queue {
+            Some(queue) => queue.push(Request { signal: self.signal, body, share }),
+            None => share.settle(Outcome::Sent { rejected: 0 }),
+        }
+    }
+}
+
+/// The outputs, ready to be given requests.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Where the records go.
+    pub sinks: Vec<Sink>,
+    /// The counts of the run.
+    pub ledger: Arc<Ledger>,
+    /// What is still under way, and its end.
+    pub deliveries: Deliveries,
+}
+
+/// The tasks and threads that deliver.
+#[derive(Debug, Default)]
+pub struct Deliveries {
+    tasks: Vec<Task<()>>,
+    threads: Vec<JoinHandle<()>>,
+    queues: Vec<Queue>,
+    hangup: Hangup,
+}
+
+/// Opens every output. `closed` is called when nobody reads stdout any more.
+pub fn start(
+    outputs: &[Output],
+    signals: Signals,
+    otlp: &Otlp,
+    runtime: &Handle,
+    closed: impl Fn() + Clone + Send + 'static,
+) -> Result<Outputs, Error> {
+    let _on_runtime = runtime.enter();
+    let on: Vec<Signal> = Signal::ALL.into_iter().filter(|signal| signals.has(*signal)).collect();
+    let mut starting = Starting { names: Vec::new(), sinks: Vec::new(), deliveries: Deliveries::default(), runtime };
+    for output in outputs {
+        match output {
+            Output::Otlp => on.iter().try_for_each(|signal| starting.otlp(*signal, otlp))?,
+            Output::Console => starting.console(signals, closed.clone())?,
+            Output::File(path) => {
+                let name = format!("file:{}", path.display());
+                let target = Target::file(path)?;
+                let queue = starting.writer(FILE_QUEUE, target, || {})?;
+                for signal in &on {
+                    starting.sink(&name, *signal, Form::Otlp(Encoding::Json), Some(queue.clone()));
+                }
+            }
+            Output::None => {
+                on.iter().for_each(|signal| starting.sink("none", *signal, Form::Otlp(Encoding::Protobuf), None))
+            }
+        }
+    }
+    let Starting { names, sinks, deliveries, .. } = starting;
+    Ok(Outputs { sinks, ledger: Ledger::new(names), deliveries })
+}
+
+struct Starting<'a> {
+    names: Vec<String>,
+    sinks: Vec<Sink>,
+    deliveries: Deliveries,
+    runtime: &'a Handle,
+}
+
+impl Starting<'_> {
+    fn sink(&mut self, output: &str, signal: Signal, form: Form, queue: Option<Queue>) {
+        self.sinks.push(Sink { signal, form, output: self.names.len(), queue });
+        self.names.push(format!("{output}.{}", signal.name()));
+    }
+
+    fn otlp(&mut self, signal: Signal, otlp: &Otlp) -> Result<(), Error> {
+        let client = Client::new(signal, otlp.of(signal))?;
+        let (queue, requests) = Queue::new(OTLP_QUEUE, self.runtime.clone());
+        self.deliveries.queues.push(queue.clone());
+        self.sink("otlp", signal, Form::Otlp(client.encoding()), Some(queue));
+        let name = self.names.last().cloned().unwrap_or_default();
+        self.deliveries.tasks.push(self.runtime.spawn(sender::run(
+            name,
+            signal,
+            client,
+            requests,
+            self.deliveries.hangup.listener(),
+        )));
+        Ok(())
+    }
+
+    fn console(&mut self, signals: Signals, closed: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let queue = self.writer(CONSOLE_QUEUE, Target::Stdout, closed)?;
+        let signal = if signals.traces { Signal::Traces } else { Signal::Logs };
+        self.sink("console", signal, Form::Lines, Some(queue));
+        Ok(())
+    }
+
+    fn writer(&mut self, bytes: usize, target: Target, closed: impl FnOnce() + Send + 'static) -> Result<Queue, Error> {
+        let (queue, requests) = Queue::new(bytes, self.runtime.clone());
+        self.deliveries.queues.push(queue.clone());
+        let thread = writer::start(target, requests, self.deliveries.hangup.listener(), closed).map_err(no_thread)?;
+        self.deliveries.threads.push(thread);
+        Ok(queue)
+    }
+}
+
+/// What stands in the way of a thread.
+pub fn no_thread(error: io::Error) -> Error {
+    Error::cannot_run(format!("no thread could be started: {error}"), "raise the limit of tasks (ulimit -u, TasksMax=)")
+}
+
+impl Deliveries {
+    /// Waits until everything that was handed over is delivered or counted as lost. The sinks must be gone by now.
+    pub fn finish(mut self, runtime: &Handle) {
+        // Without these the queues end when their last request is taken.
+        self.queues.clear();
+        for task in self.tasks {
+            let _ = runtime.block_on(task);
+        }
+        for thread in self.threads {
+            let _ = thread.join();
+        }
+    }
+
+    /// What tells the outputs of SIGHUP.
+    pub fn hangup(&self) -> Hangup {
+        self.hangup.clone()
+    }
+
+    /// What ends deliveries early: what is not done counts as lost.
+    pub fn aborter(&self) -> impl FnOnce() + Send + use<> {
+        let shutters: Vec<_> = self.queues.iter().map(Queue::shutter).collect();
+        let tasks: Vec<_> = self.tasks.iter().map(Task::abort_handle).collect();
+        move || {
+            shutters.iter().for_each(|shut| shut());
+            tasks.iter().for_each(tokio::task::AbortHandle::abort);
+        }
+    }
+}

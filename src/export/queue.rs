@@ -1,0 +1,122 @@
+//! The queue between the driver and an output, bounded in bytes: what is full stops the driver, so that calls are lost
+//! only in the kernel's ring, where each is counted. What is being sent still counts.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::ledger::{Outcome, Share};
+use crate::config::values::Signal;
+
+/// Room is counted in units of so many bytes.
+const UNIT: usize = 256;
+
+/// What an output gets: a whole OTLP request, or lines.
+#[derive(Debug)]
+pub struct Request {
+    /// What it carries.
+    pub signal: Signal,
+    /// As it goes out, before compression.
+    pub body: Bytes,
+    /// The records in it.
+    pub share: Share,
+}
+
+/// A request with its room in the queue.
+#[derive(Debug)]
+pub struct Queued {
+    /// The request.
+    pub request: Request,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Queued {
+    /// Counts what became of it; its room is free again.
+    pub fn settle(self, outcome: Outcome) {
+        self.request.share.settle(outcome);
+    }
+}
+
+/// The driver's end.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    room: Arc<Semaphore>,
+    units: usize,
+    sender: UnboundedSender<Queued>,
+    runtime: Handle,
+}
+
+impl Queue {
+    /// A queue that holds about as many bytes, and its other end.
+    pub fn new(bytes: usize, runtime: Handle) -> (Self, UnboundedReceiver<Queued>) {
+        let (sender, receiver) = unbounded_channel();
+        let units = bytes.div_ceil(UNIT);
+        (Self { room: Arc::new(Semaphore::new(units)), units, sender, runtime }, receiver)
+    }
+
+    /// Puts a request in, waiting for room. Once the queue is shut, or its other end gone, the request is dropped: it
+    /// counts as lost. Not to be called on the runtime's own threads.
+    pub fn push(&self, request: Request) {
+        let units = request.body.len().div_ceil(UNIT).clamp(1, self.units) as u32;
+        let room = match self.room.clone().try_acquire_many_owned(units) {
+            Ok(room) => Ok(room),
+            Err(_) => self.runtime.block_on(self.room.clone().acquire_many_owned(units)),
+        };
+        if let Ok(room) = room {
+            // Where the receiver is gone the request comes back and is dropped here.
+            let _ = self.sender.send(Queued { request, _room: room });
+        }
+    }
+
+    /// What shuts the queue: nobody waits for room any more. It does not keep the queue from ending.
+    pub fn shutter(&self) -> impl Fn() + Send + use<> {
+        let room = self.room.clone();
+        move || room.close()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::export::ledger::{Ledger, Tally};
+
+    fn request(ledger: &Arc<Ledger>, bytes: usize) -> Request {
+        ledger.received();
+        let tally = Tally::new(ledger);
+        tally.add();
+        Request { signal: Signal::Traces, body: vec![0; bytes].into(), share: Share::of_calls(&tally, 0, 1) }
+    }
+
+    /// Prevents the queue from growing without bound, a request larger than all of it from waiting for ever, and a
+    /// waiting driver from never ending.
+    #[test]
+    fn bounded_and_ended() {
+        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (queue, mut receiver) = Queue::new(1000, runtime.handle().clone());
+        queue.push(request(&ledger, 5000));
+        let waiting = thread::spawn({
+            let (queue, ledger) = (queue.clone(), ledger.clone());
+            move || {
+                queue.push(request(&ledger, 1));
+                queue.push(request(&ledger, 5000));
+            }
+        });
+        drop(receiver.blocking_recv());
+        // The small one fits now, the large one behind it does not.
+        let second = receiver.blocking_recv();
+        assert_eq!(second.as_ref().map(|queued| queued.request.body.len()), Some(1));
+        queue.shutter()();
+        waiting.join().unwrap();
+        drop((queue, second));
+        assert!(receiver.blocking_recv().is_none());
+        assert_eq!(ledger.totals().lost["shutdown"], 3);
+    }
+}

@@ -1,0 +1,145 @@
+//! What mqspan counts of itself, as metrics: observed from the ledger by the SDK, and delivered with the other records
+//! of the signal, to the same outputs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
+use prost::Message;
+
+use crate::config::Settings;
+use crate::config::values::{self, Signal};
+use crate::export::batch::Encoding;
+use crate::export::ledger::{Ledger, Share};
+use crate::export::{Form, Outputs, Sink};
+
+/// Starts to observe and to export.
+pub fn start(settings: &Settings, resource: Resource, outputs: &Outputs) -> SdkMeterProvider {
+    let exporter = Exporter {
+        sinks: outputs.sinks.iter().filter(|sink| sink.signal == Signal::Metrics).cloned().collect(),
+        ledger: outputs.ledger.clone(),
+        temporality: match settings.temporality {
+            values::Temporality::Cumulative => Temporality::Cumulative,
+            values::Temporality::Delta => Temporality::Delta,
+            values::Temporality::LowMemory => Temporality::LowMemory,
+        },
+    };
+    let reader = PeriodicReader::builder(exporter).with_interval(settings.metric_interval).build();
+    let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build();
+    observe(&provider.meter("mqspan"), &outputs.ledger);
+    provider
+}
+
+fn observe(meter: &Meter, ledger: &Arc<Ledger>) {
+    type Count = fn(&Ledger) -> u64;
+    let counters: [(&'static str, &'static str, Count); 5] = [
+        ("mqspan.calls.captured", "Calls whose entry and exit were seen.", |ledger| ledger.totals().captured),
+        ("mqspan.calls.exported", "Calls that an output accepted.", |ledger| ledger.totals().exported),
+        ("mqspan.calls.filtered", "Calls that a filter refused.", |ledger| ledger.totals().filtered),
+        ("mqspan.calls.limited", "Calls left out by the rate limit.", |ledger| ledger.totals().limited),
+        ("mqspan.calls.unpaired", "Exits without an entry.", |ledger| ledger.totals().unpaired),
+    ];
+    for (name, description, count) in counters {
+        let ledger = ledger.clone();
+        meter
+            .u64_observable_counter(name)
+            .with_unit("{call}")
+            .with_description(description)
+            .with_callback(move |observer| observer.observe(count(&ledger), &[]))
+            .build();
+    }
+    let lost = ledger.clone();
+    meter
+        .u64_observable_counter("mqspan.calls.lost")
+        .with_unit("{call}")
+        .with_description("Calls lost, by the stage of their way.")
+        .with_callback(move |observer| {
+            for (stage, calls) in lost.totals().lost {
+                observer.observe(calls, &[KeyValue::new("stage", stage)]);
+            }
+        })
+        .build();
+    let records = ledger.clone();
+    meter
+        .u64_observable_counter("mqspan.export.records")
+        .with_unit("{record}")
+        .with_description("Spans, log records and metric points, by what became of them.")
+        .with_callback(move |observer| {
+            for (name, totals) in records.totals().outputs {
+                let (output, signal) = name.rsplit_once('.').unwrap_or((&name, ""));
+                for (outcome, count) in [("sent", totals.sent), ("rejected", totals.rejected), ("lost", totals.lost)] {
+                    let attributes = [
+                        KeyValue::new("output", output.to_owned()),
+                        KeyValue::new("signal", signal.to_owned()),
+                        KeyValue::new("outcome", outcome),
+                    ];
+                    observer.observe(count, &attributes);
+                }
+            }
+        })
+        .build();
+}
+
+/// Gives what the SDK collected to the sinks of the signal.
+struct Exporter {
+    sinks: Vec<Sink>,
+    ledger: Arc<Ledger>,
+    temporality: Temporality,
+}
+
+impl fmt::Debug for Exporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exporter").field("sinks", &self.sinks).finish_non_exhaustive()
+    }
+}
+
+impl PushMetricExporter for Exporter {
+    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        let request = ExportMetricsServiceRequest::from(metrics);
+        let points = points(&request);
+        for sink in &self.sinks {
+            let body = match sink.form {
+                Form::Otlp(Encoding::Json) => {
+                    serde_json::to_vec(&request).map_err(|error| OTelSdkError::InternalFailure(error.to_string()))?
+                }
+                _ => request.encode_to_vec(),
+            };
+            sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, points));
+        }
+        Ok(())
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+        Ok(())
+    }
+
+    fn temporality(&self) -> Temporality {
+        self.temporality
+    }
+}
+
+fn points(request: &ExportMetricsServiceRequest) -> u64 {
+    let metrics = request.resource_metrics.iter().flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics);
+    let points = metrics.map(|metric| match &metric.data {
+        Some(Data::Gauge(data)) => data.data_points.len(),
+        Some(Data::Sum(data)) => data.data_points.len(),
+        Some(Data::Histogram(data)) => data.data_points.len(),
+        Some(Data::ExponentialHistogram(data)) => data.data_points.len(),
+        Some(Data::Summary(data)) => data.data_points.len(),
+        None => 0,
+    });
+    points.sum::<usize>() as u64
+}

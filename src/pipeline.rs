@@ -1,0 +1,212 @@
+//! The way of a call through user space, on the driver thread: filter, who made it, its time of day, its ids, and into
+//! the batch of each output. Waits only where an output's queue is full.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::tz::TimeZone;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::bpf::driver::Records;
+use crate::bpf::programs::Counts;
+use crate::clock::Clock;
+use crate::config::filter::Filters;
+use crate::config::values::Signal;
+use crate::event::{Call, Image, ImageKey};
+use crate::export::batch::Batch;
+use crate::export::ledger::{Ledger, Share, Tally};
+use crate::export::{Form, Sink};
+use crate::health::Pulse;
+use crate::process::Registry;
+use crate::telemetry::console;
+use crate::telemetry::record::{Ids, Record};
+use crate::telemetry::text::utf8;
+use crate::telemetry::view::View;
+
+/// A request goes out at this size, well below the 4 MiB that gRPC servers take.
+const REQUEST: usize = 512 << 10;
+/// A call waits for others at most this long.
+const GATHER: Duration = Duration::from_secs(1);
+/// With nothing to do there is nothing to come back for.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The pipeline.
+#[derive(Debug)]
+pub struct Pipeline {
+    ledger: Arc<Ledger>,
+    filters: Arc<Filters>,
+    clock: Clock,
+    registry: Registry,
+    random: SmallRng,
+    traces: bool,
+    pulse: Pulse,
+    gatherers: Vec<Gatherer>,
+    tally: Arc<Tally>,
+    since: Option<Instant>,
+}
+
+/// What is gathered for one sink.
+#[derive(Debug)]
+enum Gatherer {
+    Batch(Sink, Batch),
+    Lines { sink: Sink, lines: Vec<u8>, count: u64, zone: TimeZone, color: bool },
+}
+
+/// What the pipeline is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where everything is counted.
+    pub ledger: Arc<Ledger>,
+    /// Where records go. Those of metrics do not come from here.
+    pub sinks: Vec<Sink>,
+    /// The filters that user space applies are those on names.
+    pub filters: Arc<Filters>,
+    /// What makes times of day.
+    pub clock: Clock,
+    /// Who made a call.
+    pub registry: Registry,
+    /// Whether spans are made: without them log records have no ids.
+    pub traces: bool,
+    /// Beats while the pipeline is at work.
+    pub pulse: Pulse,
+    /// Whether lines are coloured.
+    pub color: bool,
+}
+
+impl Pipeline {
+    /// An empty pipeline.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { ledger, sinks, filters, clock, registry, traces, pulse, color } = parts;
+        let gatherer = |sink: Sink| match sink.form {
+            Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
+            Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
+        };
+        let of_calls = |sink: &Sink| sink.signal != Signal::Metrics;
+        Self {
+            tally: Tally::new(&ledger),
+            ledger,
+            filters,
+            clock,
+            registry,
+            random: SmallRng::from_os_rng(),
+            traces,
+            pulse,
+            gatherers: sinks.into_iter().filter(of_calls).map(gatherer).collect(),
+            since: None,
+        }
+    }
+
+    /// Random ids; the specification forbids zeros.
+    fn ids(&mut self) -> Ids {
+        let Self { random, .. } = self;
+        let trace = random.random::<u128>().max(1);
+        let span = random.random::<u64>().max(1);
+        Ids { trace: trace.to_be_bytes(), span: span.to_be_bytes() }
+    }
+
+    /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
+    fn cut(&mut self) {
+        self.flush_lines();
+        for gatherer in &mut self.gatherers {
+            let Gatherer::Batch(sink, batch) = gatherer else { continue };
+            let Some((body, records)) = batch.take() else { continue };
+            let share = Share::of_calls(&self.tally, sink.output, records);
+            hand_over(&self.pulse, sink, body, share);
+        }
+        self.tally = Tally::new(&self.ledger);
+        self.since = None;
+    }
+
+    /// Lines are shown at once.
+    fn flush_lines(&mut self) {
+        for gatherer in &mut self.gatherers {
+            let Gatherer::Lines { sink, lines, count, .. } = gatherer else { continue };
+            if *count > 0 {
+                let share = Share::of_calls(&self.tally, sink.output, std::mem::take(count));
+                hand_over(&self.pulse, sink, std::mem::take(lines).into(), share);
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.gatherers.iter().any(|gatherer| match gatherer {
+            Gatherer::Batch(_, batch) => batch.bytes() >= REQUEST,
+            Gatherer::Lines { lines, .. } => lines.len() >= REQUEST,
+        })
+    }
+}
+
+/// May wait as long as the backend does.
+fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
+    pulse.wait();
+    sink.hand_over(body, share);
+    pulse.beat(Instant::now());
+}
+
+impl Records for Pipeline {
+    fn image(&mut self, image: Image) {
+        self.registry.add(image);
+    }
+
+    fn knows(&mut self, key: &ImageKey) -> bool {
+        self.registry.knows(key)
+    }
+
+    fn no_image(&mut self, call: &Call) {
+        self.registry.add_from_proc(call);
+    }
+
+    fn call(&mut self, call: Call) {
+        self.ledger.received();
+        let view = View::new(&call);
+        let Filters { queue, comm, .. } = &*self.filters;
+        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
+            return self.ledger.filtered();
+        }
+        let resource = self.registry.resource(&call);
+        let ids = self.traces.then(|| self.ids());
+        let record = Record { view: &view, start_ns: self.clock.wall_ns(call.entered_ns), ids };
+        for gatherer in &mut self.gatherers {
+            match gatherer {
+                Gatherer::Batch(_, batch) => batch.add(&resource, &record),
+                Gatherer::Lines { lines, count, zone, color, .. } => {
+                    console::line(&record, zone, *color, lines);
+                    *count += 1;
+                }
+            }
+        }
+        self.tally.add();
+        self.since.get_or_insert_with(Instant::now);
+        if self.is_full() {
+            self.cut();
+        }
+    }
+
+    fn malformed(&mut self) {
+        self.ledger.malformed();
+    }
+
+    fn counts(&mut self, counts: Counts) {
+        self.ledger.kernel(&counts);
+    }
+
+    fn tick(&mut self, now: Instant) -> Duration {
+        self.pulse.beat(now);
+        self.flush_lines();
+        let Some(since) = self.since else { return IDLE };
+        let age = now.saturating_duration_since(since);
+        if age >= GATHER {
+            self.cut();
+            return IDLE;
+        }
+        GATHER - age
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}

@@ -1,0 +1,243 @@
+//! `run`: puts the parts together, waits for the end, and ends in an order in which nothing is lost.
+
+mod child;
+mod report;
+mod signals;
+
+use std::fs;
+use std::io::IsTerminal;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use tokio::runtime::{Builder, Runtime};
+use tracing::{debug, info, warn};
+
+use self::child::Child;
+use self::signals::{Event, Signals};
+use crate::bpf::driver::{Driver, Orders};
+use crate::bpf::facts::Facts;
+use crate::bpf::plan::plan;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::config::error::Error;
+use crate::config::values::{Color, CpuList, HookKind, Output};
+use crate::export::hangup::Hangup;
+use crate::export::{self, Outputs, no_thread};
+use crate::health::{self, Pulse};
+use crate::internal::Internal;
+use crate::pipeline::{Parts, Pipeline};
+use crate::process::host::Host;
+use crate::process::{Registry, resource};
+
+/// Flushing at the end takes at most this long.
+const FLUSH: Duration = Duration::from_secs(10);
+/// What was told to stop has this long to do so.
+const ABORT: Duration = Duration::from_secs(1);
+
+/// Runs until the end; returns the exit status.
+pub fn run(settings: Settings) -> Result<u8, Error> {
+    let signals = Signals::take().map_err(no_thread)?;
+    // Before there is any other thread, and before mqspan's own affinity.
+    let mut child = match settings.command.is_empty() {
+        true => None,
+        false => Some(Child::start(&settings.command, settings.user.as_deref(), signals.mask_before())?),
+    };
+    if let Some(cpus) = &settings.cpus {
+        stay_on(cpus)?;
+    }
+    let stats_file = settings.stats_file.as_deref().map(report::StatsFile::create).transpose()?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("mqspan-export")
+        .enable_all()
+        .build()
+        .map_err(no_thread)?;
+    let host = Host::ask();
+    let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
+    let mut internal = Internal::start(&settings, &own, runtime.handle())?;
+
+    let hooks = plan(&Facts::gather(), &settings.hooks)?.kind;
+    let bell = signals.bell();
+    let outputs = export::start(&settings.outputs, settings.signals, &settings.otlp, runtime.handle(), move || {
+        bell.ring();
+    })?;
+    internal.count(&settings, &own, &outputs);
+    let pulse = Pulse::default();
+    if let Some(address) = settings.health {
+        health::serve(address, pulse.clone(), runtime.handle())?;
+    }
+    let filters = Arc::new(settings.filters);
+    let Outputs { sinks, ledger, deliveries } = outputs;
+    let pipeline = Pipeline::new(Parts {
+        ledger: ledger.clone(),
+        sinks,
+        filters: filters.clone(),
+        clock: Clock::start().map_err(no_thread)?,
+        registry: Registry::new(host),
+        traces: settings.signals.traces,
+        pulse: pulse.clone(),
+        color: is_colored(settings.color),
+    });
+    let orders = Orders {
+        kind: hooks,
+        filters: filters.clone(),
+        own_ipc_namespace: own_ipc_namespace(),
+        tree: child.as_ref().map(Child::pid),
+    };
+    let driver = Driver::start(orders, pipeline).map_err(|why| {
+        Error::cannot_run(
+            format!("the kernel refused the programs: {why}"),
+            "mqspan check says what is missing on this host",
+        )
+    })?;
+    info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
+    pulse.set_ready(true);
+    health::watch(pulse.clone(), runtime.handle());
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let started = child.as_mut().map_or(Ok(()), Child::go);
+
+    let until = settings.duration.map(|duration| Instant::now() + duration);
+    let goes_on_without_stdout = child.is_some() || settings.outputs.iter().any(|output| *output != Output::Console);
+    let mut status = match &started {
+        Ok(()) => watch(&signals, child.as_mut(), until, goes_on_without_stdout, &deliveries.hangup()),
+        Err(error) => error.status,
+    };
+    pulse.set_ready(false);
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+
+    let aborter = deliveries.aborter();
+    let (bell, handle) = (signals.bell(), runtime.handle().clone());
+    let (send, receive) = mpsc::channel();
+    let at_end = ledger.clone();
+    let ending = thread::Builder::new().name("mqspan-end".into()).spawn(move || {
+        let unmatched = driver.stop();
+        // The last counts are those of all calls.
+        while !at_end.is_settled() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        internal.last_counts();
+        deliveries.finish(&handle);
+        internal.stop();
+        let _ = send.send(unmatched);
+        bell.ring();
+    });
+    ending.map_err(no_thread)?;
+    let mut unmatched = wait_for_end(&signals, child.as_mut(), Instant::now() + FLUSH, &receive, &mut status);
+    if unmatched.is_none() {
+        aborter();
+        unmatched = receive.recv_timeout(ABORT).ok();
+    }
+    let totals = ledger.close();
+    report::end(&totals, ledger.untraced_forks(), &unmatched.unwrap_or_default(), &filters);
+    if let Some(file) = stats_file {
+        file.write(&totals)?;
+    }
+    end(runtime);
+    started.map(|()| status)
+}
+
+/// Waits until the run is to end; returns the exit status so far.
+fn watch(
+    signals: &Signals,
+    mut child: Option<&mut Child>,
+    until: Option<Instant>,
+    without_stdout: bool,
+    hangup: &Hangup,
+) -> u8 {
+    let mut asked = false;
+    loop {
+        match signals.wait(until) {
+            Event::TimeOut => return 0,
+            Event::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
+            Event::Rung => return 0,
+            Event::Hangup => hangup.tell(),
+            Event::Child => {
+                if let Some(status) = child.as_mut().and_then(|child| child.status()) {
+                    return status;
+                }
+            }
+            Event::End { signal, from_terminal } => match &child {
+                Some(child) if !asked => {
+                    asked = true;
+                    // A terminal's ^C has reached the command already.
+                    if !from_terminal {
+                        child.signal(signal);
+                    }
+                    debug!("{signal} is passed on; a second one ends mqspan");
+                }
+                Some(_) => return 128 + signal as u8,
+                None => return 0,
+            },
+        }
+    }
+}
+
+/// Waits until everything is delivered; None where the time was over or a second signal came.
+fn wait_for_end(
+    signals: &Signals,
+    mut child: Option<&mut Child>,
+    until: Instant,
+    done: &mpsc::Receiver<Vec<String>>,
+    status: &mut u8,
+) -> Option<Vec<String>> {
+    loop {
+        match signals.wait(Some(until)) {
+            Event::Rung => {
+                if let Ok(unmatched) = done.try_recv() {
+                    return Some(unmatched);
+                }
+            }
+            Event::Child => *status = child.as_mut().and_then(|child| child.status()).unwrap_or(*status),
+            Event::End { .. } | Event::TimeOut => return None,
+            Event::Hangup => {}
+        }
+    }
+}
+
+/// Threads that hang in a write to a file or a terminal are left behind.
+fn end(runtime: Runtime) {
+    runtime.shutdown_timeout(Duration::from_millis(100));
+}
+
+fn stay_on(cpus: &CpuList) -> Result<(), Error> {
+    let set = || {
+        let mut set = CpuSet::new();
+        cpus.0.iter().try_for_each(|cpu| set.set(*cpu))?;
+        sched_setaffinity(Pid::from_raw(0), &set)
+    };
+    set().map_err(|errno| {
+        Error::cannot_run(
+            format!("--cpus: {}", errno.desc()),
+            "name CPUs that are online and allowed (nproc, taskset -p $$)",
+        )
+    })
+}
+
+fn is_colored(color: Color) -> bool {
+    match color {
+        Color::Auto => std::io::stdout().is_terminal(),
+        Color::Always => true,
+        Color::Never => false,
+    }
+}
+
+/// The number of this process's ipc namespace (namespaces(7)).
+fn own_ipc_namespace() -> u32 {
+    use std::os::linux::fs::MetadataExt;
+    // The inode number of the link's target is the namespace's; it fits, the kernel has it as unsigned int.
+    fs::metadata("/proc/self/ns/ipc").map_or(0, |file| file.st_ino() as u32)
+}
+
+/// As `--hooks` names it.
+pub fn hook_name(kind: HookKind) -> &'static str {
+    match kind {
+        HookKind::Auto => "auto",
+        HookKind::Fsession => "fsession",
+        HookKind::Fentry => "fentry",
+        HookKind::Kprobe => "kprobe",
+        HookKind::Tracepoint => "tracepoint",
+    }
+}

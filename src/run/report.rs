@@ -1,0 +1,121 @@
+//! What a run says at its beginning and end, and the statistics file.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::hook_name;
+use crate::config::error::Error;
+use crate::config::filter::{Filters, Pick};
+use crate::config::values::{HookKind, Output};
+use crate::export::ledger::Totals;
+
+/// The line that says that everything is attached.
+pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
+    let outputs: Vec<String> = outputs.iter().map(ToString::to_string).collect();
+    let plural = if calls == 1 { "" } else { "s" };
+    format!("tracing {calls} call{plural} by {}, to {}", hook_name(hooks), outputs.join(", "))
+}
+
+/// Says what the run came to: the totals, and what a user would not have expected.
+pub fn end(totals: &Totals, untraced_forks: u64, unmatched: &[String], filters: &Filters) {
+    for value in unmatched {
+        warn!("{value} matched no call");
+    }
+    for (option, filter) in [("--queue", &filters.queue), ("--comm", &filters.comm)] {
+        for value in filter.unmatched() {
+            warn!("{option} {} matched no call", Pick::to_string(value));
+        }
+    }
+    if untraced_forks > 0 {
+        warn!(
+            "{untraced_forks} processes of the command and all that descends from them were not traced: too many at once"
+        );
+    }
+    info!("{}", line(totals));
+}
+
+/// One line of totals; it names every output that lost any.
+fn line(totals: &Totals) -> String {
+    let Totals { captured, exported, filtered, limited, .. } = totals;
+    let lost = totals.lost();
+    let mut line =
+        format!("{captured} calls captured: {exported} exported, {filtered} filtered, {limited} limited, {lost} lost");
+    let stages: Vec<String> = totals
+        .lost
+        .iter()
+        .filter(|(_, calls)| **calls > 0)
+        .map(|(stage, calls)| format!("{calls} at {stage}"))
+        .collect();
+    if !stages.is_empty() {
+        line = format!("{line} ({})", stages.join(", "));
+    }
+    for (name, output) in totals.outputs.iter().filter(|(_, output)| output.rejected + output.lost > 0) {
+        line = format!("{line}; {name}: {} rejected, {} lost", output.rejected, output.lost);
+    }
+    if totals.unpaired > 0 {
+        line = format!("{line}; {} exits without an entry", totals.unpaired);
+    }
+    line
+}
+
+/// The file for the statistics, made at the start so that one that can't be written is known at once.
+#[derive(Debug)]
+pub struct StatsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl StatsFile {
+    /// Makes the file.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let file = File::create(path).map_err(|error| unwritable(path, &error))?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Writes the counters, as one JSON object.
+    pub fn write(mut self, totals: &Totals) -> Result<(), Error> {
+        let written = serde_json::to_vec(totals).map_err(Into::into).and_then(|mut text| {
+            text.push(b'\n');
+            self.file.write_all(&text)
+        });
+        written.map_err(|error: std::io::Error| unwritable(&self.path, &error))
+    }
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+    Error::cannot_run(
+        format!("--stats-file {}: {error}", path.display()),
+        "name a file that mqspan may write, in a folder that exists",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::export::ledger::Ledger;
+
+    /// Prevents the ready line from being another than scripts wait for.
+    #[test]
+    fn ready_lines() {
+        assert_eq!(
+            ready(6, HookKind::Tracepoint, &[Output::Otlp, Output::File("/x".into())]),
+            "tracing 6 calls by tracepoint, to otlp, file:/x"
+        );
+        assert_eq!(ready(1, HookKind::Fentry, &[Output::Console]), "tracing 1 call by fentry, to console");
+    }
+
+    /// Prevents losses from being left out of the closing line.
+    #[test]
+    fn closing_lines() {
+        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        assert_eq!(line(&ledger.totals()), "0 calls captured: 0 exported, 0 filtered, 0 limited, 0 lost");
+        ledger.malformed();
+        assert_eq!(
+            line(&ledger.totals()),
+            "1 calls captured: 0 exported, 0 filtered, 0 limited, 1 lost (1 at malformed)"
+        );
+    }
+}

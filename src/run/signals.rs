@@ -1,0 +1,116 @@
+//! The signals that end a run or are passed on, taken one at a time from a descriptor; and other threads' word that
+//! something has happened.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+/// siginfo_t.si_code of a signal that the kernel sent (sigaction(2)), such as by a terminal's ^C: all of the foreground
+/// group gets it.
+const SI_KERNEL: i32 = 0x80;
+
+/// What woke the waiting thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// SIGINT or SIGTERM.
+    End {
+        /// Which.
+        signal: Signal,
+        /// Whether a terminal sent it to the whole foreground group.
+        from_terminal: bool,
+    },
+    /// SIGHUP.
+    Hangup,
+    /// A child changed its state.
+    Child,
+    /// Another thread said so.
+    Rung,
+    /// The time is over.
+    TimeOut,
+}
+
+/// The signals, kept from interrupting anything.
+#[derive(Debug)]
+pub struct Signals {
+    descriptor: SignalFd,
+    before: SigSet,
+    bell: Bell,
+}
+
+/// Wakes the thread that waits for signals.
+#[derive(Clone, Debug)]
+pub struct Bell(Arc<EventFd>);
+
+impl Bell {
+    /// Rings; twice is as once.
+    pub fn ring(&self) {
+        // A counter that is full is one that has been rung.
+        let _ = self.0.write(1);
+    }
+}
+
+impl Signals {
+    /// Blocks the signals in this thread and in those that it starts from now on.
+    pub fn take() -> io::Result<Self> {
+        let mut signals = SigSet::empty();
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
+            signals.add(signal);
+        }
+        let before = SigSet::thread_get_mask()?;
+        signals.thread_block()?;
+        let descriptor = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { descriptor, before, bell: Bell(Arc::new(bell)) })
+    }
+
+    /// The mask as it was, for a command that is run.
+    pub fn mask_before(&self) -> &SigSet {
+        &self.before
+    }
+
+    /// What wakes the waiting thread.
+    pub fn bell(&self) -> Bell {
+        self.bell.clone()
+    }
+
+    /// Waits for the next event, until `until` where there is one.
+    pub fn wait(&self, until: Option<Instant>) -> Event {
+        loop {
+            if let Ok(Some(info)) = self.descriptor.read_signal() {
+                match Signal::try_from(info.ssi_signo.cast_signed()) {
+                    Ok(Signal::SIGCHLD) => return Event::Child,
+                    Ok(Signal::SIGHUP) => return Event::Hangup,
+                    Ok(signal) => return Event::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
+                    Err(_) => continue,
+                }
+            }
+            if self.bell.0.read().is_ok() {
+                return Event::Rung;
+            }
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Event::TimeOut;
+            }
+            wait(&[self.descriptor.as_fd(), self.bell.0.as_fd()], left);
+        }
+    }
+}
+
+fn wait(descriptors: &[BorrowedFd<'_>], most: Option<Duration>) {
+    let mut descriptors: Vec<PollFd<'_>> =
+        descriptors.iter().map(|descriptor| PollFd::new(*descriptor, PollFlags::POLLIN)).collect();
+    let most = match most {
+        // Rounded up: a rest below a millisecond must not become a busy loop.
+        Some(most) => PollTimeout::try_from(most + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX),
+        None => PollTimeout::NONE,
+    };
+    // Ended by a signal or for want of memory, it is only shorter.
+    let _: Result<i32, Errno> = poll(&mut descriptors, most);
+}
