@@ -2,6 +2,7 @@
 //! used by the targets `host`, `collector` and `family` only.
 
 pub mod calls;
+pub mod certificates;
 pub mod collector;
 pub mod otlp;
 pub mod program;

@@ -41,6 +41,11 @@ impl Mqspan {
         Ok(this)
     }
 
+    /// Another folder, with a workload of its own.
+    pub fn another(&self) -> Result<Self> {
+        Self::new(&self.program.display().to_string())
+    }
+
     /// A copy of the workload's program in this test's folder, by this name.
     pub fn copy_of_workload(&self, name: impl AsRef<Path>) -> Result<PathBuf> {
         // Cargo puts it beside mqspan's.
