@@ -14,17 +14,63 @@
 
 /* struct call, flags */
 enum call_flag {
-	CALL_NAME_LATE = 1 << 0,  /* asked: the page was not in memory at entry, read at exit */
-	CALL_NAME_BAD = 1 << 1,	  /* asked: readable neither at entry nor at exit */
-	CALL_ATTR = 1 << 2,	  /* attr holds the caller's struct mq_attr */
-	CALL_ATTR_LATE = 1 << 3,  /* ... as read at exit */
-	CALL_QUEUE = 1 << 4,	  /* a queue was reached: actual name and queue_* are set */
+	CALL_NAME_LATE = 1 << 0,     /* asked: the page was not in memory at entry, read at exit */
+	CALL_NAME_BAD = 1 << 1,	     /* asked: readable neither at entry nor at exit, or the call takes no name */
+	CALL_ATTR = 1 << 2,	     /* attr holds the caller's struct mq_attr */
+	CALL_ATTR_LATE = 1 << 3,     /* ... as read at exit */
+	CALL_QUEUE = 1 << 4,	     /* a queue was reached: actual name and queue_* are set */
+	CALL_QUEUE_LEFT = 1 << 5,    /* ... which the descriptor meant no more at exit: queue_curmsgs is not set */
+	CALL_DEADLINE = 1 << 6,	     /* deadline_* hold the caller's timespec */
+	CALL_PRIORITY = 1 << 7,	     /* priority is set */
+	CALL_BLOCKED = 1 << 8,	     /* waited for room or for a message */
+	CALL_EVENT = 1 << 9,	     /* method and signo hold the caller's struct sigevent */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */
 enum op {
 	OP_OPEN,
+	OP_UNLINK,
+	OP_SEND,
+	OP_RECEIVE,
+	OP_NOTIFY,
+	OP_GETSETATTR,
 };
+
+/* How the caller lays out its arguments. */
+enum abi {
+	ABI_NATIVE,
+	ABI_COMPAT,	   /* 32 bits, a timespec of 64 */
+	ABI_COMPAT_TIME32, /* 32 bits, a timespec of 32 */
+};
+
+/* struct call, args of mq_open, mq_unlink (name_ptr) and mq_getsetattr (attr) */
+struct open_args {
+	__u64 name_ptr;
+	__u64 attr_ptr;
+	__s64 attr[4]; /* flags, maxmsg, msgsize, curmsgs */
+	__u32 oflag;
+	__u32 mode;
+};
+
+/* struct call, args of mq_timedsend and mq_timedreceive */
+struct message_args {
+	__u64 size;	   /* asked for by a send */
+	__u64 timeout_ptr; /* the deadline is an absolute CLOCK_REALTIME time */
+	__s64 deadline_s;
+	__s64 deadline_ns;
+	__u64 priority_ptr; /* where a receive wants it */
+	__u32 priority;
+	__u32 unused; /* 0 */
+};
+
+/* struct call, args of mq_notify */
+struct notify_args {
+	__u64 event_ptr;
+	__s32 method; /* sigev_notify */
+	__s32 signo;
+};
+
+#define ARGS_SIZE sizeof(struct open_args)
 
 /*
  * One entry/exit pair. Times are CLOCK_MONOTONIC in ns. (pid, process_started_ns, exec_id) names the process image,
@@ -33,10 +79,12 @@ enum op {
  */
 struct call {
 	__u8 op;
-	__u8 flags;
+	__u8 abi;
+	__u16 queue_mode;
+	__u32 flags;
 	__u16 asked_len;
 	__u16 actual_len;
-	__u16 queue_mode;
+	__s32 fd; /* as passed, of calls that take one */
 	__u64 entered_ns;
 	__u64 left_ns;
 	__s64 ret;
@@ -48,17 +96,18 @@ struct call {
 	__u32 exec_id;
 	__u32 uid; /* effective, in the initial user namespace */
 	__u64 cgroup_id;
-	__u32 ipc_ns; /* the queue's, or the caller's where no queue was reached */
-	__u32 oflag;
-	__u64 name_ptr;
-	__u64 attr_ptr;
-	__s64 attr[4]; /* flags, maxmsg, msgsize, curmsgs */
+	__u64 trace_id[2];
+	__u64 span_id;
+	__u64 queue_inode; /* its address, number and the address of its namespace: no two queues share all of these */
+	__u64 queue_ino;
+	__u64 queue_ns;
 	__s64 queue_maxmsg;
 	__s64 queue_msgsize;
 	__s64 queue_curmsgs;
-	__u32 mode;
-	__u32 cut; /* 0; keeps what follows on a boundary of 8 */
+	__u32 ipc_ns; /* the queue's, or the caller's where no queue was reached */
+	__u32 cut;    /* 0; keeps what follows on a boundary of 8 */
 	char comm[COMM_SIZE];
+	__u64 args[ARGS_SIZE / 8]; /* struct open_args, message_args or notify_args */
 	char names[2 * NAME_SIZE];
 };
 

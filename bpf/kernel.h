@@ -41,12 +41,19 @@ struct bpf_raw_tracepoint_args {
 
 /* include/uapi/asm-generic/fcntl.h, include/uapi/linux/magic.h: the same on x86 and arm64 */
 #define O_CREAT 0100
+#define O_NONBLOCK 04000
 #define MQUEUE_MAGIC 0x19800202
 
 /* include/uapi/linux/mqueue.h, struct mq_attr as a caller passes it: flags, maxmsg, msgsize, curmsgs */
 struct mq_attr_user {
 	long shown[4];
 	long reserved[4];
+};
+
+/* ipc/mqueue.c, struct compat_mq_attr: the same of a 32-bit caller */
+struct compat_mq_attr_user {
+	__s32 shown[4];
+	__s32 reserved[4];
 };
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -63,6 +70,7 @@ struct super_block {
 struct inode {
 	__u16 i_mode;
 	struct super_block *i_sb;
+	unsigned long i_ino;
 };
 
 struct dentry {
@@ -89,6 +97,7 @@ struct path {
 struct file {
 	struct path f_path;
 	struct inode *f_inode;
+	unsigned int f_flags;
 };
 
 struct fdtable {
@@ -96,7 +105,12 @@ struct fdtable {
 	struct file **fd;
 };
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct files_struct {
+	atomic_t count;
 	struct fdtable *fdt;
 };
 
@@ -149,10 +163,6 @@ struct mm_struct {
 	struct file *exe_file;
 };
 
-typedef struct {
-	int counter;
-} atomic_t;
-
 struct signal_struct {
 	atomic_t live;
 };
@@ -165,6 +175,7 @@ struct task_struct {
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	__u64 start_boottime;
+	unsigned long nvcsw;
 	const struct cred *cred;
 	struct files_struct *files;
 	struct nsproxy *nsproxy;

@@ -7,12 +7,28 @@
 #include "filter.h"
 #include "image.h"
 #include "output.h"
-#include "queue.h"
+
+/*
+ * A record with what stays the same from one call to the next and is not looked up again: who the thread is, and the
+ * queue, which costs ten reads of kernel memory to describe and two to recognise.
+ */
+struct slot {
+	__u32 exec_id;	    /* the image that the record names, plus 1; 0: none yet */
+	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
+	__u32 queue_len;    /* of its name, at the beginning of the record's names */
+	__u32 unused;
+	struct call call;
+};
+
+/* Descriptors side by side take different slots, so that a thread that reads one queue and writes another keeps both. */
+#define SLOTS 2
 
 struct thread {
 	__u32 in_flight; /* 1 + op, 0 where no call is under way */
-	__u32 exec_id;	 /* the image that the fields below belong to, plus 1; 0: none yet */
-	struct call call;
+	__u32 slot;	 /* ... of the call under way */
+	__u64 ids[3];	 /* where the thread's trace and span ids come from; 0: not seeded */
+	__u64 switches;	 /* voluntary context switches at entry */
+	struct slot slots[SLOTS];
 };
 
 struct {
@@ -22,10 +38,44 @@ struct {
 	__type(value, struct thread);
 } threads SEC(".maps");
 
-static __always_inline struct thread *enter(enum op op)
+static __always_inline struct slot *slot_of(struct thread *thread)
 {
-	struct thread *thread =
-		bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	return &thread->slots[thread->slot % SLOTS];
+}
+
+static __always_inline struct call *call_of(struct thread *thread)
+{
+	return &slot_of(thread)->call;
+}
+
+/* SplitMix64: distinct and evenly spread for each step of the state. */
+static __always_inline __u64 next_id(__u64 *state)
+{
+	__u64 z = *state += 0x9e3779b97f4a7c15;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+	z = (z ^ z >> 27) * 0x94d049bb133111eb;
+	return z ^ z >> 31;
+}
+
+/*
+ * The ids of the call's span: made here, since a message carries them before its send has ended. Each thread goes on
+ * from a random state of its own; no id is 0, which means none.
+ */
+static __always_inline void make_ids(struct thread *thread, struct call *call)
+{
+	if (!thread->ids[0])
+		for (int i = 0; i < 3; i++)
+			thread->ids[i] = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	call->trace_id[0] = next_id(&thread->ids[0]);
+	call->trace_id[1] = next_id(&thread->ids[1]) | 1;
+	call->span_id = next_id(&thread->ids[2]) | 1;
+}
+
+static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, struct task_struct *task)
+{
+	struct thread *thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct call *call;
 
 	if (!thread) {
 		count(COUNT_LOST_STATE);
@@ -34,23 +84,15 @@ static __always_inline struct thread *enter(enum op op)
 	if (thread->in_flight)
 		count(COUNT_LOST_NO_EXIT);
 	thread->in_flight = 1 + op;
-	thread->call.op = op;
-	thread->call.flags = 0;
-	thread->call.asked_len = 0;
-	thread->call.actual_len = 0;
-	return thread;
-}
-
-/* The thread's call of this kind that is under way, now ended; 0 where its entry was not seen. */
-static __always_inline struct thread *leave(enum op op, struct task_struct *task)
-{
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
-
-	if (!thread || thread->in_flight != 1 + op) {
-		count(COUNT_UNPAIRED);
-		return 0;
-	}
-	thread->in_flight = 0;
+	thread->slot = (__u32)fd % SLOTS;
+	call = call_of(thread);
+	call->op = op;
+	call->abi = abi;
+	call->flags = 0;
+	call->fd = fd;
+	call->asked_len = 0;
+	call->actual_len = 0;
+	make_ids(thread, call);
 	return thread;
 }
 
@@ -65,12 +107,12 @@ static __always_inline __u32 number_in_namespace(struct task_struct *task)
 }
 
 /* What stays the same while the thread runs one image is looked up once: exec changes all of it, even the tid. */
-static __always_inline void identify_thread(struct thread *thread, struct task_struct *task)
+static __always_inline void identify_thread(struct slot *slot, struct task_struct *task)
 {
 	__u32 exec_id = task->self_exec_id;
-	struct call *call = &thread->call;
+	struct call *call = &slot->call;
 
-	if (thread->exec_id == exec_id + 1)
+	if (slot->exec_id == exec_id + 1)
 		return;
 	call->pid = task->tgid;
 	call->tid = task->pid;
@@ -78,82 +120,34 @@ static __always_inline void identify_thread(struct thread *thread, struct task_s
 	call->vtid = number_in_namespace(task);
 	call->process_started_ns = task->group_leader->start_boottime;
 	call->exec_id = exec_id;
-	thread->exec_id = exec_id + 1;
+	slot->exec_id = exec_id + 1;
 }
 
-static __always_inline void read_name(struct call *call)
-{
-	long len = bpf_probe_read_user_str(call->names, NAME_SIZE, (void *)call->name_ptr);
-
-	if (len > 0) {
-		call->asked_len = len - 1;
-		call->flags &= ~CALL_NAME_BAD;
-	} else {
-		call->flags |= CALL_NAME_BAD;
-	}
-}
-
-/* The kernel copies all of the caller's struct mq_attr, reserved fields too: one that ends early is EFAULT to both. */
-static __always_inline void read_attr(struct call *call)
-{
-	struct mq_attr_user attr;
-
-	if (bpf_probe_read_user(&attr, sizeof(attr), (void *)call->attr_ptr))
-		return;
-	__builtin_memcpy(call->attr, attr.shown, sizeof(call->attr));
-	call->flags |= CALL_ATTR;
-}
-
-static __always_inline bool passes_attr(const struct call *call)
-{
-	return call->oflag & O_CREAT && call->attr_ptr;
-}
-
-static __always_inline void enter_open(const unsigned long *args)
-{
-	struct thread *thread = enter(OP_OPEN);
-	struct call *call;
-
-	if (!thread)
-		return;
-	call = &thread->call;
-	call->name_ptr = args[0];
-	call->oflag = args[1];
-	call->mode = args[2];
-	call->attr_ptr = args[3];
-	read_name(call);
-	if (passes_attr(call))
-		read_attr(call);
-	call->entered_ns = bpf_ktime_get_ns(); /* last: the duration is the kernel's, not ours */
-}
-
-static __always_inline void leave_open(long ret)
+/* The thread's call of this kind that is under way, now ended; 0 where its entry was not seen. */
+static __always_inline struct thread *leave(enum op op, long ret, struct task_struct *task)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *thread = leave(OP_OPEN, task);
-	struct call *call;
+	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
+	struct slot *slot;
 
-	if (!thread)
-		return;
-	call = &thread->call;
-	call->left_ns = now;
-	call->ret = ret;
-	identify_thread(thread, task);
-	call->uid = task->cred->euid.val;
-	call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	if (call->flags & CALL_NAME_BAD) {
-		read_name(call);
-		if (!(call->flags & CALL_NAME_BAD))
-			call->flags |= CALL_NAME_LATE;
+	if (!thread || thread->in_flight != 1 + op) {
+		count(COUNT_UNPAIRED);
+		return 0;
 	}
-	if (passes_attr(call) && !(call->flags & CALL_ATTR)) {
-		read_attr(call);
-		if (call->flags & CALL_ATTR)
-			call->flags |= CALL_ATTR_LATE;
-	}
-	if (ret >= 0)
-		read_queue(call, task, ret);
+	thread->in_flight = 0;
+	slot = slot_of(thread);
+	slot->call.left_ns = now;
+	slot->call.ret = ret;
+	identify_thread(slot, task);
+	slot->call.uid = task->cred->euid.val;
+	return thread;
+}
+
+/* The call is described: sends it if it is wanted. */
+static __always_inline void finish(struct call *call, struct task_struct *task)
+{
+	if (!(call->flags & CALL_QUEUE))
+		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
 	if (!wanted(call)) {
 		count(COUNT_FILTERED);
 		return;

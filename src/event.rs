@@ -3,7 +3,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use crate::bpf::skel::types::{call, call_flag, image, image_flag};
+use crate::bpf::skel::types::{call, call_flag, image, image_flag, message_args, notify_args, open_args};
 use crate::config::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
@@ -17,19 +17,134 @@ pub struct ImageKey {
     pub exec_id: u32,
 }
 
+/// Where a span is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ids {
+    /// Of its trace; never all zero.
+    pub trace: [u8; 16],
+    /// Of the span; never all zero.
+    pub span: [u8; 8],
+}
+
+/// Which queue, for as long as the kernel runs: a name may be that of another queue later, or in another namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QueueKey {
+    /// Address of its inode.
+    pub inode: u64,
+    /// The inode's number.
+    pub number: u64,
+    /// Address of its ipc namespace.
+    pub namespace: u64,
+}
+
 /// What the kernel knows of the queue that a call reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
+    /// Which one.
+    pub key: QueueKey,
     /// Its name, without the slash.
     pub name: Vec<u8>,
     /// The most messages it holds.
     pub maxmsg: i64,
     /// The most bytes of a message.
     pub msgsize: i64,
-    /// The messages in it when the call ended.
-    pub curmsgs: i64,
+    /// The messages in it when the call ended; None where the descriptor meant another file by then.
+    pub curmsgs: Option<i64>,
     /// Permission bits.
     pub mode: u16,
+}
+
+/// A structure that a call was passed by its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passed<T> {
+    /// Where it stood in the caller's memory; 0 for NULL.
+    pub ptr: u64,
+    /// What it held; None for NULL, for what the call does not look at, and for what could not be read.
+    pub value: Option<T>,
+}
+
+/// flags, maxmsg, msgsize and curmsgs of a `struct mq_attr`.
+pub type Attr = [i64; 4];
+
+/// A `struct timespec`: the CLOCK_REALTIME time until which a call waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadline {
+    /// Seconds.
+    pub s: i64,
+    /// Nanoseconds.
+    pub ns: i64,
+}
+
+/// What mq_notify looks at of a `struct sigevent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// sigev_notify: `SIGEV_SIGNAL` and so on.
+    pub method: i32,
+    /// sigev_signo.
+    pub signo: i32,
+}
+
+/// The arguments of mq_timedsend and mq_timedreceive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The descriptor.
+    pub fd: i32,
+    /// Bytes: those to send, or those that there is room for.
+    pub size: u64,
+    /// As passed to a send, or as received; None where a receive failed, or its caller did not ask.
+    pub priority: Option<u32>,
+    /// The deadline.
+    pub timeout: Passed<Deadline>,
+    /// Whether the call waited for room or for a message.
+    pub blocked: bool,
+}
+
+/// What a call was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Args {
+    /// mq_open's.
+    Open {
+        /// Where the name stood in the caller's memory.
+        name_ptr: u64,
+        /// The flags.
+        oflag: u32,
+        /// The mode.
+        mode: u32,
+        /// The attributes asked for.
+        attr: Passed<Attr>,
+    },
+    /// mq_unlink's.
+    Unlink {
+        /// Where the name stood in the caller's memory.
+        name_ptr: u64,
+    },
+    /// mq_timedsend's.
+    Send(Message),
+    /// mq_timedreceive's.
+    Receive(Message),
+    /// mq_notify's.
+    Notify {
+        /// The descriptor.
+        fd: i32,
+        /// How to notify.
+        event: Passed<Event>,
+    },
+    /// mq_getsetattr's.
+    Getsetattr {
+        /// The descriptor.
+        fd: i32,
+        /// The new attributes.
+        attr: Passed<Attr>,
+    },
+}
+
+/// How a caller lays out its arguments, where not as this program does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abi {
+    /// As the kernel itself.
+    Native,
+    /// With 32 bits.
+    Compat,
 }
 
 /// One system call: its entry and its exit.
@@ -57,18 +172,14 @@ pub struct Call {
     pub cgroup_id: u64,
     /// Number of the ipc namespace: the queue's, or the caller's where no queue was reached.
     pub ipc_ns: u32,
-    /// mq_open's flags as passed.
-    pub oflag: u32,
-    /// mq_open's mode as passed.
-    pub mode: u32,
-    /// Where the name stood in the caller's memory.
-    pub name_ptr: u64,
-    /// The name that the caller's memory held; None where it could not be read.
+    /// How its arguments were laid out.
+    pub abi: Abi,
+    /// The ids of its span.
+    pub ids: Ids,
+    /// The name that the caller's memory held, of calls that take one; None where it could not be read.
     pub asked: Option<Vec<u8>>,
-    /// Where the attr stood in the caller's memory; 0 for NULL.
-    pub attr_ptr: u64,
-    /// flags, maxmsg, msgsize and curmsgs as the caller passed them; None where not passed or not readable.
-    pub attr: Option<[i64; 4]>,
+    /// What it was passed.
+    pub args: Args,
     /// The queue that was reached.
     pub queue: Option<Queue>,
     /// Name of the thread, NUL-terminated where shorter.
@@ -109,6 +220,54 @@ fn head<T: Default>(bytes: &[u8]) -> T {
     value
 }
 
+fn trace_id([high, low]: [u64; 2]) -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&high.to_ne_bytes());
+    id[8..].copy_from_slice(&low.to_ne_bytes());
+    id
+}
+
+/// The call that a record is of, and its arguments; None for a number that stands for none.
+fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
+    // Their order is that of enum op in bpf/event.h.
+    const OPS: [Op; 6] =
+        [Op::MqOpen, Op::MqUnlink, Op::MqTimedsend, Op::MqTimedreceive, Op::MqNotify, Op::MqGetsetattr];
+    let op = *OPS.get(usize::from(raw.op))?;
+    let bytes = raw.args.map(u64::to_ne_bytes);
+    let (fd, bytes) = (raw.fd, bytes.as_flattened());
+    let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
+    let message = || {
+        let raw: message_args = head(bytes);
+        let deadline = Deadline { s: raw.deadline_s, ns: raw.deadline_ns };
+        Message {
+            fd,
+            size: raw.size,
+            priority: has(call_flag::CALL_PRIORITY).then_some(raw.priority),
+            timeout: Passed { ptr: raw.timeout_ptr, value: has(call_flag::CALL_DEADLINE).then_some(deadline) },
+            blocked: has(call_flag::CALL_BLOCKED),
+        }
+    };
+    let args = match op {
+        Op::MqOpen => {
+            let raw: open_args = head(bytes);
+            Args::Open { name_ptr: raw.name_ptr, oflag: raw.oflag, mode: raw.mode, attr: attr(&raw) }
+        }
+        Op::MqUnlink => Args::Unlink { name_ptr: head::<open_args>(bytes).name_ptr },
+        Op::MqTimedsend => Args::Send(message()),
+        Op::MqTimedreceive => Args::Receive(message()),
+        Op::MqNotify => {
+            let raw: notify_args = head(bytes);
+            let event = Event { method: raw.method, signo: raw.signo };
+            Args::Notify {
+                fd,
+                event: Passed { ptr: raw.event_ptr, value: has(call_flag::CALL_EVENT).then_some(event) },
+            }
+        }
+        Op::MqGetsetattr => Args::Getsetattr { fd, attr: attr(&head(bytes)) },
+    };
+    Some((op, args))
+}
+
 impl Call {
     /// Decodes a `struct call`.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -118,11 +277,8 @@ impl Call {
         let (asked_len, actual_len) = (usize::from(raw.asked_len), usize::from(raw.actual_len));
         let asked = names.get(..asked_len).ok_or(malformed)?;
         let actual = names.get(asked_len..asked_len + actual_len).ok_or(malformed)?;
-        let has = |flag: call_flag| u32::from(raw.flags) & flag.0 != 0;
-        let op = match raw.op {
-            0 => Op::MqOpen,
-            _ => return Err(malformed),
-        };
+        let has = |flag: call_flag| raw.flags & flag.0 != 0;
+        let (op, args) = args(&raw, &has).ok_or(malformed)?;
         Ok(Self {
             op,
             image: ImageKey { pid: raw.pid, started_ns: raw.process_started_ns, exec_id: raw.exec_id },
@@ -135,17 +291,16 @@ impl Call {
             uid: raw.uid,
             cgroup_id: raw.cgroup_id,
             ipc_ns: raw.ipc_ns,
-            oflag: raw.oflag,
-            mode: raw.mode,
-            name_ptr: raw.name_ptr,
+            abi: if raw.abi == 0 { Abi::Native } else { Abi::Compat },
+            ids: Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() },
             asked: (!has(call_flag::CALL_NAME_BAD)).then(|| asked.to_vec()),
-            attr_ptr: raw.attr_ptr,
-            attr: has(call_flag::CALL_ATTR).then_some(raw.attr),
+            args,
             queue: has(call_flag::CALL_QUEUE).then(|| Queue {
+                key: QueueKey { inode: raw.queue_inode, number: raw.queue_ino, namespace: raw.queue_ns },
                 name: actual.to_vec(),
                 maxmsg: raw.queue_maxmsg,
                 msgsize: raw.queue_msgsize,
-                curmsgs: raw.queue_curmsgs,
+                curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(raw.queue_curmsgs),
                 mode: raw.queue_mode,
             }),
             comm: raw.comm.map(i8::cast_unsigned),
@@ -210,78 +365,4 @@ fn absolute(components: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn bytes<T>(value: &T) -> Vec<u8> {
-        // SAFETY: a plain structure without padding, see bpf/event.h.
-        unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u8>(), size_of::<T>()) }.to_vec()
-    }
-
-    fn open(asked: &[u8], actual: &[u8], flags: call_flag) -> Vec<u8> {
-        let mut raw = call {
-            flags: flags.0 as u8,
-            asked_len: asked.len() as u16,
-            actual_len: actual.len() as u16,
-            pid: 7,
-            tid: 8,
-            entered_ns: 100,
-            left_ns: 350,
-            ret: -2,
-            ..Default::default()
-        };
-        for (to, from) in raw.names.iter_mut().zip(asked.iter().chain(actual)) {
-            *to = from.cast_signed();
-        }
-        let mut bytes = bytes(&raw);
-        bytes.truncate(CALL_HEAD + asked.len() + actual.len());
-        bytes
-    }
-
-    /// Prevents names from running into each other, and an unreadable name from being taken for an empty one.
-    #[test]
-    fn names_and_flags() {
-        let call = Call::decode(&open(b"ask", b"actual", call_flag::CALL_QUEUE)).unwrap();
-        assert_eq!(call.asked.as_deref(), Some(&b"ask"[..]));
-        assert_eq!(call.queue.as_ref().map(|queue| &*queue.name), Some(&b"actual"[..]));
-        assert_eq!((call.image.pid, call.tid, call.duration_ns(), call.attr), (7, 8, 250, None));
-        let bad = Call::decode(&open(b"", b"", call_flag::CALL_NAME_BAD)).unwrap();
-        assert_eq!((bad.asked, bad.queue), (None, None));
-        assert_eq!(Call::decode(&open(b"", b"", call_flag(0))).unwrap().asked, Some(Vec::new()));
-    }
-
-    /// Prevents a record that was cut, or lies about its lengths, from being read beyond its end.
-    #[test]
-    fn truncated_records_are_refused() {
-        let whole = open(&[b'a'; 255], &[b'b'; 255], call_flag::CALL_QUEUE);
-        for len in 0..whole.len() {
-            assert_eq!(Call::decode(&whole[..len]), Err(Malformed(len)));
-        }
-        assert!(Call::decode(&whole).is_ok());
-        let mut lie = open(b"a", b"", call_flag(0));
-        lie[offset_of!(call, actual_len)] = 0xff;
-        lie[offset_of!(call, actual_len) + 1] = 0xff;
-        assert!(Call::decode(&lie).is_err());
-        let mut other = open(b"a", b"", call_flag(0));
-        other[0] = 99;
-        assert!(Call::decode(&other).is_err());
-    }
-
-    /// Prevents a path from coming out in reverse, and lengths beyond the fields from being believed.
-    #[test]
-    fn images() {
-        let mut raw = vec![0; size_of::<image>()];
-        raw[offset_of!(image, pid)] = 9;
-        raw[offset_of!(image, path)..][..10].copy_from_slice(b"x\0bin\0usr\0");
-        raw[offset_of!(image, path_len)] = 10;
-        raw[offset_of!(image, environ)..][..4].copy_from_slice(b"A=b\0");
-        raw[offset_of!(image, environ_len)] = 4;
-        let decoded = Image::decode(&raw).unwrap();
-        assert_eq!(decoded.path.as_deref(), Some(&b"/usr/bin/x"[..]));
-        assert_eq!(decoded.environ.as_deref(), Some(&b"A=b\0"[..]));
-        assert_eq!(decoded.key.pid, 9);
-        assert_eq!(Image::decode(&raw[1..]), Err(Malformed(raw.len() - 1)));
-        raw[offset_of!(image, environ_len) + 3] = 1;
-        assert!(Image::decode(&raw).is_err());
-    }
-}
+pub(crate) mod tests;

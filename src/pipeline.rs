@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::tz::TimeZone;
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 
 use crate::bpf::driver::Records;
 use crate::bpf::programs::Counts;
@@ -21,7 +19,7 @@ use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::process::Registry;
 use crate::telemetry::console;
-use crate::telemetry::record::{Ids, Record};
+use crate::telemetry::record::Record;
 use crate::telemetry::text::utf8;
 use crate::telemetry::view::View;
 
@@ -39,7 +37,6 @@ pub struct Pipeline {
     filters: Arc<Filters>,
     clock: Clock,
     registry: Registry,
-    random: SmallRng,
     traces: bool,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
@@ -90,20 +87,11 @@ impl Pipeline {
             filters,
             clock,
             registry,
-            random: SmallRng::from_os_rng(),
             traces,
             pulse,
             gatherers: sinks.into_iter().filter(of_calls).map(gatherer).collect(),
             since: None,
         }
-    }
-
-    /// Random ids; the specification forbids zeros.
-    fn ids(&mut self) -> Ids {
-        let Self { random, .. } = self;
-        let trace = random.random::<u128>().max(1);
-        let span = random.random::<u64>().max(1);
-        Ids { trace: trace.to_be_bytes(), span: span.to_be_bytes() }
     }
 
     /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
@@ -160,14 +148,13 @@ impl Records for Pipeline {
 
     fn call(&mut self, call: Call) {
         self.ledger.received();
-        let view = View::new(&call);
+        let view = View::new(&call, self.clock.wall_ns(call.entered_ns));
         let Filters { queue, comm, .. } = &*self.filters;
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
         let resource = self.registry.resource(&call);
-        let ids = self.traces.then(|| self.ids());
-        let record = Record { view: &view, start_ns: self.clock.wall_ns(call.entered_ns), ids };
+        let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
         for gatherer in &mut self.gatherers {
             match gatherer {
                 Gatherer::Batch(_, batch) => batch.add(&resource, &record),

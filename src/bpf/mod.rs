@@ -1,9 +1,10 @@
 //! The kernel side as user space sees it: the facts about this host ([`facts`]), the plan of hooks made from them
-//! ([`plan`]), the programs loaded and attached by it ([`programs`]), and the thread that takes their records
+//! ([`plan`], [`hooks`]), the programs loaded and attached by it ([`programs`]), and the thread that takes their records
 //! ([`driver`]).
 
 pub mod driver;
 pub mod facts;
+pub mod hooks;
 pub mod plan;
 pub mod programs;
 

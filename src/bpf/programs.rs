@@ -1,14 +1,16 @@
 //! The programs of bpf/: configured, loaded, attached and read. The one user of libbpf's objects; takes no records.
 
+use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
-use libbpf_rs::skel::{OpenSkel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, set_print};
+use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
+use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, set_print};
 
+use super::hooks::{CALLS, Hook};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
@@ -53,7 +55,7 @@ pub struct Counts {
 /// The programs, attached.
 pub struct Programs<'obj> {
     skel: MqspanSkel<'obj>,
-    entry: Option<Link>,
+    entries: Vec<Link>,
     rest: Vec<Link>,
 }
 
@@ -82,7 +84,7 @@ fn explained(error: &libbpf_rs::Error) -> String {
 /// Attaches for a try and detaches again: some kernels load what they can't attach.
 pub fn try_attach(kind: HookKind) -> Result<(), String> {
     let mut storage = MaybeUninit::uninit();
-    let none = Filters::default();
+    let none = Filters { call: CALLS.map(|(call, _)| call).into(), ..Filters::default() };
     let config = Config { kind, filters: &none, own_ipc_namespace: 0, tree: None };
     Programs::attach(&mut storage, &config).map(drop)
 }
@@ -95,7 +97,7 @@ impl<'obj> Programs<'obj> {
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
-        let mut programs = Self { skel, entry: None, rest: Vec::new() };
+        let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new() };
         programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
         Ok(programs)
     }
@@ -122,21 +124,32 @@ impl<'obj> Programs<'obj> {
         }
     }
 
-    /// The entry last: an exit without an entry is told from a call that began before.
+    /// The entries last: an exit without an entry is told from a call that began before.
     fn attach_all(&mut self, config: &Config<'_>) -> libbpf_rs::Result<()> {
         let progs = &self.skel.progs;
         if config.tree.is_some() {
             self.rest.push(progs.tree_on_fork.attach()?);
             self.rest.push(progs.tree_on_exit.attach()?);
         }
-        self.rest.push(progs.tp_exit_mq_open.attach()?);
-        self.entry = Some(progs.tp_enter_mq_open.attach()?);
+        let (returns, entries): (Vec<_>, Vec<_>) = self.hooks().partition(|(hook, _)| hook.returns);
+        let attach = |programs: Vec<(Hook, ProgramMut<'_>)>| {
+            programs.into_iter().map(|(_, program)| program.attach()).collect::<libbpf_rs::Result<Vec<_>>>()
+        };
+        let (returns, entries) = (attach(returns)?, attach(entries)?);
+        self.rest.extend(returns);
+        self.entries = entries;
         Ok(())
     }
 
-    /// The entry first: so no call is begun that could not end.
+    /// The loaded programs that hook calls.
+    fn hooks(&self) -> impl Iterator<Item = (Hook, ProgramMut<'_>)> {
+        let loaded = self.skel.object().progs_mut().filter(|program| program.autoload());
+        loaded.filter_map(|program| Some((hook_of(program.name())?, program)))
+    }
+
+    /// The entries first: so no call is begun that could not end.
     pub fn detach(&mut self) {
-        self.entry = None;
+        self.entries.clear();
         self.rest.clear();
     }
 
@@ -165,7 +178,6 @@ impl<'obj> Programs<'obj> {
             let values = values.ok().flatten().unwrap_or_default();
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
-        let progs = &self.skel.progs;
         Counts {
             filtered: read(counter::COUNT_FILTERED),
             lost_ring: read(counter::COUNT_LOST_RING),
@@ -173,7 +185,7 @@ impl<'obj> Programs<'obj> {
             lost_no_exit: read(counter::COUNT_LOST_NO_EXIT),
             unpaired: read(counter::COUNT_UNPAIRED),
             tree_full: read(counter::COUNT_TREE_FULL),
-            missed: misses(progs.tp_enter_mq_open.as_fd()) + misses(progs.tp_exit_mq_open.as_fd()),
+            missed: self.hooks().map(|(_, program)| misses(program.as_fd())).sum(),
         }
     }
 
@@ -197,15 +209,19 @@ impl<'obj> Programs<'obj> {
     }
 }
 
+fn hook_of(program: &OsStr) -> Option<Hook> {
+    program.to_str().and_then(Hook::of)
+}
+
 static NEVER_ARMED: AtomicU32 = AtomicU32::new(0);
 
 fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
-    let progs = &mut open.progs;
-    let tracepoints = config.kind == HookKind::Tracepoint;
-    progs.tp_enter_mq_open.set_autoload(tracepoints);
-    progs.tp_exit_mq_open.set_autoload(tracepoints);
-    progs.tree_on_fork.set_autoload(config.tree.is_some());
-    progs.tree_on_exit.set_autoload(config.tree.is_some());
+    for mut program in open.open_object_mut().progs_mut() {
+        let used = hook_of(program.name()).is_some_and(|hook| hook.is_used(config.kind, &config.filters.call));
+        program.set_autoload(used);
+    }
+    open.progs.tree_on_fork.set_autoload(config.tree.is_some());
+    open.progs.tree_on_exit.set_autoload(config.tree.is_some());
     let Filters { pid, uid, ipc_namespace, .. } = config.filters;
     if let Some(rodata) = &mut open.maps.rodata_data {
         rodata.pid_mode = mode(pid.picks().iter().map(|pick| pick.exclude));

@@ -3,14 +3,13 @@
 
 use super::Signals;
 use super::error::Error;
-use super::values::{HookKind, Op, Receive};
+use super::values::{HookKind, Receive};
 use crate::cli::RunArgs;
 
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
 pub fn refuse(run: &RunArgs, signals: Signals) -> Result<(), Error> {
     let later = &run.later;
     let hooks_work = |hook: &HookKind| matches!(hook, HookKind::Auto | HookKind::Tracepoint);
-    let calls = &run.filters.call;
     let table = [
         (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
         (later.slow.is_some(), "--slow", "leave it out: no call is limited"),
@@ -26,11 +25,6 @@ pub fn refuse(run: &RunArgs, signals: Signals) -> Result<(), Error> {
             !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
             "--hooks without tracepoint",
             "leave it out or add tracepoint to the list",
-        ),
-        (
-            !calls.is_empty() && !calls.contains(&Op::MqOpen),
-            "--call without mq_open",
-            "leave it out or name mq_open: it is the one call that is traced",
         ),
         (
             !signals.traces && !signals.logs,

@@ -10,6 +10,7 @@ pub mod queue;
 pub mod reply;
 pub mod retry;
 pub mod sender;
+pub mod spool;
 pub mod writer;
 
 use std::io;

@@ -1,6 +1,6 @@
 use super::resource::{build, instance_id};
 use super::*;
-use crate::config::values::Op;
+use crate::event::tests::example;
 use crate::telemetry::record::Value;
 
 fn key(pid: u32) -> ImageKey {
@@ -8,27 +8,7 @@ fn key(pid: u32) -> ImageKey {
 }
 
 fn call(pid: u32) -> Call {
-    Call {
-        op: Op::MqOpen,
-        image: key(pid),
-        tid: pid,
-        vpid: 7,
-        vtid: 7,
-        entered_ns: 0,
-        left_ns: 0,
-        ret: 0,
-        uid: 1000,
-        cgroup_id: 0,
-        ipc_ns: 0,
-        oflag: 0,
-        mode: 0,
-        name_ptr: 0,
-        asked: None,
-        attr_ptr: 0,
-        attr: None,
-        queue: None,
-        comm: *b"worker\0\0\0\0\0\0\0\0\0\0",
-    }
+    Call { image: key(pid), tid: pid, uid: 1000, comm: *b"worker\0\0\0\0\0\0\0\0\0\0", ..example() }
 }
 
 fn image(pid: u32, environ: &[u8]) -> Image {

@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 
 use super::record::Record;
 use super::text::{printable, utf8};
+use crate::event::{Args, Call, Queue};
 
 const RED: &str = "\x1b[31m";
 const DIM: &str = "\x1b[2m";
@@ -30,7 +31,7 @@ pub fn duration(ns: u64) -> String {
 /// Appends the line; times are those of `zone`.
 pub fn line(record: &Record<'_>, zone: &TimeZone, color: bool, out: &mut Vec<u8>) {
     let call = record.view.call;
-    let at = Timestamp::try_from(SystemTime::UNIX_EPOCH + Duration::from_nanos(record.start_ns)).unwrap_or_default();
+    let at = Timestamp::try_from(SystemTime::UNIX_EPOCH + Duration::from_nanos(record.start_ns())).unwrap_or_default();
     let time = zone.to_datetime(at).strftime("%H:%M:%S.%6f").to_string();
     let comm = utf8(call.comm());
     let (dim, plain) = if color { (DIM, PLAIN) } else { ("", "") };
@@ -38,13 +39,22 @@ pub fn line(record: &Record<'_>, zone: &TimeZone, color: bool, out: &mut Vec<u8>
     // Writing to a Vec cannot fail.
     let _ = writeln!(
         out,
-        "{dim}{time}{plain} {}[{}/{}] {red}{}{plain_line} {dim}<{}>{plain}",
+        "{dim}{time}{plain} {}[{}/{}] {red}{}{plain_line} {dim}<{}>{plain}{}",
         printable(&comm),
         call.image.pid,
         call.tid,
         record.view.line(),
         duration(call.duration_ns()),
+        depth(call),
     );
+}
+
+/// How full a send left its queue.
+fn depth(call: &Call) -> String {
+    match (&call.args, &call.queue) {
+        (Args::Send(_), Some(Queue { maxmsg, curmsgs: Some(curmsgs), .. })) => format!(" depth {curmsgs}/{maxmsg}"),
+        _ => String::new(),
+    }
 }
 
 #[cfg(test)]

@@ -99,6 +99,11 @@ impl Attributes for KeyValues<'_> {
         put!(self.out, "doubleValue\":{value}}}}}");
     }
 
+    fn boolean(&mut self, key: &str, value: bool) {
+        self.start(key);
+        put!(self.out, "boolValue\":{value}}}}}");
+    }
+
     fn texts(&mut self, key: &str, values: &[&str]) {
         self.start(key);
         self.out.extend_from_slice(b"arrayValue\":{\"values\":[");
@@ -129,7 +134,7 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\",\"name\":");
     string(out, &record.view.span_name());
     put!(out, ",\"kind\":{}", record.kind());
-    field_ns(out, ",\"startTimeUnixNano\":\"", record.start_ns);
+    field_ns(out, ",\"startTimeUnixNano\":\"", record.start_ns());
     field_ns(out, "\",\"endTimeUnixNano\":\"", record.end_ns());
     out.extend_from_slice(b"\",\"attributes\":[");
     record.view.attributes(&mut KeyValues::new(out));
@@ -148,7 +153,7 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
         out.push(b',');
     }
     let (severity, severity_text) = record.severity();
-    field_ns(out, "{\"timeUnixNano\":\"", record.start_ns);
+    field_ns(out, "{\"timeUnixNano\":\"", record.start_ns());
     field_ns(out, "\",\"observedTimeUnixNano\":\"", record.end_ns());
     put!(out, "\",\"severityNumber\":{severity},\"severityText\":\"{severity_text}\",\"body\":{{\"stringValue\":");
     string(out, &record.view.line());

@@ -3,6 +3,7 @@
 
 pub mod console;
 pub mod json;
+pub mod notify;
 pub mod oflag;
 pub mod protobuf;
 pub mod record;

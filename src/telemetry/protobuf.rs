@@ -101,6 +101,11 @@ impl Attributes for KeyValues<'_> {
         fixed64(self.out, 4, value.to_bits());
     }
 
+    fn boolean(&mut self, key: &str, value: bool) {
+        self.start(key, 2);
+        number(self.out, 2, value.into());
+    }
+
     fn texts(&mut self, key: &str, values: &[&str]) {
         nested(self.out, self.field, |out| {
             bytes(out, 1, key.as_bytes());
@@ -123,7 +128,7 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
         bytes(out, 2, &ids.span);
         bytes(out, 5, record.view.span_name().as_bytes());
         number(out, 6, record.kind().into());
-        fixed64(out, 7, record.start_ns);
+        fixed64(out, 7, record.start_ns());
         fixed64(out, 8, record.end_ns());
         record.view.attributes(&mut KeyValues { out, field: 9 });
         if let Some(error) = record.view.error() {
@@ -140,7 +145,7 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
 pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
     let (severity, severity_text) = record.severity();
     nested(out, 2, |out| {
-        fixed64(out, 1, record.start_ns);
+        fixed64(out, 1, record.start_ns());
         number(out, 2, severity.into());
         bytes(out, 3, severity_text.as_bytes());
         nested(out, 5, |out| bytes(out, 1, record.view.line().as_bytes()));

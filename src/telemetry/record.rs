@@ -2,6 +2,7 @@
 
 use super::view::{Attributes, View};
 use crate::config::values::Op;
+pub use crate::event::Ids;
 
 /// The semantic conventions that the attributes follow.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -16,25 +17,18 @@ pub const SPAN_FLAGS: u32 = 0x101;
 pub const LOG_FLAGS: u32 = 0x001;
 /// `SpanKind`.
 pub const KIND_INTERNAL: u8 = 1;
+/// The same: asks another, here the queue, for something.
+pub const KIND_CLIENT: u8 = 3;
+/// The same: the context that a message is made in.
+pub const KIND_PRODUCER: u8 = 4;
 /// `StatusCode`.
 pub const STATUS_ERROR: u8 = 2;
 
-/// Where a span is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ids {
-    /// Of its trace; never all zero.
-    pub trace: [u8; 16],
-    /// Of the span; never all zero.
-    pub span: [u8; 8],
-}
-
-/// A call with its times on the wall clock and the ids of its span.
+/// A call with the ids of its span.
 #[derive(Debug)]
 pub struct Record<'a> {
     /// What is said of the call.
     pub view: &'a View<'a>,
-    /// Its entry, ns since 1970.
-    pub start_ns: u64,
     /// The span of this call, where one is made.
     pub ids: Option<Ids>,
 }
@@ -42,12 +36,21 @@ pub struct Record<'a> {
 impl Record<'_> {
     /// Its exit, ns since 1970.
     pub fn end_ns(&self) -> u64 {
-        self.start_ns + self.view.call.duration_ns()
+        self.view.start_ns + self.view.call.duration_ns()
     }
 
-    /// `SpanKind`: none of the calls so far passes a message.
+    /// Its entry, ns since 1970.
+    pub fn start_ns(&self) -> u64 {
+        self.view.start_ns
+    }
+
+    /// `SpanKind`.
     pub fn kind(&self) -> u8 {
-        KIND_INTERNAL
+        match self.view.call.op {
+            Op::MqTimedsend => KIND_PRODUCER,
+            Op::MqTimedreceive => KIND_CLIENT,
+            _ => KIND_INTERNAL,
+        }
     }
 
     /// A log record's severity: WARN where the status would be Error, else INFO.

@@ -7,36 +7,41 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, Instrumentati
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
-use prost::Message;
+use prost::Message as _;
 
 use super::record::{Ids, Record, Resource, SCHEMA_URL, VERSION, Value};
 use super::view::{Attributes, View};
 use super::{json, protobuf};
 use crate::config::values::{Op, Signal};
-use crate::event::{Call, ImageKey, Queue};
+use crate::event::tests::{example, queue};
+use crate::event::{Args, Call, Deadline, Message, Passed};
 
 fn call(name: &[u8]) -> Call {
     Call {
-        op: Op::MqOpen,
-        image: ImageKey { pid: 70_000, started_ns: 2, exec_id: 3 },
         tid: 70_001,
-        vpid: 1,
-        vtid: 4,
         entered_ns: 1000,
         left_ns: 15_200,
-        ret: -2,
-        uid: 0,
-        cgroup_id: 0,
         ipc_ns: 4_026_531_839,
-        oflag: 0xffff_ffff,
-        mode: 0o640,
-        name_ptr: 0,
+        ids: IDS,
         asked: Some(name.into()),
-        attr_ptr: 1,
-        attr: Some([i64::MIN, -1, 0, i64::MAX]),
-        queue: Some(Queue { name: b"used".to_vec(), maxmsg: 10, msgsize: 8192, curmsgs: 3, mode: 0o600 }),
+        args: Args::Open {
+            name_ptr: 0,
+            oflag: 0xffff_ffff,
+            mode: 0o640,
+            attr: Passed { ptr: 1, value: Some([i64::MIN, -1, 0, i64::MAX]) },
+        },
+        queue: Some(queue(b"used")),
         comm: *b"a\"b\\c\0\0\0\0\0\0\0\0\0\0\0",
+        ..example()
     }
+}
+
+/// A send that waited and failed: numbers with a fraction, and true.
+fn send() -> Call {
+    let deadline = Deadline { s: START as i64 / 1_000_000_000, ns: 5 };
+    let timeout = Passed { ptr: 1, value: Some(deadline) };
+    let message = Message { fd: 3, size: 8192, priority: Some(32_767), timeout, blocked: true };
+    Call { op: Op::MqTimedsend, asked: None, args: Args::Send(message), ..call(b"") }
 }
 
 /// The attributes by the generated types.
@@ -59,6 +64,9 @@ impl Attributes for Proto {
     }
     fn double(&mut self, key: &str, value: f64) {
         self.push(key, Any::DoubleValue(value));
+    }
+    fn boolean(&mut self, key: &str, value: bool) {
+        self.push(key, Any::BoolValue(value));
     }
     fn texts(&mut self, key: &str, values: &[&str]) {
         let text = |value: &&str| AnyValue { value: Some(Any::StringValue((*value).into())) };
@@ -96,7 +104,7 @@ fn expected_span(record: &Record<'_>) -> Span {
         trace_id: IDS.trace.into(),
         span_id: IDS.span.into(),
         name: record.view.span_name(),
-        kind: 1,
+        kind: record.kind().into(),
         start_time_unix_nano: START,
         end_time_unix_nano: START + 14_200,
         attributes: attributes.0,
@@ -117,7 +125,7 @@ fn expected_log(record: &Record<'_>) -> LogRecord {
         severity_text: "WARN".into(),
         body: Some(AnyValue { value: Some(Any::StringValue(record.view.line())) }),
         attributes: attributes.0,
-        event_name: "posix_mq.open".into(),
+        event_name: record.event_name().into(),
         flags: record.ids.map_or(0, |_| 1),
         trace_id: record.ids.map_or(Vec::new(), |ids| ids.trace.into()),
         span_id: record.ids.map_or(Vec::new(), |ids| ids.span.into()),
@@ -159,11 +167,10 @@ fn as_protobuf(records: &[u8]) -> Vec<u8> {
 fn written_by_hand_read_by_the_generated_types() {
     let mut names: Vec<Vec<u8>> = vec![b"".to_vec(), b"q\x1b\"\\\x7f".to_vec(), b"\xff\xfe".to_vec(), "ü/€".into()];
     names.extend((1..=255).map(|len| vec![b'n'; len]));
-    for name in names {
-        let call = call(&name);
-        let view = View::new(&call);
+    for call in names.iter().map(|name| call(name)).chain([send()]) {
+        let view = View::new(&call, START);
         for ids in [Some(IDS), None] {
-            let record = Record { view: &view, start_ns: START, ids };
+            let record = Record { view: &view, ids };
             let (mut proto_span, mut json_span, mut proto_log, mut json_log) = Default::default();
             for _ in 0..2 {
                 protobuf::span(&record, &mut proto_span);

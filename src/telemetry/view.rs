@@ -6,10 +6,11 @@ use std::fmt::{self, Write};
 
 use nix::errno::Errno;
 
+use super::notify::{self, SIGEV_SIGNAL};
 use super::oflag::{self, O_CREAT};
 use super::text::{printable, utf8};
 use crate::config::values::Op;
-use crate::event::Call;
+use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed};
 
 /// The kernel's ERESTARTSYS (include/linux/errno.h): a signal ended the call; programs never see it.
 const ERESTARTSYS: i32 = 512;
@@ -22,6 +23,8 @@ pub trait Attributes {
     fn int(&mut self, key: &str, value: i64);
     /// A number of seconds.
     fn double(&mut self, key: &str, value: f64);
+    /// True or false.
+    fn boolean(&mut self, key: &str, value: bool);
     /// An array of strings.
     fn texts(&mut self, key: &str, values: &[&str]);
 }
@@ -31,6 +34,8 @@ pub trait Attributes {
 pub struct View<'a> {
     /// The call.
     pub call: &'a Call,
+    /// Its entry, ns since 1970.
+    pub start_ns: u64,
     /// The queue's name with its slash: the kernel's own where a queue was reached, else the one asked for.
     pub destination: Option<Cow<'a, str>>,
     requested: Option<Cow<'a, str>>,
@@ -42,12 +47,13 @@ fn slashed(name: &[u8]) -> Cow<'_, str> {
 }
 
 impl<'a> View<'a> {
-    /// Looks at a call.
-    pub fn new(call: &'a Call) -> Self {
+    /// Looks at a call that began at this time of day, ns since 1970.
+    pub fn new(call: &'a Call, start_ns: u64) -> Self {
         let asked = call.asked.as_deref();
         let actual = call.queue.as_ref().map(|queue| &*queue.name);
         Self {
             call,
+            start_ns,
             destination: actual.or(asked).map(slashed),
             requested: asked.filter(|asked| actual.is_some_and(|actual| actual != *asked)).map(slashed),
         }
@@ -92,8 +98,34 @@ impl<'a> View<'a> {
         })
     }
 
-    fn mode(&self) -> Option<String> {
-        (self.call.oflag & O_CREAT != 0).then(|| format!("0{:03o}", self.call.mode & 0xffff))
+    /// The errno name where the status is Error.
+    fn error_type(&self) -> Option<Cow<'static, str>> {
+        self.error().and_then(|_| self.errno_name())
+    }
+
+    /// The message that a send or receive passed, or tried to.
+    fn message(&self) -> Option<&'a Message> {
+        match &self.call.args {
+            Args::Send(message) | Args::Receive(message) => Some(message),
+            _ => None,
+        }
+    }
+
+    /// Bytes of the message: those that a send was to pass, those that a receive got.
+    fn body_size(&self) -> Option<i64> {
+        match self.call.args {
+            Args::Send(message) => Some(message.size.cast_signed()),
+            Args::Receive(_) => (self.call.ret >= 0).then_some(self.call.ret),
+            _ => None,
+        }
+    }
+
+    /// Seconds from the call to its deadline, negative where that had passed; None where the kernel takes it for no
+    /// time (include/linux/time64.h, timespec64_valid).
+    fn timeout(&self) -> Option<f64> {
+        let Deadline { s, ns } = self.message()?.timeout.value?;
+        let is_valid = s >= 0 && (0..1_000_000_000).contains(&ns);
+        is_valid.then(|| (i128::from(s) * 1_000_000_000 + i128::from(ns) - i128::from(self.start_ns)) as f64 / 1e9)
     }
 
     /// Gives every attribute of the call's span and log record, in the order of the contract.
@@ -101,43 +133,88 @@ impl<'a> View<'a> {
         let call = self.call;
         to.text("messaging.system", "posix_mq");
         to.text("messaging.operation.name", self.operation());
+        match call.op {
+            Op::MqTimedsend => to.text("messaging.operation.type", "send"),
+            Op::MqTimedreceive => to.text("messaging.operation.type", "receive"),
+            _ => {}
+        }
         if let Some(name) = &self.destination {
             to.text("messaging.destination.name", name);
         }
         if let Some(name) = &self.requested {
             to.text("posix_mq.requested_name", name);
         }
-        to.text("posix_mq.oflag", &oflag::decode(call.oflag));
-        to.int("posix_mq.oflag_bits", call.oflag.into());
-        if let Some(mode) = self.mode() {
-            to.text("posix_mq.mode", &mode);
-        }
-        if let Some(attr) = call.attr {
-            const KEYS: [&str; 4] =
-                ["posix_mq.attr.flags", "posix_mq.attr.maxmsg", "posix_mq.attr.msgsize", "posix_mq.attr.curmsgs"];
-            for (key, value) in KEYS.into_iter().zip(attr) {
-                to.int(key, value);
+        match call.args {
+            Args::Open { oflag, mode, attr, .. } => {
+                to.text("posix_mq.oflag", &oflag::decode(oflag));
+                to.int("posix_mq.oflag_bits", oflag.into());
+                if oflag & O_CREAT != 0 {
+                    to.text("posix_mq.mode", &octal(mode));
+                    give_attr(to, attr);
+                }
             }
+            Args::Getsetattr { attr, .. } => give_attr(to, attr),
+            _ => {}
         }
-        if let Some(queue) = &call.queue {
-            to.int("posix_mq.queue.maxmsg", queue.maxmsg);
-            to.int("posix_mq.queue.msgsize", queue.msgsize);
-            to.int("posix_mq.queue.curmsgs", queue.curmsgs);
-            to.text("posix_mq.queue.mode", &format!("0{:03o}", queue.mode));
-        }
+        self.give_queue(to);
         to.int("posix_mq.return_value", call.ret);
         if let Some(name) = self.errno_name() {
             to.text("posix_mq.errno", &name);
-            if self.error().is_some() {
-                to.text("error.type", &name);
-            }
         }
+        if let Some(name) = self.error_type() {
+            to.text("error.type", &name);
+        }
+        self.give_message(to);
         if self.requested.is_some() {
             to.texts("posix_mq.mismatch", &["name"]);
         }
+        self.give_notify(to);
         to.int("posix_mq.ipc_namespace", call.ipc_ns.into());
+        if call.abi == Abi::Compat {
+            to.text("posix_mq.syscall.abi", COMPAT);
+        }
         to.int("thread.id", call.tid.into());
         to.text("thread.name", &utf8(call.comm()));
+    }
+
+    fn give_queue(&self, to: &mut impl Attributes) {
+        let Some(queue) = &self.call.queue else { return };
+        to.int("posix_mq.queue.maxmsg", queue.maxmsg);
+        to.int("posix_mq.queue.msgsize", queue.msgsize);
+        if let Some(curmsgs) = queue.curmsgs {
+            to.int("posix_mq.queue.curmsgs", curmsgs);
+        }
+        if self.call.op == Op::MqOpen {
+            to.text("posix_mq.queue.mode", &octal(queue.mode.into()));
+        }
+    }
+
+    fn give_message(&self, to: &mut impl Attributes) {
+        let Some(message) = self.message() else { return };
+        if let Some(size) = self.body_size() {
+            to.int("messaging.message.body.size", size);
+        }
+        if let Some(priority) = message.priority {
+            to.int("posix_mq.message.priority", priority.into());
+        }
+        if let Some(timeout) = self.timeout() {
+            to.double("posix_mq.timeout", timeout);
+        }
+        to.boolean("posix_mq.blocked", message.blocked);
+    }
+
+    fn give_notify(&self, to: &mut impl Attributes) {
+        let Args::Notify { event, .. } = self.call.args else { return };
+        match event.value {
+            Some(event) => {
+                to.text("posix_mq.notify.method", &notify::method(event.method));
+                if event.method == SIGEV_SIGNAL {
+                    to.text("posix_mq.notify.signal", &notify::signal(event.signo));
+                }
+            }
+            None if event.ptr == 0 => to.text("posix_mq.notify.method", "unregister"),
+            None => {}
+        }
     }
 
     /// The call as strace users know it, from its name to its result.
@@ -148,48 +225,91 @@ impl<'a> View<'a> {
         line
     }
 
+    fn write_timeout(&self, to: &mut String, message: &Message) -> fmt::Result {
+        match (self.timeout(), message.timeout.ptr) {
+            (Some(seconds), _) => write!(to, ", timeout {seconds:.3}s"),
+            (None, 0) => Ok(()),
+            (None, ptr) => write!(to, ", {ptr:#x}"),
+        }
+    }
+
     fn write_line(&self, to: &mut String) -> fmt::Result {
         let call = self.call;
         write!(to, "{}(", self.operation())?;
+        let unnamed = match call.args {
+            Args::Open { name_ptr, .. } | Args::Unlink { name_ptr } => pointer(name_ptr),
+            Args::Send(Message { fd, .. })
+            | Args::Receive(Message { fd, .. })
+            | Args::Notify { fd, .. }
+            | Args::Getsetattr { fd, .. } => fd.to_string(),
+        };
         match self.requested.as_ref().or(self.destination.as_ref()) {
             Some(name) => write!(to, "\"{}\"", printable(name))?,
-            None => pointer(to, call.name_ptr)?,
+            None => to.push_str(&unnamed),
         }
-        write!(to, ", {}", oflag::decode(call.oflag))?;
-        if let Some(mode) = self.mode() {
-            write!(to, ", {mode}, ")?;
-            match call.attr {
-                Some(attr) => write_attr(to, attr)?,
-                None => pointer(to, call.attr_ptr)?,
+        match call.args {
+            Args::Open { oflag, mode, attr, .. } => {
+                write!(to, ", {}", oflag::decode(oflag))?;
+                if oflag & O_CREAT != 0 {
+                    write!(to, ", {}, {}", octal(mode), attr_text(attr))?;
+                }
             }
+            Args::Unlink { .. } => {}
+            Args::Send(message) => {
+                write!(to, ", {} bytes, prio {}", message.size, message.priority.unwrap_or(0))?;
+                self.write_timeout(to, &message)?;
+            }
+            Args::Receive(message) => self.write_timeout(to, &message)?,
+            Args::Notify { event, .. } => match event.value {
+                Some(event) if event.method == SIGEV_SIGNAL => {
+                    write!(to, ", {{SIGEV_SIGNAL, {}}}", notify::signal(event.signo))?;
+                }
+                Some(event) => write!(to, ", {{{}}}", notify::method(event.method))?,
+                None => write!(to, ", {}", pointer(event.ptr))?,
+            },
+            Args::Getsetattr { attr, .. } => write!(to, ", {}", attr_text(attr))?,
         }
-        match self.errno() {
-            None => write!(to, ") = {}", call.ret),
-            Some(ERESTARTSYS) => write!(to, ") = ? ERESTARTSYS"),
-            Some(errno) => write!(to, ") = -1 {}", errno_name(errno)),
+        match (self.errno(), call.args) {
+            (None, Args::Receive(message)) => {
+                write!(to, ") = {} bytes", call.ret)?;
+                message.priority.map_or(Ok(()), |priority| write!(to, ", prio {priority}"))
+            }
+            (None, _) => write!(to, ") = {}", call.ret),
+            (Some(ERESTARTSYS), _) => write!(to, ") = ? ERESTARTSYS"),
+            (Some(errno), _) => write!(to, ") = -1 {}", errno_name(errno)),
         }
     }
 }
 
-fn pointer(to: &mut String, pointer: u64) -> fmt::Result {
+/// What `posix_mq.syscall.abi` calls a 32-bit caller's.
+const COMPAT: &str = if cfg!(target_arch = "aarch64") { "arm" } else { "ia32" };
+
+/// The low 16 bits, which are what the kernel takes.
+fn octal(mode: u32) -> String {
+    format!("0{:03o}", mode & 0xffff)
+}
+
+fn pointer(pointer: u64) -> String {
     match pointer {
-        0 => to.write_str("NULL"),
-        pointer => write!(to, "{pointer:#x}"),
+        0 => "NULL".into(),
+        pointer => format!("{pointer:#x}"),
+    }
+}
+
+fn give_attr(to: &mut impl Attributes, attr: Passed<Attr>) {
+    const KEYS: [&str; 4] =
+        ["posix_mq.attr.flags", "posix_mq.attr.maxmsg", "posix_mq.attr.msgsize", "posix_mq.attr.curmsgs"];
+    for (key, value) in KEYS.into_iter().zip(attr.value.into_iter().flatten()) {
+        to.int(key, value);
     }
 }
 
 /// maxmsg and msgsize always, what mq_open ignores only where it is set.
-fn write_attr(to: &mut String, [flags, maxmsg, msgsize, curmsgs]: [i64; 4]) -> fmt::Result {
-    to.push('{');
-    if flags != 0 {
-        write!(to, "flags={flags:#x}, ")?;
-    }
-    write!(to, "maxmsg={maxmsg}, msgsize={msgsize}")?;
-    if curmsgs != 0 {
-        write!(to, ", curmsgs={curmsgs}")?;
-    }
-    to.push('}');
-    Ok(())
+fn attr_text(attr: Passed<Attr>) -> String {
+    let Some([flags, maxmsg, msgsize, curmsgs]) = attr.value else { return pointer(attr.ptr) };
+    let flags = if flags != 0 { format!("flags={flags:#x}, ") } else { String::new() };
+    let curmsgs = if curmsgs != 0 { format!(", curmsgs={curmsgs}") } else { String::new() };
+    format!("{{{flags}maxmsg={maxmsg}, msgsize={msgsize}{curmsgs}}}")
 }
 
 fn errno_name(errno: i32) -> Cow<'static, str> {
@@ -201,106 +321,4 @@ fn errno_name(errno: i32) -> Cow<'static, str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::event::{ImageKey, Queue};
-
-    #[derive(Default)]
-    struct Seen(Vec<(String, String)>);
-
-    impl Attributes for Seen {
-        fn text(&mut self, key: &str, value: &str) {
-            self.0.push((key.into(), value.into()));
-        }
-        fn int(&mut self, key: &str, value: i64) {
-            self.0.push((key.into(), value.to_string()));
-        }
-        fn double(&mut self, key: &str, value: f64) {
-            self.0.push((key.into(), value.to_string()));
-        }
-        fn texts(&mut self, key: &str, values: &[&str]) {
-            self.0.push((key.into(), values.join(",")));
-        }
-    }
-
-    fn open(asked: Option<&[u8]>, oflag: u32, ret: i64) -> Call {
-        Call {
-            op: Op::MqOpen,
-            image: ImageKey { pid: 1, started_ns: 2, exec_id: 3 },
-            tid: 4,
-            vpid: 1,
-            vtid: 4,
-            entered_ns: 0,
-            left_ns: 10,
-            ret,
-            uid: 0,
-            cgroup_id: 0,
-            ipc_ns: 9,
-            oflag,
-            mode: 0o640,
-            name_ptr: 0,
-            asked: asked.map(Into::into),
-            attr_ptr: 0,
-            attr: None,
-            queue: None,
-            comm: *b"orders\0\0\0\0\0\0\0\0\0\0",
-        }
-    }
-
-    fn attributes(call: &Call) -> Vec<(String, String)> {
-        let mut seen = Seen::default();
-        View::new(call).attributes(&mut seen);
-        seen.0
-    }
-
-    fn value<'a>(attributes: &'a [(String, String)], key: &str) -> Option<&'a str> {
-        attributes.iter().find(|(k, _)| k == key).map(|(_, value)| &**value)
-    }
-
-    /// Prevents a line that strace users would read otherwise: NULL attr, no mode without O_CREAT, unreadable names.
-    #[test]
-    fn lines() {
-        let mut created = open(Some(b"orders"), 0o102, 5);
-        created.attr = Some([0, 10, 64, 0]);
-        let mut odd = created.clone();
-        odd.attr = Some([4, 1, 2, 3]);
-        odd.asked = Some(b"\x1b[2J".to_vec());
-        let mut bad = open(None, 0, -14);
-        bad.name_ptr = 0xdead;
-        for (call, expected) in [
-            (&created, "mq_open(\"/orders\", O_RDWR|O_CREAT, 0640, {maxmsg=10, msgsize=64}) = 5"),
-            (&odd, "mq_open(\"/\\x1b[2J\", O_RDWR|O_CREAT, 0640, {flags=0x4, maxmsg=1, msgsize=2, curmsgs=3}) = 5"),
-            (&open(Some(b"missing"), 0, -2), "mq_open(\"/missing\", O_RDONLY) = -1 ENOENT"),
-            (&open(Some(b""), 0o100, -512), "mq_open(\"/\", O_RDONLY|O_CREAT, 0640, NULL) = ? ERESTARTSYS"),
-            (&bad, "mq_open(0xdead, O_RDONLY) = -1 EFAULT"),
-        ] {
-            assert_eq!(View::new(call).line(), expected);
-        }
-    }
-
-    /// Prevents mode, attr, queue and errors from standing where the contract leaves them out, and the reverse.
-    #[test]
-    fn attributes_by_case() {
-        let failed = attributes(&open(Some(b"/x"), 0, -2));
-        assert_eq!(value(&failed, "messaging.destination.name"), Some("//x"));
-        assert_eq!(value(&failed, "posix_mq.errno"), Some("ENOENT"));
-        assert_eq!(value(&failed, "error.type"), Some("ENOENT"));
-        for key in ["posix_mq.mode", "posix_mq.attr.flags", "posix_mq.queue.mode", "posix_mq.requested_name"] {
-            assert_eq!(value(&failed, key), None, "{key}");
-        }
-        let polled = attributes(&open(None, 0, -11));
-        assert_eq!((value(&polled, "posix_mq.errno"), value(&polled, "error.type")), (Some("EAGAIN"), None));
-        assert_eq!(value(&polled, "messaging.destination.name"), None);
-
-        let mut swapped = open(Some(b"asked"), 0o102, 5);
-        swapped.queue = Some(Queue { name: b"used".to_vec(), maxmsg: 10, msgsize: 64, curmsgs: 1, mode: 0o600 });
-        let seen = attributes(&swapped);
-        assert_eq!(value(&seen, "messaging.destination.name"), Some("/used"));
-        assert_eq!(value(&seen, "posix_mq.requested_name"), Some("/asked"));
-        assert_eq!(value(&seen, "posix_mq.mismatch"), Some("name"));
-        assert_eq!(value(&seen, "posix_mq.mode"), Some("0640"));
-        assert_eq!(value(&seen, "posix_mq.queue.mode"), Some("0600"));
-        assert_eq!(View::new(&swapped).span_name(), "mq_open /used");
-        assert_eq!(View::new(&open(None, 0, -14)).error().as_deref(), Some("Bad address"));
-    }
-}
+mod tests;

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What is particular to each call of the family: its arguments, taken at entry, and what its exit adds. Memory that is
+ * not there at entry is read again at exit, when the kernel has read it itself.
+ */
+#pragma once
+#include "queue.h"
+
+#define ARGS(type, call) ((struct type *)(call)->args)
+
+static __always_inline void read_name(struct call *call)
+{
+	long len = bpf_probe_read_user_str(call->names, NAME_SIZE, (void *)ARGS(open_args, call)->name_ptr);
+
+	if (len > 0) {
+		call->asked_len = len - 1;
+		call->flags &= ~CALL_NAME_BAD;
+	} else {
+		call->flags |= CALL_NAME_BAD;
+	}
+}
+
+static __always_inline void read_name_late(struct call *call)
+{
+	if (!(call->flags & CALL_NAME_BAD))
+		return;
+	read_name(call);
+	if (!(call->flags & CALL_NAME_BAD))
+		call->flags |= CALL_NAME_LATE;
+}
+
+/* The kernel copies all of the caller's struct mq_attr, reserved fields too: one that ends early is EFAULT to both. */
+static __always_inline void read_attr(struct call *call, enum abi abi)
+{
+	struct open_args *args = ARGS(open_args, call);
+
+	if (abi == ABI_NATIVE) {
+		struct mq_attr_user attr;
+
+		if (bpf_probe_read_user(&attr, sizeof(attr), (void *)args->attr_ptr))
+			return;
+		__builtin_memcpy(args->attr, attr.shown, sizeof(args->attr));
+	} else {
+		struct compat_mq_attr_user attr;
+
+		if (bpf_probe_read_user(&attr, sizeof(attr), (void *)args->attr_ptr))
+			return;
+		for (int i = 0; i < 4; i++)
+			args->attr[i] = attr.shown[i];
+	}
+	call->flags |= CALL_ATTR;
+}
+
+static __always_inline void read_attr_late(struct call *call, enum abi abi)
+{
+	if (call->flags & CALL_ATTR)
+		return;
+	read_attr(call, abi);
+	if (call->flags & CALL_ATTR)
+		call->flags |= CALL_ATTR_LATE;
+}
+
+static __always_inline bool passes_attr(const struct call *call)
+{
+	return ARGS(open_args, call)->oflag & O_CREAT && ARGS(open_args, call)->attr_ptr;
+}
+
+/* The entry of a call that takes a name: it goes where the name of a queue would be kept. */
+static __always_inline struct call *enter_named(enum op op, enum abi abi)
+{
+	struct thread *thread = enter(op, abi, 0, bpf_get_current_task_btf());
+
+	if (!thread)
+		return 0;
+	slot_of(thread)->queue_ipc_ns = 0;
+	return call_of(thread);
+}
+
+static __always_inline void enter_mq_open(const unsigned long *args, enum abi abi)
+{
+	struct call *call = enter_named(OP_OPEN, abi);
+	struct open_args *open;
+
+	if (!call)
+		return;
+	open = ARGS(open_args, call);
+	open->name_ptr = args[0];
+	open->oflag = args[1];
+	open->mode = args[2];
+	open->attr_ptr = args[3];
+	read_name(call);
+	if (passes_attr(call))
+		read_attr(call, abi);
+	call->entered_ns = bpf_ktime_get_ns(); /* last: the duration is the kernel's, not ours */
+}
+
+static __always_inline void leave_mq_open(long ret, enum abi abi)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread = leave(OP_OPEN, ret, task);
+	struct call *call;
+	struct file *file;
+
+	if (!thread)
+		return;
+	call = call_of(thread);
+	read_name_late(call);
+	if (passes_attr(call))
+		read_attr_late(call, abi);
+	file = file_of(task, ret);
+	if (file)
+		read_queue(call, file, call->asked_len);
+	finish(call, task);
+}
+
+static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi abi)
+{
+	struct call *call = enter_named(OP_UNLINK, abi);
+
+	if (!call)
+		return;
+	ARGS(open_args, call)->name_ptr = args[0];
+	read_name(call);
+	call->entered_ns = bpf_ktime_get_ns();
+}
+
+static __always_inline void leave_mq_unlink(long ret, enum abi abi)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread = leave(OP_UNLINK, ret, task);
+
+	if (!thread)
+		return;
+	read_name_late(call_of(thread));
+	finish(call_of(thread), task);
+}
+
+/* The entry of a call that takes a descriptor. */
+static __always_inline struct call *enter_on_queue(enum op op, enum abi abi, __s32 fd)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread = enter(op, abi, fd, task);
+	struct slot *slot;
+
+	if (!thread)
+		return 0;
+	thread->switches = task->nvcsw;
+	slot = slot_of(thread);
+	slot->call.flags = CALL_NAME_BAD;
+	enter_queue(slot, task);
+	return &slot->call;
+}
+
+static __always_inline struct call *leave_on_queue(enum op op, long ret, struct task_struct *task)
+{
+	struct thread *thread = leave(op, ret, task);
+
+	if (!thread)
+		return 0;
+	leave_queue(call_of(thread), task, task->nvcsw - thread->switches);
+	return call_of(thread);
+}
+
+static __always_inline void read_deadline(struct call *call, enum abi abi)
+{
+	struct message_args *args = ARGS(message_args, call);
+
+	if (!args->timeout_ptr || call->flags & CALL_DEADLINE)
+		return;
+	if (abi == ABI_COMPAT_TIME32) {
+		__s32 deadline[2];
+
+		if (bpf_probe_read_user(deadline, sizeof(deadline), (void *)args->timeout_ptr))
+			return;
+		args->deadline_s = deadline[0];
+		args->deadline_ns = deadline[1];
+	} else {
+		__s64 deadline[2];
+
+		if (bpf_probe_read_user(deadline, sizeof(deadline), (void *)args->timeout_ptr))
+			return;
+		args->deadline_s = deadline[0];
+		/* The upper half is padding to a 32-bit caller (kernel/time/time.c, get_timespec64). */
+		args->deadline_ns = abi == ABI_COMPAT ? (__u32)deadline[1] : deadline[1];
+	}
+	call->flags |= CALL_DEADLINE;
+}
+
+/* mq_timedsend and mq_timedreceive: descriptor, message, size, priority or where it goes, deadline */
+static __always_inline void enter_message(enum op op, const unsigned long *args, enum abi abi)
+{
+	struct call *call = enter_on_queue(op, abi, args[0]);
+	struct message_args *message;
+
+	if (!call)
+		return;
+	message = ARGS(message_args, call);
+	message->size = args[2];
+	message->timeout_ptr = args[4];
+	if (op == OP_SEND) {
+		message->priority = args[3];
+		call->flags |= CALL_PRIORITY;
+	} else {
+		message->priority_ptr = args[3];
+	}
+	read_deadline(call, abi);
+	call->entered_ns = bpf_ktime_get_ns();
+}
+
+static __always_inline void leave_message(enum op op, long ret, enum abi abi)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct call *call = leave_on_queue(op, ret, task);
+	struct message_args *message;
+
+	if (!call)
+		return;
+	message = ARGS(message_args, call);
+	read_deadline(call, abi);
+	if (op == OP_RECEIVE && ret >= 0 && message->priority_ptr &&
+	    !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr))
+		call->flags |= CALL_PRIORITY;
+	finish(call, task);
+}
+
+static __always_inline void enter_mq_timedsend(const unsigned long *args, enum abi abi)
+{
+	enter_message(OP_SEND, args, abi);
+}
+
+static __always_inline void leave_mq_timedsend(long ret, enum abi abi)
+{
+	leave_message(OP_SEND, ret, abi);
+}
+
+static __always_inline void enter_mq_timedreceive(const unsigned long *args, enum abi abi)
+{
+	enter_message(OP_RECEIVE, args, abi);
+}
+
+static __always_inline void leave_mq_timedreceive(long ret, enum abi abi)
+{
+	leave_message(OP_RECEIVE, ret, abi);
+}
+
+static __always_inline void read_event(struct call *call, enum abi abi)
+{
+	struct notify_args *args = ARGS(notify_args, call);
+	/* sigev_signo and sigev_notify stand after sigev_value, a pointer (include/uapi/asm-generic/siginfo.h). */
+	__u64 at = args->event_ptr + (abi == ABI_NATIVE ? 8 : 4);
+	__s32 event[2];
+
+	if (!args->event_ptr || call->flags & CALL_EVENT || bpf_probe_read_user(event, sizeof(event), (void *)at))
+		return;
+	args->signo = event[0];
+	args->method = event[1];
+	call->flags |= CALL_EVENT;
+}
+
+static __always_inline void enter_mq_notify(const unsigned long *args, enum abi abi)
+{
+	struct call *call = enter_on_queue(OP_NOTIFY, abi, args[0]);
+
+	if (!call)
+		return;
+	ARGS(notify_args, call)->event_ptr = args[1];
+	read_event(call, abi);
+	call->entered_ns = bpf_ktime_get_ns();
+}
+
+static __always_inline void leave_mq_notify(long ret, enum abi abi)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct call *call = leave_on_queue(OP_NOTIFY, ret, task);
+
+	if (!call)
+		return;
+	read_event(call, abi);
+	finish(call, task);
+}
+
+static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
+{
+	struct call *call = enter_on_queue(OP_GETSETATTR, abi, args[0]);
+
+	if (!call)
+		return;
+	ARGS(open_args, call)->attr_ptr = args[1];
+	if (args[1])
+		read_attr(call, abi);
+	call->entered_ns = bpf_ktime_get_ns();
+}
+
+static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct call *call = leave_on_queue(OP_GETSETATTR, ret, task);
+
+	if (!call)
+		return;
+	if (ARGS(open_args, call)->attr_ptr)
+		read_attr_late(call, abi);
+	finish(call, task);
+}
