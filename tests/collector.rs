@@ -36,7 +36,14 @@ fn variables(collector: &Collector, protocol: &str, compression: &str) -> Vec<(S
 /// to the file `own`.
 fn run(mqspan: &Mqspan, variables: &[(String, String)], seed: usize) -> Result<Ended> {
     let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
-    let mut command = mqspan.command(["run", "--signals=traces,logs,metrics", "--output=otlp", "--verbose", &stats]);
+    let mut command = mqspan.command([
+        "run",
+        "--signals=traces,logs,metrics",
+        "--call=mq_open",
+        "--output=otlp",
+        "--verbose",
+        &stats,
+    ]);
     command.arg(mqspan.to_file("own")).envs(variables.iter().map(|(name, value)| (name, value)));
     let tracing = Tracing::start(command)?;
     let (calls, seed, record) = (CALLS.to_string(), seed.to_string(), mqspan.file("record").display().to_string());

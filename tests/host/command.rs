@@ -26,7 +26,17 @@ use crate::mqspan;
 fn spans_of(mqspan: &Mqspan, script: &str) -> Result<usize> {
     let (file, workload) = (mqspan.to_file("spans"), mqspan.workload_arg());
     let folder = mqspan.file("").display().to_string();
-    mqspan.run_counted(&["--signals=traces", &file, "--", "bash", "-c", script, &workload, &folder])?;
+    mqspan.run_counted(&[
+        "--signals=traces",
+        "--call=mq_open",
+        &file,
+        "--",
+        "bash",
+        "-c",
+        script,
+        &workload,
+        &folder,
+    ])?;
     let spans = otlp::spans(&mqspan.file("spans"))?;
     let all = spans.len();
     let of_workload = made_by(spans, &mqspan.workload()).len();

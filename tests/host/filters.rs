@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
     calls::Outcome,
-    otlp::{self, Record, made_by},
+    otlp::{self, Record, made_by, of_operation},
     program::Mqspan,
     ready, workload,
 };
@@ -20,7 +20,7 @@ use crate::mqspan;
 /// Runs a script under mqspan with these options; the workload is `$0`. Its spans, and the counters' balance is right.
 fn spans(mqspan: &Mqspan, options: &[&str], script: &str) -> Result<Vec<Record<Span>>> {
     let (file, workload) = (mqspan.to_file("spans"), mqspan.workload_arg());
-    let command = ["--signals=traces", &file, "--", "bash", "-c", script, &workload];
+    let command = ["--signals=traces", "--call=mq_open", &file, "--", "bash", "-c", script, &workload];
     mqspan.run_counted(&[options, &command].concat())?;
     let spans = otlp::spans(&mqspan.file("spans"))?;
     let stats = mqspan.stats()?;
@@ -126,8 +126,7 @@ fn processes_with_their_threads() -> Result<()> {
     children.go()?;
     rest.go()?;
     let ended = tracing.stop()?.ok()?;
-    let spans = otlp::spans(&mqspan.file("spans"))?;
-    let opens: Vec<_> = spans.iter().filter(|span| span.text("messaging.operation.name") == Some("mq_open")).collect();
+    let opens = of_operation(otlp::spans(&mqspan.file("spans"))?, "mq_open");
     ensure!(opens.len() == 40, "{} spans of 40 calls", opens.len());
     ensure!(opens.iter().all(|span| span.pid().is_ok_and(|its| its == pid)), "a span of another process");
     let stats = mqspan.stats()?;
@@ -201,7 +200,7 @@ fn failures_only() -> Result<()> {
     let mqspan = mqspan()?;
     let record = mqspan.file("record");
     let script = format!("\"$0\" open --calls 600 --seed 34 --print {}", record.display());
-    let found = spans(&mqspan, &["--failed", "--call=mq_open"], &script)?;
+    let found = spans(&mqspan, &["--failed"], &script)?;
     let calls = workload::read(&record)?;
     let failed = calls.iter().filter(|call| matches!(call.outcome, Outcome::Failed { .. })).count();
     ensure!(failed > 100 && failed < 600, "{failed} of 600 calls failed: they show nothing");

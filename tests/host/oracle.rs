@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use support::{
     calls::{Comparison, Form, Open, compare},
-    otlp::{self, Record, made_by},
+    otlp::{self, Record, made_by, of_operation},
     program::{Ended, Mqspan, finish},
     strace, workload,
 };
@@ -56,7 +56,8 @@ fn perfect<T: Form>(mqspan: &Mqspan, calls: &[Open], records: Vec<Record<T>>) ->
     ensure!(stats.lost_sum() == 0, "{stats:?}");
     // Calls of others on this host are in the balance too, which reading the counters has checked.
     ensure!(stats.exported >= calls.len() as u64, "{stats:?}");
-    let comparison = compare(calls, &made_by(records, &mqspan.workload()))?;
+    let records = of_operation(made_by(records, &mqspan.workload()), "mq_open");
+    let comparison = compare(calls, &records)?;
     comparison.perfect(calls.len())?;
     Ok(comparison)
 }
@@ -109,7 +110,7 @@ fn pages_that_are_not_in_memory_are_read_all_the_same() -> Result<()> {
 #[test]
 fn a_log_record_names_the_span_of_its_call() -> Result<()> {
     let mqspan = mqspan()?;
-    let tracing = mqspan.trace_counted(&["--signals=traces,logs", &mqspan.to_file("both")])?;
+    let tracing = mqspan.trace_counted(&["--signals=traces,logs", "--call=mq_open", &mqspan.to_file("both")])?;
     let seen = run_under_strace(&mqspan, "14")?;
     tracing.stop()?.ok()?;
     let (spans, logs) = (otlp::spans(&mqspan.file("both"))?, otlp::logs(&mqspan.file("both"))?);

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use support::{
     calls::Open,
-    otlp::{self, made_by},
+    otlp::{self, made_by, of_operation},
     program::{Mqspan, Tracing, finish},
     strace, text, wait, workload,
 };
@@ -159,9 +159,8 @@ fn several_outputs_at_once() -> Result<()> {
     ensure!(ended.lines()?.len() == in_a.len(), "{} lines, {} spans", ended.lines()?.len(), in_a.len());
     let stats = mqspan.stats()?;
     ensure!(stats.exported == in_a.len() as u64 && stats.captured == stats.exported, "{stats:?}");
-    let opens = made_by(in_a, &mqspan.workload());
-    let opens = opens.iter().filter(|span| span.text("messaging.operation.name") == Some("mq_open"));
-    ensure!(opens.count() == 1000, "1000 calls");
+    let opens = of_operation(made_by(in_a, &mqspan.workload()), "mq_open");
+    ensure!(opens.len() == 1000, "{} spans of 1000 calls", opens.len());
     Ok(())
 }
 

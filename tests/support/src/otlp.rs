@@ -122,6 +122,12 @@ pub fn made_by<T>(records: Vec<Record<T>>, executable: &Path) -> Vec<Record<T>> 
     records.into_iter().filter(is_its).collect()
 }
 
+/// The records of one operation, `mq_open`.
+pub fn of_operation<T>(mut records: Vec<Record<T>>, operation: &str) -> Vec<Record<T>> {
+    records.retain(|record| record.text("messaging.operation.name") == Some(operation));
+    records
+}
+
 /// The spans in a file.
 pub fn spans(path: &Path) -> Result<Vec<Record<Span>>> {
     let mut records = Vec::new();
