@@ -59,13 +59,18 @@ static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
 	return true;
 }
 
-static __always_inline bool wanted(const struct call *call)
+/* Whose call it is. */
+static __always_inline bool whose(const struct call *call)
 {
 	__u32 pid = call->pid;
 
 	if (only_tree && !bpf_map_lookup_elem(&tree, &pid))
 		return false;
 	return passes(&pid_rules, pid_mode, pid) && passes(&uid_rules, uid_mode, call->uid) &&
-	       passes(&ipc_rules, ipc_mode, call->ipc_ns) && !(only_failed && call->ret >= 0) &&
-	       call->left_ns - call->entered_ns >= min_duration_ns;
+	       passes(&ipc_rules, ipc_mode, call->ipc_ns);
+}
+
+static __always_inline bool wanted(const struct call *call)
+{
+	return whose(call) && !(only_failed && call->ret >= 0) && call->left_ns - call->entered_ns >= min_duration_ns;
 }

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc;
@@ -53,6 +54,8 @@ pub trait Records {
 pub struct Orders {
     /// The kind of hooks.
     pub kind: HookKind,
+    /// Where tracefs is mounted.
+    pub tracefs: Option<PathBuf>,
     /// The filters.
     pub filters: Arc<Filters>,
     /// The number of mqspan's own ipc namespace.
@@ -102,8 +105,8 @@ impl Driver {
 
 fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Sender<Result<(), String>>) -> Vec<String> {
     let mut storage = MaybeUninit::uninit();
-    let Orders { kind, ref filters, own_ipc_namespace, tree } = *orders;
-    let config = Config { kind, filters, own_ipc_namespace, tree };
+    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree } = *orders;
+    let config = Config { kind, tracefs: tracefs.as_deref(), filters, own_ipc_namespace, tree };
     let mut programs = match Programs::attach(&mut storage, &config) {
         Ok(programs) => programs,
         Err(error) => {

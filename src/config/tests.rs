@@ -155,7 +155,7 @@ fn later_options_are_refused() {
         ("--summary", "--summary"),
         ("--report /r", "--report"),
         ("--max-rate 100", "--max-rate"),
-        ("--hooks fsession,fentry,kprobe", "--hooks"),
+        ("--hooks fsession", "--hooks"),
         ("--signals metrics", "the signal metrics"),
     ] {
         let error = load(arguments, &[], "").expect_err(arguments);
@@ -164,7 +164,15 @@ fn later_options_are_refused() {
     }
     assert!(load("", &[], "spool: /s").is_err());
     assert!(load("", &[("OTEL_TRACES_EXPORTER", "none")], "").is_err());
-    for arguments in ["--receive link", "--max-rate 0", "--hooks auto", "--call mq_send,mq_unlink", "--signals logs"] {
+    for arguments in [
+        "--receive link",
+        "--max-rate 0",
+        "--hooks auto",
+        "--hooks fsession,fentry",
+        "--hooks kprobe",
+        "--call mq_send,mq_unlink",
+        "--signals logs",
+    ] {
         loaded(arguments, &[], "");
     }
 }
