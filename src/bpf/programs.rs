@@ -97,6 +97,12 @@ fn end_of(text: &str) -> String {
     lines.join(" ").chars().take(300).collect()
 }
 
+/// From now on libbpf's warnings are kept, not printed.
+pub fn keep_warnings() {
+    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    set_print(Some((PrintLevel::Warn, keep_warning)));
+}
+
 /// The error with what libbpf had to say, in one line.
 fn explained(error: &libbpf_rs::Error) -> String {
     let said = std::mem::take(&mut *WARNINGS.lock().unwrap_or_else(PoisonError::into_inner));
@@ -126,8 +132,7 @@ pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<(), String> 
 impl<'obj> Programs<'obj> {
     /// Loads and attaches. Calls whose entry comes after the return are seen.
     pub fn attach(storage: &'obj mut MaybeUninit<OpenObject>, config: &Config<'_>) -> Result<Self, String> {
-        WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        set_print(Some((PrintLevel::Warn, keep_warning)));
+        keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
