@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc;
@@ -20,6 +21,7 @@ use super::programs::{Config, Counts, Programs};
 use crate::config::filter::Filters;
 use crate::config::values::HookKind;
 use crate::event::{Call, Image, ImageKey};
+use crate::links::sequence::Sequence;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -115,9 +117,9 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
         }
     };
     let records = RefCell::new(records);
-    let rings = Rings::open(&programs, &records);
-    let (calls, ring_fd) = match &rings {
-        Ok(rings) => (&rings.calls, rings.fd()),
+    let sequence = RefCell::new(Sequence::default());
+    let rings = match Rings::open(&programs, &sequence, &records) {
+        Ok(rings) => rings,
         Err(error) => {
             let _ = ready.send(Err(error.to_string()));
             return Vec::new();
@@ -126,11 +128,11 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
     let _ = ready.send(Ok(()));
     let mut counted = Instant::now();
     while !stop.asked.load(Ordering::Relaxed) {
-        let taken = take(calls);
+        let taken = take(&rings.calls);
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
-            records.borrow_mut().counts(programs.counts());
+            records.borrow_mut().counts(counts(&programs, &sequence));
         }
         let again = records.borrow_mut().tick(now);
         if taken >= AT_ONCE {
@@ -140,22 +142,28 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
             wait(&[stop.event.as_fd()], GATHER);
             continue;
         }
+        rings.release();
         programs.armed().store(1, Ordering::Relaxed);
         // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
         fence(Ordering::SeqCst);
-        if take(calls) == 0 {
-            wait(&[stop.event.as_fd(), ring_fd], again.min(COUNT_EVERY));
+        if take(&rings.calls) == 0 {
+            wait(&[stop.event.as_fd(), rings.fd()], again.min(COUNT_EVERY));
         }
         programs.armed().store(0, Ordering::Relaxed);
     }
     // The rings outlive the links: what is committed until now is still there.
     drop(rings);
     programs.detach();
-    if let Ok(rings) = Rings::open(&programs, &records) {
+    if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
         while take(&rings.calls) > 0 {}
+        rings.release();
     }
-    records.borrow_mut().counts(programs.counts());
+    records.borrow_mut().counts(counts(&programs, &sequence));
     programs.unmatched(filters, own_ipc_namespace)
+}
+
+fn counts(programs: &Programs<'_>, sequence: &RefCell<Sequence>) -> Counts {
+    Counts { unlinked: sequence.borrow().unlinked(), ..programs.counts() }
 }
 
 /// How many records there were, up to [`AT_ONCE`].
@@ -164,12 +172,19 @@ fn take(ring: &RingBuffer<'_>) -> usize {
     ring.consume_raw_n(AT_ONCE).try_into().unwrap_or(0)
 }
 
-struct Rings<'a> {
+struct Rings<'a, R> {
     calls: RingBuffer<'a>,
+    images: Rc<RingBuffer<'a>>,
+    sequence: &'a RefCell<Sequence>,
+    records: &'a RefCell<R>,
 }
 
-impl<'a> Rings<'a> {
-    fn open<'obj>(programs: &'a Programs<'obj>, records: &'a RefCell<impl Records>) -> libbpf_rs::Result<Self> {
+impl<'a, R: Records> Rings<'a, R> {
+    fn open<'obj>(
+        programs: &'a Programs<'obj>,
+        sequence: &'a RefCell<Sequence>,
+        records: &'a RefCell<R>,
+    ) -> libbpf_rs::Result<Self> {
         let mut images = RingBufferBuilder::new();
         images.add(programs.images(), |bytes| {
             if let Ok(image) = Image::decode(bytes) {
@@ -177,24 +192,34 @@ impl<'a> Rings<'a> {
             }
             0
         })?;
-        let images = images.build()?;
+        let images = Rc::new(images.build()?);
+        let images_of_calls = images.clone();
         let mut calls = RingBufferBuilder::new();
         calls.add(programs.calls(), move |bytes| {
             match Call::decode(bytes) {
-                Ok(call) => {
-                    learn(&call, &images, records);
-                    records.borrow_mut().call(call);
-                }
+                Ok(call) => sequence.borrow_mut().offer(call, &mut |call| hand_on(call, &images_of_calls, records)),
                 Err(_) => records.borrow_mut().malformed(),
             }
             0
         })?;
-        Ok(Self { calls: calls.build()? })
+        Ok(Self { calls: calls.build()?, images, sequence, records })
+    }
+
+    /// Hands on what waited for more.
+    fn release(&self) {
+        self.sequence.borrow_mut().release(&mut |call| hand_on(call, &self.images, self.records));
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring's own epoll descriptor, open as long as the ring is.
         unsafe { BorrowedFd::borrow_raw(self.calls.epoll_fd()) }
+    }
+}
+
+fn hand_on(call: Call, images: &RingBuffer<'_>, records: &RefCell<impl Records>) {
+    if !call.filtered {
+        learn(&call, images, records);
+        records.borrow_mut().call(call);
     }
 }
 

@@ -18,7 +18,7 @@ use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
-use crate::config::values::{HookKind, Namespace};
+use crate::config::values::{HookKind, Namespace, Op};
 
 /// What the kernel side is told before it is loaded.
 #[derive(Debug)]
@@ -62,6 +62,8 @@ pub struct Counts {
     pub missed_inside: u64,
     /// Messages that found no room to be registered.
     pub untracked: u64,
+    /// Messages received whose send could not be inferred.
+    pub unlinked: u64,
 }
 
 /// The programs, attached.
@@ -228,6 +230,7 @@ impl<'obj> Programs<'obj> {
             missed,
             missed_inside,
             untracked: read(counter::COUNT_UNTRACKED),
+            unlinked: 0,
         }
     }
 
@@ -281,6 +284,8 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
         rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
+        let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
+        rodata.infers_links = config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
         rodata.only_failed = config.filters.failed;
         let least = config.filters.min_duration.unwrap_or_default().as_nanos();
