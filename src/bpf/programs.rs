@@ -18,7 +18,7 @@ use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
-use crate::config::values::{HookKind, Namespace};
+use crate::config::values::{HookKind, Namespace, Op};
 use crate::metrics::buckets::{duration_bounds, size_bounds};
 
 /// What the kernel side is told before it is loaded.
@@ -67,6 +67,8 @@ pub struct Counts {
     pub missed_inside: u64,
     /// Messages that found no room to be registered.
     pub untracked: u64,
+    /// Messages received whose send could not be inferred.
+    pub unlinked: u64,
 }
 
 /// The programs, attached.
@@ -252,6 +254,7 @@ impl<'obj> Programs<'obj> {
             missed,
             missed_inside,
             untracked: read(counter::COUNT_UNTRACKED),
+            unlinked: 0,
         }
     }
 
@@ -305,6 +308,8 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
         rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
+        let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
+        rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;
