@@ -163,7 +163,7 @@ fn drive(
             take_metrics(&rings, readings);
         }
     }
-    records.borrow_mut().counts(counts(&programs, &sequence));
+    records.borrow_mut().counts(counts(programs, sequence));
     programs.unmatched(filters, own_ipc_namespace)
 }
 
@@ -194,7 +194,7 @@ fn follow(
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
-            records.borrow_mut().counts(counts(&programs, &sequence));
+            records.borrow_mut().counts(counts(programs, sequence));
         }
         let again = records.borrow_mut().tick(now);
         if taken >= AT_ONCE {
