@@ -163,7 +163,7 @@ fn drive(
             take_metrics(&rings, readings);
         }
     }
-    records.borrow_mut().counts(counts(programs, sequence));
+    records.borrow_mut().counts(counts(&programs, &sequence));
     programs.unmatched(filters, own_ipc_namespace)
 }
 
