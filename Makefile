@@ -42,7 +42,7 @@ lint: ready ## format, clippy, documentation, licences and sources of the crates
 bench: ## what a traced call costs
 	@scripts/setup.sh
 	cargo build --release --workspace
-	$(CARGO_AS_ROOT) bench
+	$(CARGO_AS_ROOT) bench --bench overhead
 
 .PHONY: clean
 clean: ## remove what was built; the cache of backends and tools stays
