@@ -110,7 +110,7 @@ static __always_inline void leave_mq_open(long ret, enum abi abi)
 	file = file_of(task, ret);
 	if (file)
 		read_queue(call, file, call->asked_len);
-	finish(call, task);
+	finish(slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi abi)
@@ -132,7 +132,7 @@ static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 	if (!thread)
 		return;
 	read_name_late(call_of(thread));
-	finish(call_of(thread), task);
+	finish(slot_of(thread), task);
 }
 
 /* The entry of a call that takes a descriptor. */
@@ -151,14 +151,14 @@ static __always_inline struct call *enter_on_queue(enum op op, enum abi abi, __s
 	return &slot->call;
 }
 
-static __always_inline struct call *leave_on_queue(enum op op, long ret, struct task_struct *task)
+static __always_inline struct slot *leave_on_queue(enum op op, long ret, struct task_struct *task)
 {
 	struct thread *thread = leave(op, ret, task);
 
 	if (!thread)
 		return 0;
 	leave_queue(call_of(thread), task, task->nvcsw - thread->switches);
-	return call_of(thread);
+	return slot_of(thread);
 }
 
 static __always_inline void read_deadline(struct call *call, enum abi abi)
@@ -210,17 +210,19 @@ static __always_inline void enter_message(enum op op, const unsigned long *args,
 static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct call *call = leave_on_queue(op, ret, task);
+	struct slot *slot = leave_on_queue(op, ret, task);
+	struct call *call;
 	struct message_args *message;
 
-	if (!call)
+	if (!slot)
 		return;
+	call = &slot->call;
 	message = ARGS(message_args, call);
 	read_deadline(call, abi);
 	if (op == OP_RECEIVE && ret >= 0 && message->priority_ptr &&
 	    !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr))
 		call->flags |= CALL_PRIORITY;
-	finish(call, task);
+	finish(slot, task);
 }
 
 static __always_inline void enter_mq_timedsend(const unsigned long *args, enum abi abi)
@@ -271,12 +273,14 @@ static __always_inline void enter_mq_notify(const unsigned long *args, enum abi 
 static __always_inline void leave_mq_notify(long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct call *call = leave_on_queue(OP_NOTIFY, ret, task);
+	struct slot *slot = leave_on_queue(OP_NOTIFY, ret, task);
+	struct call *call;
 
-	if (!call)
+	if (!slot)
 		return;
+	call = &slot->call;
 	read_event(call, abi);
-	finish(call, task);
+	finish(slot, task);
 }
 
 static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
@@ -294,11 +298,13 @@ static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum 
 static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct call *call = leave_on_queue(OP_GETSETATTR, ret, task);
+	struct slot *slot = leave_on_queue(OP_GETSETATTR, ret, task);
+	struct call *call;
 
-	if (!call)
+	if (!slot)
 		return;
+	call = &slot->call;
 	if (ARGS(open_args, call)->attr_ptr)
 		read_attr_late(call, abi);
-	finish(call, task);
+	finish(slot, task);
 }

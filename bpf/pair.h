@@ -4,8 +4,8 @@
  * that makes the call: a thread is in one call at a time, its storage goes with it, and no other thread can touch it.
  */
 #pragma once
+#include "aggregate.h"
 #include "filter.h"
-#include "image.h"
 #include "output.h"
 
 /*
@@ -17,6 +17,7 @@ struct slot {
 	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
 	__u32 queue_len;    /* of its name, at the beginning of the record's names */
 	__u32 unused;
+	__u64 queue_hash;   /* of its name, 0: not worked out yet */
 	struct call call;
 };
 
@@ -143,17 +144,46 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	return thread;
 }
 
-/* The call is described: sends it if it is wanted. */
-static __always_inline void finish(struct call *call, struct task_struct *task)
+/* The hash of the call's name; that of a slot's queue is worked out once. */
+static __always_inline __u64 name_hash(struct slot *slot)
 {
+	struct call *call = &slot->call;
+	bool kept = slot->queue_ipc_ns && call->flags & CALL_QUEUE;
+	const char *name;
+	__u64 hash;
+	__u32 len;
+
+	if (kept && slot->queue_hash)
+		return slot->queue_hash;
+	name = name_of(call, &len);
+	if (!name)
+		return 0;
+	hash = hash_name(name, len);
+	if (kept)
+		slot->queue_hash = hash;
+	return hash;
+}
+
+/* The call is described: counts it, and sends it if it is wanted. */
+static __always_inline void finish(struct slot *slot, struct task_struct *task)
+{
+	struct call *call = &slot->call;
+
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	if (!wanted(call)) {
+	if (!is_of_interest(call)) {
 		count(COUNT_FILTERED);
 		return;
 	}
 	call->cgroup_id = bpf_get_current_cgroup_id();
 	bpf_get_current_comm(call->comm, sizeof(call->comm));
 	send_image(call, task);
-	send_call(call);
+	if (aggregates)
+		aggregate(call, name_hash(slot));
+	if (!makes_records)
+		return;
+	if (is_wanted(call))
+		send_call(call);
+	else
+		count(COUNT_FILTERED);
 }

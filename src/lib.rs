@@ -14,6 +14,8 @@ pub mod event;
 pub mod export;
 pub mod health;
 pub mod internal;
+pub mod meter;
+pub mod metrics;
 pub mod pipeline;
 pub mod process;
 pub mod run;

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::mpsc;
@@ -15,10 +16,12 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::aggregates::Aggregates;
 use super::programs::{Config, Counts, Programs};
 use crate::config::filter::Filters;
 use crate::config::values::HookKind;
-use crate::event::{Call, Image, ImageKey};
+use crate::event::{Call, Image, ImageKey, Name};
+use crate::metrics::reading::Reading;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -42,6 +45,10 @@ pub trait Records {
     fn call(&mut self, call: Call);
     /// A record of a call that is none.
     fn malformed(&mut self);
+    /// The name behind a number of the kernel side's series.
+    fn name(&mut self, name: Name);
+    /// What was added to the series of metrics since the last time.
+    fn metrics(&mut self, readings: Vec<Reading>);
     /// What the kernel side counted so far.
     fn counts(&mut self, counts: Counts);
     /// Time has passed; returns when to come again at the latest.
@@ -59,6 +66,10 @@ pub struct Orders {
     pub own_ipc_namespace: u32,
     /// The process of the traced command.
     pub tree: Option<u32>,
+    /// Whether calls become records.
+    pub makes_records: bool,
+    /// How often metrics are read; None: there are none.
+    pub metrics: Option<Duration>,
 }
 
 /// The running thread.
@@ -72,6 +83,19 @@ pub struct Driver {
 struct Stop {
     asked: AtomicBool,
     event: EventFd,
+}
+
+impl Stop {
+    /// Has the thread look around.
+    fn wake(&self) {
+        // A counter that is full wakes, too.
+        let _ = self.event.write(1);
+    }
+
+    /// The thread is awake.
+    fn woken(&self) {
+        let _ = self.event.read();
+    }
 }
 
 impl Driver {
@@ -94,16 +118,20 @@ impl Driver {
     /// Detaches, takes what is left in the ring, and ends the thread; returns the filter values that no call matched.
     pub fn stop(self) -> Vec<String> {
         self.stop.asked.store(true, Ordering::Relaxed);
-        // The counter cannot be full: it is written once.
-        let _ = self.stop.event.write(1);
+        self.stop.wake();
         self.thread.join().unwrap_or_default()
     }
 }
 
-fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Sender<Result<(), String>>) -> Vec<String> {
+fn drive(
+    orders: &Orders,
+    records: impl Records,
+    stop: &Arc<Stop>,
+    ready: &mpsc::Sender<Result<(), String>>,
+) -> Vec<String> {
     let mut storage = MaybeUninit::uninit();
-    let Orders { kind, ref filters, own_ipc_namespace, tree } = *orders;
-    let config = Config { kind, filters, own_ipc_namespace, tree };
+    let Orders { kind, ref filters, own_ipc_namespace, tree, makes_records, metrics } = *orders;
+    let config = Config { kind, filters, own_ipc_namespace, tree, makes_records, aggregates: metrics.is_some() };
     let mut programs = match Programs::attach(&mut storage, &config) {
         Ok(programs) => programs,
         Err(error) => {
@@ -112,18 +140,48 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
         }
     };
     let records = RefCell::new(records);
-    let rings = Rings::open(&programs, &records);
-    let (calls, ring_fd) = match &rings {
-        Ok(rings) => (&rings.calls, rings.fd()),
+    let aggregates = match follow(&programs, &records, stop, metrics, ready) {
+        Ok(aggregates) => aggregates,
         Err(error) => {
-            let _ = ready.send(Err(error.to_string()));
+            let _ = ready.send(Err(error));
             return Vec::new();
         }
     };
+    // The rings outlive the links: what is committed until now is still there.
+    programs.detach();
+    if let Ok(rings) = Rings::open(&programs, &records) {
+        while take(&rings.calls) > 0 {}
+        for readings in aggregates.map(Aggregates::stop).unwrap_or_default() {
+            take_metrics(&rings, &records, readings);
+        }
+    }
+    records.borrow_mut().counts(programs.counts());
+    programs.unmatched(filters, own_ipc_namespace)
+}
+
+/// Hands on what comes, until it is told to stop.
+fn follow(
+    programs: &Programs<'_>,
+    records: &RefCell<impl Records>,
+    stop: &Arc<Stop>,
+    metrics: Option<Duration>,
+    ready: &mpsc::Sender<Result<(), String>>,
+) -> Result<Option<Aggregates>, String> {
+    let rings = Rings::open(programs, records).map_err(|error| error.to_string())?;
+    let woken = stop.clone();
+    let start = |interval| Aggregates::start(programs, interval, move || woken.wake());
+    let aggregates = metrics.map(start).transpose()?;
     let _ = ready.send(Ok(()));
     let mut counted = Instant::now();
-    while !stop.asked.load(Ordering::Relaxed) {
-        let taken = take(calls);
+    loop {
+        stop.woken();
+        if stop.asked.load(Ordering::Relaxed) {
+            return Ok(aggregates);
+        }
+        let taken = take(&rings.calls);
+        for readings in aggregates.iter().flat_map(Aggregates::fetch) {
+            take_metrics(&rings, records, readings);
+        }
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
@@ -140,19 +198,17 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
         programs.armed().store(1, Ordering::Relaxed);
         // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
         fence(Ordering::SeqCst);
-        if take(calls) == 0 {
-            wait(&[stop.event.as_fd(), ring_fd], again.min(COUNT_EVERY));
+        if take(&rings.calls) == 0 {
+            wait(&[stop.event.as_fd(), rings.fd()], again.min(COUNT_EVERY));
         }
         programs.armed().store(0, Ordering::Relaxed);
     }
-    // The rings outlive the links: what is committed until now is still there.
-    drop(rings);
-    programs.detach();
-    if let Ok(rings) = Rings::open(&programs, &records) {
-        while take(&rings.calls) > 0 {}
-    }
-    records.borrow_mut().counts(programs.counts());
-    programs.unmatched(filters, own_ipc_namespace)
+}
+
+/// The images and names that the readings speak of came before them.
+fn take_metrics(rings: &Rings<'_>, records: &RefCell<impl Records>, readings: Vec<Reading>) {
+    rings.images.consume_raw();
+    records.borrow_mut().metrics(readings);
 }
 
 /// How many records there were, up to [`AT_ONCE`].
@@ -163,30 +219,34 @@ fn take(ring: &RingBuffer<'_>) -> usize {
 
 struct Rings<'a> {
     calls: RingBuffer<'a>,
+    images: Rc<RingBuffer<'a>>,
 }
 
 impl<'a> Rings<'a> {
     fn open<'obj>(programs: &'a Programs<'obj>, records: &'a RefCell<impl Records>) -> libbpf_rs::Result<Self> {
         let mut images = RingBufferBuilder::new();
         images.add(programs.images(), |bytes| {
-            if let Ok(image) = Image::decode(bytes) {
+            if let Ok(name) = Name::decode(bytes) {
+                records.borrow_mut().name(name);
+            } else if let Ok(image) = Image::decode(bytes) {
                 records.borrow_mut().image(image);
             }
             0
         })?;
-        let images = images.build()?;
+        let images = Rc::new(images.build()?);
+        let for_calls = images.clone();
         let mut calls = RingBufferBuilder::new();
         calls.add(programs.calls(), move |bytes| {
             match Call::decode(bytes) {
                 Ok(call) => {
-                    learn(&call, &images, records);
+                    learn(&call, &for_calls, records);
                     records.borrow_mut().call(call);
                 }
                 Err(_) => records.borrow_mut().malformed(),
             }
             0
         })?;
-        Ok(Self { calls: calls.build()? })
+        Ok(Self { calls: calls.build()?, images })
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

@@ -15,6 +15,7 @@ use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Namespace};
+use crate::metrics::buckets::{duration_bounds, size_bounds};
 
 /// What the kernel side is told before it is loaded.
 #[derive(Debug)]
@@ -27,6 +28,10 @@ pub struct Config<'a> {
     pub own_ipc_namespace: u32,
     /// The process of the traced command: only it and its descendants are traced.
     pub tree: Option<u32>,
+    /// Whether calls become records; without them there are metrics alone.
+    pub makes_records: bool,
+    /// Whether calls are aggregated for metrics.
+    pub aggregates: bool,
 }
 
 /// enum rules_mode of bpf/filter.h.
@@ -85,7 +90,8 @@ fn explained(error: &libbpf_rs::Error) -> String {
 pub fn try_attach(kind: HookKind) -> Result<(), String> {
     let mut storage = MaybeUninit::uninit();
     let none = Filters { call: CALLS.map(|(call, _)| call).into(), ..Filters::default() };
-    let config = Config { kind, filters: &none, own_ipc_namespace: 0, tree: None };
+    let config =
+        Config { kind, filters: &none, own_ipc_namespace: 0, tree: None, makes_records: true, aggregates: true };
     Programs::attach(&mut storage, &config).map(drop)
 }
 
@@ -163,6 +169,12 @@ impl<'obj> Programs<'obj> {
         &self.skel.maps.images
     }
 
+    /// The maps of series: the one that holds the map in use, the names asked for, and the two that take turns.
+    pub fn series(&self) -> [&MapMut<'obj>; 4] {
+        let maps = &self.skel.maps;
+        [&maps.series, &maps.askers, &maps.series_a, &maps.series_b]
+    }
+
     /// The flag that asks the kernel side for a wake-up with its next record.
     pub fn armed(&self) -> &AtomicU32 {
         // libbpf maps the variables of a loaded object always.
@@ -231,6 +243,12 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
         rodata.only_tree = config.tree.is_some();
+        rodata.makes_records = config.makes_records;
+        rodata.aggregates = config.aggregates;
+        rodata.aggregates_comm = !config.filters.comm.picks().is_empty();
+        rodata.duration_bounds = duration_bounds();
+        rodata.size_bounds = size_bounds();
+        rodata.name_seed = rand::random();
         rodata.only_failed = config.filters.failed;
         let least = config.filters.min_duration.unwrap_or_default().as_nanos();
         rodata.min_duration_ns = least.try_into().unwrap_or(u64::MAX);
