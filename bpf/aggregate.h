@@ -141,6 +141,7 @@ static __always_inline void add_point(struct series *key, const struct call *cal
 /* Adds a call that passes the filters on whose calls; `name` is the hash of its name. */
 static __always_inline void aggregate(const struct call *call, __u64 name)
 {
+	const struct message_args *message;
 	struct series key = {
 		.name = name,
 		.process_started_ns = call->process_started_ns,
@@ -157,6 +158,11 @@ static __always_inline void aggregate(const struct call *call, __u64 name)
 	add_point(&key, call, duration_bounds, call->left_ns - call->entered_ns);
 	if (call->ret < 0 || (call->op != OP_SEND && call->op != OP_RECEIVE))
 		return;
+	message = (const struct message_args *)call->args;
 	key.metric = METRIC_SIZE;
-	add_point(&key, call, size_bounds, call->op == OP_SEND ? ((struct message_args *)call->args)->size : call->ret);
+	add_point(&key, call, size_bounds, call->op == OP_SEND ? message->size : call->ret);
+	if (call->flags & CALL_WAIT) {
+		key.metric = METRIC_WAIT;
+		add_point(&key, call, duration_bounds, message->wait_ns);
+	}
 }

@@ -4,9 +4,8 @@
  * not there at entry is read again at exit, when the kernel has read it itself.
  */
 #pragma once
+#include "message.h"
 #include "queue.h"
-
-#define ARGS(type, call) ((struct type *)(call)->args)
 
 static __always_inline void read_name(struct call *call)
 {
@@ -94,6 +93,30 @@ static __always_inline void enter_mq_open(const unsigned long *args, enum abi ab
 	call->entered_ns = bpf_ktime_get_ns(); /* last: the duration is the kernel's, not ours */
 }
 
+/* do_mq_open(u_name, oflag, mode, attr): attr is the kernel's own copy, or NULL. */
+static __always_inline void at_do_mq_open(__u64 copy)
+{
+	struct thread *thread = inside(OP_OPEN);
+	struct mq_attr_user used;
+	struct open_args *args;
+	struct call *call;
+
+	if (!thread || bpf_probe_read_kernel(&used, sizeof(used), (void *)copy))
+		return;
+	call = call_of(thread);
+	args = ARGS(open_args, call);
+	if (!passes_attr(call))
+		return;
+	if (!(call->flags & CALL_ATTR)) {
+		__builtin_memcpy(args->attr, used.shown, sizeof(args->attr));
+		call->flags |= CALL_ATTR;
+		return;
+	}
+	for (int i = 0; i < 4; i++)
+		if (args->attr[i] != used.shown[i])
+			call->flags |= CALL_ATTR_CHANGED;
+}
+
 static __always_inline void leave_mq_open(long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
@@ -135,6 +158,17 @@ static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 	finish(slot_of(thread), task);
 }
 
+/* Whether wq_sleep() is hooked, which tells that a call waits; else a voluntary switch must. */
+const volatile bool sees_sleep;
+
+static __always_inline void at_wq_sleep(__u64 info)
+{
+	struct thread *thread = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+
+	if (thread && thread->in_flight)
+		call_of(thread)->flags |= CALL_BLOCKED;
+}
+
 /* The entry of a call that takes a descriptor. */
 static __always_inline struct call *enter_on_queue(enum op op, enum abi abi, __s32 fd)
 {
@@ -151,14 +185,14 @@ static __always_inline struct call *enter_on_queue(enum op op, enum abi abi, __s
 	return &slot->call;
 }
 
-static __always_inline struct slot *leave_on_queue(enum op op, long ret, struct task_struct *task)
+static __always_inline struct thread *leave_on_queue(enum op op, long ret, struct task_struct *task)
 {
 	struct thread *thread = leave(op, ret, task);
 
 	if (!thread)
 		return 0;
-	leave_queue(call_of(thread), task, task->nvcsw - thread->switches);
-	return slot_of(thread);
+	leave_queue(call_of(thread), task, sees_sleep ? 0 : task->nvcsw - thread->switches);
+	return thread;
 }
 
 static __always_inline void read_deadline(struct call *call, enum abi abi)
@@ -181,7 +215,7 @@ static __always_inline void read_deadline(struct call *call, enum abi abi)
 			return;
 		args->deadline_s = deadline[0];
 		/* The upper half is padding to a 32-bit caller (kernel/time/time.c, get_timespec64). */
-		args->deadline_ns = abi == ABI_COMPAT ? (__u32)deadline[1] : deadline[1];
+		args->deadline_ns = call->abi == ABI_COMPAT ? (__u32)deadline[1] : deadline[1];
 	}
 	call->flags |= CALL_DEADLINE;
 }
@@ -210,19 +244,27 @@ static __always_inline void enter_message(enum op op, const unsigned long *args,
 static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct slot *slot = leave_on_queue(op, ret, task);
-	struct call *call;
+	struct thread *thread = leave_on_queue(op, ret, task);
 	struct message_args *message;
+	struct call *call;
 
-	if (!slot)
+	if (!thread)
 		return;
-	call = &slot->call;
+	call = call_of(thread);
 	message = ARGS(message_args, call);
 	read_deadline(call, abi);
-	if (op == OP_RECEIVE && ret >= 0 && message->priority_ptr &&
-	    !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr))
+	if (op == OP_SEND) {
+		if (thread->message)
+			call->flags |= CALL_TRACKED;
+		finish_send(thread, finish(slot_of(thread), task));
+		return;
+	}
+	if (ret < 0)
+		call->flags &= ~(CALL_PRIORITY | CALL_WAIT | CALL_LINK);
+	else if (!(call->flags & CALL_PRIORITY) && message->priority_ptr &&
+		 !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr))
 		call->flags |= CALL_PRIORITY;
-	finish(slot, task);
+	finish(slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_timedsend(const unsigned long *args, enum abi abi)
@@ -273,14 +315,14 @@ static __always_inline void enter_mq_notify(const unsigned long *args, enum abi 
 static __always_inline void leave_mq_notify(long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct slot *slot = leave_on_queue(OP_NOTIFY, ret, task);
+	struct thread *thread = leave_on_queue(OP_NOTIFY, ret, task);
 	struct call *call;
 
-	if (!slot)
+	if (!thread)
 		return;
-	call = &slot->call;
+	call = call_of(thread);
 	read_event(call, abi);
-	finish(slot, task);
+	finish(slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
@@ -298,13 +340,13 @@ static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum 
 static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct slot *slot = leave_on_queue(OP_GETSETATTR, ret, task);
+	struct thread *thread = leave_on_queue(OP_GETSETATTR, ret, task);
 	struct call *call;
 
-	if (!slot)
+	if (!thread)
 		return;
-	call = &slot->call;
+	call = call_of(thread);
 	if (ARGS(open_args, call)->attr_ptr)
 		read_attr_late(call, abi);
-	finish(slot, task);
+	finish(slot_of(thread), task);
 }

@@ -26,6 +26,10 @@ enum call_flag {
 	CALL_PRIORITY = 1 << 7,	     /* priority is set */
 	CALL_BLOCKED = 1 << 8,	     /* waited for room or for a message */
 	CALL_EVENT = 1 << 9,	     /* method and signo hold the caller's struct sigevent */
+	CALL_ATTR_CHANGED = 1 << 10, /* the kernel's own copy of attr differs from what the caller's memory held at entry */
+	CALL_WAIT = 1 << 11,	     /* wait_ns is set */
+	CALL_LINK = 1 << 12,	     /* sent_* are set */
+	CALL_TRACKED = 1 << 13,	     /* who receives the message is found out */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */
@@ -61,6 +65,9 @@ struct message_args {
 	__s64 deadline_s;
 	__s64 deadline_ns;
 	__u64 priority_ptr; /* where a receive wants it */
+	__u64 wait_ns; /* from the message's insertion into the queue to its removal */
+	__u64 sent_trace_id[2]; /* of the span that sent the message */
+	__u64 sent_span_id;
 	__u32 priority;
 	__u32 unused; /* 0 */
 };
@@ -72,7 +79,7 @@ struct notify_args {
 	__s32 signo;
 };
 
-#define ARGS_SIZE sizeof(struct open_args)
+#define ARGS_SIZE sizeof(struct message_args)
 
 /*
  * One entry/exit pair. Times are CLOCK_MONOTONIC in ns. (pid, process_started_ns, exec_id) names the process image,
@@ -154,5 +161,6 @@ enum counter {
 	COUNT_LOST_NO_EXIT, /* entries whose exit never came */
 	COUNT_UNPAIRED,	    /* exits without an entry */
 	COUNT_TREE_FULL,    /* forks of the traced command that found the set of processes full */
+	COUNT_UNTRACKED,    /* messages that found no room to be registered */
 	COUNTERS,
 };

@@ -33,7 +33,8 @@ static __always_inline void read_path(struct image *image, struct file *exe)
 	struct dentry *dentry = BPF_CORE_READ(exe, f_path.dentry);
 	struct vfsmount *vfs = BPF_CORE_READ(exe, f_path.mnt);
 	struct mount *mount = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
-	__u32 at = 0;
+	__u64 at = 0;
+	long len;
 
 	for (int i = 0; i < PATH_DEPTH; i++) {
 		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
@@ -51,7 +52,10 @@ static __always_inline void read_path(struct image *image, struct file *exe)
 		}
 		if (at >= PATH_SIZE)
 			break;
-		long len = bpf_probe_read_kernel_str(image->path + at, NAME_SIZE, BPF_CORE_READ(dentry, d_name.name));
+		/* Where the compiler finds this superfluous, older verifiers (seen on 6.1) do not. */
+		asm volatile("" : "+r"(at));
+		at &= PATH_SIZE - 1;
+		len = bpf_probe_read_kernel_str(image->path + at, NAME_SIZE, BPF_CORE_READ(dentry, d_name.name));
 		if (len < 1)
 			break;
 		at += len;

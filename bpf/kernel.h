@@ -57,6 +57,35 @@ struct compat_mq_attr_user {
 	__s32 reserved[4];
 };
 
+/* include/linux/err.h: addresses from here to the end are errors */
+#define MAX_ERRNO 4095
+
+/*
+ * The registers that hold a system call's arguments, or a function's: their layout is part of the ABI (the kernel's
+ * asm/ptrace.h), and the fields after them are not needed.
+ */
+#ifdef __TARGET_ARCH_arm64
+struct pt_regs {
+	__u64 regs[8];
+};
+#define PARM1(ctx) ((ctx)->regs[0])
+#define PARM2(ctx) ((ctx)->regs[1])
+#define PARM4(ctx) ((ctx)->regs[3])
+#define RETURNED(ctx) ((ctx)->regs[0])
+#define NATIVE_ARGS(r) { (r)->regs[0], (r)->regs[1], (r)->regs[2], (r)->regs[3], (r)->regs[4] }
+#define COMPAT_ARGS(r) NATIVE_ARGS(r)
+#else
+struct pt_regs {
+	unsigned long r15, r14, r13, r12, bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di;
+};
+#define PARM1(ctx) ((ctx)->di)
+#define PARM2(ctx) ((ctx)->si)
+#define PARM4(ctx) ((ctx)->cx)
+#define RETURNED(ctx) ((ctx)->ax)
+#define NATIVE_ARGS(r) { (r)->di, (r)->si, (r)->dx, (r)->r10, (r)->r8 }
+#define COMPAT_ARGS(r) { (__u32)(r)->bx, (__u32)(r)->cx, (__u32)(r)->dx, (__u32)(r)->si, (__u32)(r)->di }
+#endif
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct qstr {
@@ -129,6 +158,11 @@ struct mqueue_inode_info {
 	struct mq_attr attr;
 };
 
+/* include/linux/msg.h */
+struct msg_msg {
+	long m_type;
+};
+
 struct ns_common {
 	unsigned int inum;
 };
@@ -168,7 +202,16 @@ struct signal_struct {
 	atomic_t live;
 };
 
+#ifdef __TARGET_ARCH_arm64
+struct thread_info {
+	unsigned long flags;
+};
+#endif
+
 struct task_struct {
+#ifdef __TARGET_ARCH_arm64
+	struct thread_info thread_info;
+#endif
 	struct mm_struct *mm;
 	int pid;
 	int tgid;

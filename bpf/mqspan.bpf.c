@@ -9,7 +9,6 @@
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
-#include <bpf/bpf_tracing.h>
 
 #include "call.h"
 #include "tree.h"
@@ -57,6 +56,83 @@ TRACEPOINTS(mq_timedsend)
 TRACEPOINTS(mq_timedreceive)
 TRACEPOINTS(mq_notify)
 TRACEPOINTS(mq_getsetattr)
+
+/* A wrapper of a system call gets the caller's registers. */
+#define FUNCTIONS(name, call, symbol, abi, ARGUMENTS)                                                             \
+	SEC("?fentry/" symbol)                                                                                    \
+	int fentry_##name(__u64 *ctx)                                                                             \
+	{                                                                                                         \
+		struct pt_regs *regs = (void *)ctx[0];                                                            \
+		unsigned long args[] = ARGUMENTS(regs);                                                           \
+		enter_##call(args, abi);                                                                          \
+		return 0;                                                                                         \
+	}                                                                                                         \
+	SEC("?fexit/" symbol)                                                                                     \
+	int fexit_##name(__u64 *ctx) { leave_##call(ctx[1], abi); return 0; }                                     \
+	SEC("?kprobe/" symbol)                                                                                    \
+	int kprobe_##name(struct pt_regs *ctx)                                                                    \
+	{                                                                                                         \
+		struct pt_regs regs = {};                                                                         \
+		bpf_probe_read_kernel(&regs, sizeof(regs), (void *)PARM1(ctx));                                   \
+		unsigned long args[] = ARGUMENTS(&regs);                                                          \
+		enter_##call(args, abi);                                                                          \
+		return 0;                                                                                         \
+	}                                                                                                         \
+	SEC("?kretprobe/" symbol)                                                                                 \
+	int kretprobe_##name(struct pt_regs *ctx) { leave_##call(RETURNED(ctx), abi); return 0; }
+
+#define NATIVE(call) FUNCTIONS(call, call, NATIVE_PREFIX #call, ABI_NATIVE, NATIVE_ARGS)
+#define COMPAT(call, symbol) FUNCTIONS(call##_compat, call, symbol, ABI_COMPAT, COMPAT_ARGS)
+#define TIME32(call, symbol) FUNCTIONS(call##_time32, call, symbol, ABI_COMPAT_TIME32, COMPAT_ARGS)
+
+#ifdef __TARGET_ARCH_arm64
+#define NATIVE_PREFIX "__arm64_sys_"
+#else
+#define NATIVE_PREFIX "__x64_sys_"
+#endif
+
+NATIVE(mq_open)
+NATIVE(mq_unlink)
+NATIVE(mq_timedsend)
+NATIVE(mq_timedreceive)
+NATIVE(mq_notify)
+NATIVE(mq_getsetattr)
+
+#ifdef __TARGET_ARCH_arm64
+COMPAT(mq_open, "__arm64_compat_sys_mq_open")
+COMPAT(mq_notify, "__arm64_compat_sys_mq_notify")
+COMPAT(mq_getsetattr, "__arm64_compat_sys_mq_getsetattr")
+TIME32(mq_timedsend, "__arm64_sys_mq_timedsend_time32")
+TIME32(mq_timedreceive, "__arm64_sys_mq_timedreceive_time32")
+#else
+COMPAT(mq_open, "__ia32_compat_sys_mq_open")
+COMPAT(mq_unlink, "__ia32_sys_mq_unlink")
+COMPAT(mq_timedsend, "__ia32_sys_mq_timedsend")
+COMPAT(mq_timedreceive, "__ia32_sys_mq_timedreceive")
+COMPAT(mq_notify, "__ia32_compat_sys_mq_notify")
+COMPAT(mq_getsetattr, "__ia32_compat_sys_mq_getsetattr")
+TIME32(mq_timedsend, "__ia32_sys_mq_timedsend_time32")
+TIME32(mq_timedreceive, "__ia32_sys_mq_timedreceive_time32")
+#endif
+
+/* What a call does inside the kernel: a function's nth argument. */
+#define INSIDE(function, n)                                                                                       \
+	SEC("?fentry/" #function)                                                                                 \
+	int fentry_##function(__u64 *ctx) { at_##function(ctx[n - 1]); return 0; }                                \
+	SEC("?kprobe/" #function)                                                                                 \
+	int kprobe_##function(struct pt_regs *ctx) { at_##function(PARM##n(ctx)); return 0; }
+
+INSIDE(do_mq_open, 4)
+INSIDE(wq_sleep, 1)
+INSIDE(msg_insert, 1)
+INSIDE(store_msg, 2)
+INSIDE(free_msg, 1)
+
+SEC("?fexit/load_msg")
+int fexit_load_msg(__u64 *ctx) { at_load_msg(ctx[2]); return 0; }
+
+SEC("?kretprobe/load_msg")
+int kretprobe_load_msg(struct pt_regs *ctx) { at_load_msg(RETURNED(ctx)); return 0; }
 
 SEC("?raw_tracepoint/sched_process_fork")
 int tree_on_fork(struct bpf_raw_tracepoint_args *ctx) { tree_fork((void *)ctx->args[0], (void *)ctx->args[1]); return 0; }

@@ -28,16 +28,18 @@ static __always_inline void wake_driver(void)
 		bpf_ringbuf_discard(empty, BPF_RB_FORCE_WAKEUP);
 }
 
-/* Copies the call, cut after its names. The record is complete before room is taken: nothing comes in between. */
-static __always_inline void send_call(struct call *call)
+/* Copies the call, cut after its names; returns whether there was room. The record is complete before room is taken: nothing comes in between. */
+static __always_inline bool send_call(struct call *call)
 {
 	__u64 len = sizeof(*call) - sizeof(call->names) + call->asked_len + call->actual_len;
 
 	if (len > sizeof(*call))
 		len = sizeof(*call);
 	/* The flag is read after the record is committed (an exchange, so a full barrier): no wake-up is missed. */
-	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP))
+	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP)) {
 		count(COUNT_LOST_RING);
-	else
-		wake_driver();
+		return false;
+	}
+	wake_driver();
+	return true;
 }

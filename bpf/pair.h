@@ -29,6 +29,7 @@ struct thread {
 	__u32 slot;	 /* ... of the call under way */
 	__u64 ids[3];	 /* where the thread's trace and span ids come from; 0: not seeded */
 	__u64 switches;	 /* voluntary context switches at entry */
+	__u64 message;	 /* that the send under way has made, see message.h */
 	struct slot slots[SLOTS];
 };
 
@@ -48,6 +49,8 @@ static __always_inline struct call *call_of(struct thread *thread)
 {
 	return &slot_of(thread)->call;
 }
+
+#define ARGS(type, call) ((struct type *)(call)->args)
 
 /* SplitMix64: distinct and evenly spread for each step of the state. */
 static __always_inline __u64 next_id(__u64 *state)
@@ -73,36 +76,15 @@ static __always_inline void make_ids(struct thread *thread, struct call *call)
 	call->span_id = next_id(&thread->ids[2]) | 1;
 }
 
-static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, struct task_struct *task)
-{
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	struct call *call;
-
-	if (!thread) {
-		count(COUNT_LOST_STATE);
-		return 0;
-	}
-	if (thread->in_flight)
-		count(COUNT_LOST_NO_EXIT);
-	thread->in_flight = 1 + op;
-	thread->slot = (__u32)fd % SLOTS;
-	call = call_of(thread);
-	call->op = op;
-	call->abi = abi;
-	call->flags = 0;
-	call->fd = fd;
-	call->asked_len = 0;
-	call->actual_len = 0;
-	make_ids(thread, call);
-	return thread;
-}
-
-/* A task's number inside its own pid namespace (kernel/pid.c, pid_nr_ns). */
+/*
+ * A task's number inside its own pid namespace (kernel/pid.c, pid_nr_ns). The pointer is read, not followed: older
+ * verifiers (seen on 6.1) take no arithmetic with a variable on a pointer that they know.
+ */
 static __always_inline __u32 number_in_namespace(struct task_struct *task)
 {
-	struct pid *pid = task->thread_pid;
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
 	struct upid *last = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
-			    pid->level * bpf_core_type_size(struct upid);
+			    BPF_CORE_READ(pid, level) * bpf_core_type_size(struct upid);
 
 	return BPF_CORE_READ(last, nr);
 }
@@ -124,23 +106,62 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 	slot->exec_id = exec_id + 1;
 }
 
+#ifdef __TARGET_ARCH_arm64
+/* Some wrappers serve callers of both kinds (arch/arm64/include/asm/thread_info.h). */
+#define TIF_32BIT 22
+
+static __always_inline enum abi abi_of(struct task_struct *task, enum abi abi)
+{
+	return abi == ABI_NATIVE && task->thread_info.flags & 1 << TIF_32BIT ? ABI_COMPAT : abi;
+}
+#else
+static __always_inline enum abi abi_of(struct task_struct *task, enum abi abi)
+{
+	return abi;
+}
+#endif
+
+static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, struct task_struct *task)
+{
+	struct thread *thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct call *call;
+
+	if (!thread) {
+		count(COUNT_LOST_STATE);
+		return 0;
+	}
+	if (thread->in_flight)
+		count(COUNT_LOST_NO_EXIT);
+	thread->in_flight = 1 + op;
+	thread->slot = (__u32)fd % SLOTS;
+	call = call_of(thread);
+	call->op = op;
+	call->abi = abi_of(task, abi);
+	call->flags = 0;
+	call->fd = fd;
+	call->asked_len = 0;
+	call->actual_len = 0;
+	make_ids(thread, call);
+	identify_thread(slot_of(thread), task);
+	call->uid = task->cred->euid.val;
+	return thread;
+}
+
 /* The thread's call of this kind that is under way, now ended; 0 where its entry was not seen. */
 static __always_inline struct thread *leave(enum op op, long ret, struct task_struct *task)
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
-	struct slot *slot;
+	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
 		count(COUNT_UNPAIRED);
 		return 0;
 	}
 	thread->in_flight = 0;
-	slot = slot_of(thread);
-	slot->call.left_ns = now;
-	slot->call.ret = ret;
-	identify_thread(slot, task);
-	slot->call.uid = task->cred->euid.val;
+	call = call_of(thread);
+	call->left_ns = now;
+	call->ret = ret;
 	return thread;
 }
 
@@ -164,8 +185,8 @@ static __always_inline __u64 name_hash(struct slot *slot)
 	return hash;
 }
 
-/* The call is described: counts it, and sends it if it is wanted. */
-static __always_inline void finish(struct slot *slot, struct task_struct *task)
+/* The call is described: counts it, and sends it if it is wanted; returns whether it has a record. */
+static __always_inline bool finish(struct slot *slot, struct task_struct *task)
 {
 	struct call *call = &slot->call;
 
@@ -173,7 +194,7 @@ static __always_inline void finish(struct slot *slot, struct task_struct *task)
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
 	if (!is_of_interest(call)) {
 		count(COUNT_FILTERED);
-		return;
+		return false;
 	}
 	call->cgroup_id = bpf_get_current_cgroup_id();
 	bpf_get_current_comm(call->comm, sizeof(call->comm));
@@ -181,9 +202,9 @@ static __always_inline void finish(struct slot *slot, struct task_struct *task)
 	if (aggregates)
 		aggregate(call, name_hash(slot));
 	if (!makes_records)
-		return;
+		return false;
 	if (is_wanted(call))
-		send_call(call);
-	else
-		count(COUNT_FILTERED);
+		return send_call(call);
+	count(COUNT_FILTERED);
+	return false;
 }

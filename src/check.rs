@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use crate::bpf::facts::{CAPABILITIES, Facts};
-use crate::bpf::plan::plan;
+use crate::bpf::plan::{order, plan, refusal};
 use crate::config::error::Error;
 use crate::config::values::{Format, HookKind};
 use crate::run::hook_name;
@@ -40,7 +40,7 @@ struct Missing {
 
 /// Looks at this host and prints what it offers; returns whether `run` would work.
 pub fn check(format: Format) -> io::Result<bool> {
-    let report = Report::of(&Facts::gather());
+    let report = Report::of(&Facts::gather(&[]));
     let text = match format {
         Format::Text => report.text(),
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
@@ -61,6 +61,20 @@ fn cost(kind: HookKind) -> Vec<&'static str> {
     }
 }
 
+/// Why other kinds of hooks are not used: those that would come first were refused, or come later as they miss calls.
+fn passed_over(facts: &Facts) -> Vec<String> {
+    let chosen = plan(facts, &[]).ok().map(|plan| plan.kind);
+    let before = order(facts, &[]).into_iter().take_while(|kind| chosen.is_some_and(|chosen| chosen != *kind));
+    let mut notes: Vec<String> =
+        before.filter_map(|kind| Some(format!("no {}: {}", hook_name(kind), refusal(facts, kind)?.message))).collect();
+    if let Some(model) = facts.preemption.as_ref().filter(|_| facts.is_preemptible()) {
+        let which = if facts.tracepoints_are_preempted { "fentry and tracepoint miss" } else { "fentry misses" };
+        notes
+            .push(format!("{which} calls where threads are preempted in the kernel ({model}): other hooks come first"));
+    }
+    notes
+}
+
 impl Report {
     fn of(facts: &Facts) -> Self {
         let plan = plan(facts, &[]);
@@ -73,7 +87,7 @@ impl Report {
             runs: plan.is_ok(),
             hooks: plan.as_ref().ok().map(|plan| hook_name(plan.kind)),
             cost: plan.as_ref().map_or(Vec::new(), |plan| cost(plan.kind)),
-            notes: notes.collect(),
+            notes: notes.chain(passed_over(facts)).collect(),
             missing: plan.err().map(missing).into_iter().collect(),
             kernel: facts.kernel.clone(),
             preemption: facts.preemption.clone(),
@@ -82,9 +96,9 @@ impl Report {
             capabilities: CAPABILITIES.iter().filter(|(_, number, _)| has(*number)).map(|(name, ..)| *name).collect(),
             tracefs: facts.tracefs.as_ref().map(|path| path.display().to_string()),
             syscall_tracepoints: facts.has_tracepoints,
-            attaching: match &facts.trial {
-                Some(Ok(())) => "works",
-                Some(Err(_)) => "refused",
+            attaching: match facts.trials.last() {
+                Some((_, Ok(()))) => "works",
+                Some((_, Err(_))) => "refused",
                 None => "not tried",
             },
         }

@@ -97,6 +97,28 @@ pub struct Message {
     pub timeout: Passed<Deadline>,
     /// Whether the call waited for room or for a message.
     pub blocked: bool,
+    /// How long a message that was received lay in the queue, in ns; 0 where it was handed to a waiting receiver.
+    pub wait_ns: Option<u64>,
+    /// The span that sent the message which was received.
+    pub sent_by: Option<Sender>,
+    /// Whether the receive of a message that was sent is told by whose it is.
+    pub tracked: bool,
+}
+
+/// The span that sent a message, and how it was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sender {
+    /// The span.
+    pub ids: Ids,
+    /// How.
+    pub method: Method,
+}
+
+/// How a link was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By the message's identity in the kernel.
+    Message,
 }
 
 /// What a call was passed.
@@ -112,6 +134,8 @@ pub enum Args {
         mode: u32,
         /// The attributes asked for.
         attr: Passed<Attr>,
+        /// Whether the kernel used others than the caller's memory held at entry.
+        attr_changed: bool,
     },
     /// mq_unlink's.
     Unlink {
@@ -272,18 +296,28 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
     let message = || {
         let raw: message_args = head(bytes);
         let deadline = Deadline { s: raw.deadline_s, ns: raw.deadline_ns };
+        let ids = Ids { trace: trace_id(raw.sent_trace_id), span: raw.sent_span_id.to_ne_bytes() };
         Message {
             fd,
             size: raw.size,
             priority: has(call_flag::CALL_PRIORITY).then_some(raw.priority),
             timeout: Passed { ptr: raw.timeout_ptr, value: has(call_flag::CALL_DEADLINE).then_some(deadline) },
             blocked: has(call_flag::CALL_BLOCKED),
+            wait_ns: has(call_flag::CALL_WAIT).then_some(raw.wait_ns),
+            sent_by: has(call_flag::CALL_LINK).then_some(Sender { ids, method: Method::Message }),
+            tracked: has(call_flag::CALL_TRACKED),
         }
     };
     let args = match op {
         Op::MqOpen => {
             let raw: open_args = head(bytes);
-            Args::Open { name_ptr: raw.name_ptr, oflag: raw.oflag, mode: raw.mode, attr: attr(&raw) }
+            Args::Open {
+                name_ptr: raw.name_ptr,
+                oflag: raw.oflag,
+                mode: raw.mode,
+                attr: attr(&raw),
+                attr_changed: has(call_flag::CALL_ATTR_CHANGED),
+            }
         }
         Op::MqUnlink => Args::Unlink { name_ptr: head::<open_args>(bytes).name_ptr },
         Op::MqTimedsend => Args::Send(message()),

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -60,6 +61,8 @@ pub trait Records {
 pub struct Orders {
     /// The kind of hooks.
     pub kind: HookKind,
+    /// Where tracefs is mounted.
+    pub tracefs: Option<PathBuf>,
     /// The filters.
     pub filters: Arc<Filters>,
     /// The number of mqspan's own ipc namespace.
@@ -130,8 +133,10 @@ fn drive(
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Vec<String> {
     let mut storage = MaybeUninit::uninit();
-    let Orders { kind, ref filters, own_ipc_namespace, tree, makes_records, metrics } = *orders;
-    let config = Config { kind, filters, own_ipc_namespace, tree, makes_records, aggregates: metrics.is_some() };
+    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree, makes_records, metrics } = *orders;
+    let aggregates = metrics.is_some();
+    let tracefs = tracefs.as_deref();
+    let config = Config { kind, tracefs, filters, own_ipc_namespace, tree, makes_records, aggregates };
     let mut programs = match Programs::attach(&mut storage, &config) {
         Ok(programs) => programs,
         Err(error) => {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::utsname::uname;
 
-use super::programs;
+use super::hooks::CALLS;
+use super::{btf, plan, programs};
 use crate::config::values::HookKind;
 
 /// Where tracefs may be mounted (Documentation/trace/ftrace.rst); libbpf looks in the same places.
@@ -37,13 +38,26 @@ pub struct Facts {
     pub tracefs: Option<PathBuf>,
     /// Whether it has the system calls' tracepoints (CONFIG_FTRACE_SYSCALLS).
     pub has_tracepoints: bool,
-    /// What came of attaching for a try; None where something above was missing already.
-    pub trial: Option<Result<(), String>>,
+    /// Whether it takes kprobes (CONFIG_KPROBE_EVENTS).
+    pub has_kprobes: bool,
+    /// Whether the kernel's types name the functions that the calls enter by, so that these can be hooked.
+    pub has_functions: bool,
+    /// Whether a thread can be preempted inside the tracepoints' programs, and other threads' calls be skipped for it.
+    pub tracepoints_are_preempted: bool,
+    /// What came of attaching for a try, up to the first kind of hooks that works; none where something above was
+    /// missing already.
+    pub trials: Vec<(HookKind, Result<(), String>)>,
 }
 
+/// The function that a 64-bit caller's call enters by, without the call's name.
+const WRAPPER: &str = if cfg!(target_arch = "aarch64") { "__arm64_sys_" } else { "__x64_sys_" };
+/// Runs tracepoints' programs where they may fault and be preempted (kernel/trace/bpf_trace.c), in kernels that do.
+const FAULTABLE: &str = "trace_call_bpf_faultable";
+
 impl Facts {
-    /// Looks at this host.
-    pub fn gather() -> Self {
+    /// Looks at this host, where hooks of the kinds that are asked for, in their order, are wanted; none: any.
+    pub fn gather(asked: &[HookKind]) -> Self {
+        programs::keep_warnings();
         let uname = uname().ok();
         let word = |text: Option<&std::ffi::OsStr>| text.unwrap_or_default().to_string_lossy().into_owned();
         let tracefs = TRACEFS.iter().map(PathBuf::from).find(|root| root.join("events").is_dir());
@@ -52,6 +66,8 @@ impl Facts {
                 .iter()
                 .all(|event| fs::read(root.join("events/syscalls").join(event).join("id")).is_ok())
         };
+        let wrappers = CALLS.map(|(_, call)| format!("{WRAPPER}{call}"));
+        let functions = btf::functions(|name| name == FAULTABLE || wrappers.iter().any(|wrapper| wrapper == name));
         let mut facts = Self {
             kernel: format!(
                 "{} {}",
@@ -63,18 +79,29 @@ impl Facts {
             has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             capabilities: capabilities(),
             has_tracepoints: tracefs.as_ref().is_some_and(has_event),
+            has_kprobes: tracefs.as_ref().is_some_and(|root| root.join("kprobe_events").exists()),
+            has_functions: wrappers.iter().all(|wrapper| functions.contains(wrapper)),
+            tracepoints_are_preempted: functions.contains(FAULTABLE),
             tracefs,
-            trial: None,
+            trials: Vec::new(),
         };
-        if facts.missing_before_trial() {
-            return facts;
+        for kind in plan::order(&facts, asked) {
+            if plan::refusal(&facts, kind).is_some() {
+                continue;
+            }
+            let trial = programs::try_attach(kind, facts.tracefs.as_deref());
+            let works = trial.is_ok();
+            facts.trials.push((kind, trial));
+            if works {
+                break;
+            }
         }
-        facts.trial = Some(programs::try_attach(HookKind::Tracepoint));
         facts
     }
 
-    fn missing_before_trial(&self) -> bool {
-        !self.has_queues || !self.may_load() || !self.has_btf || !self.has_tracepoints
+    /// Whether a thread can be preempted while it is in the kernel. Where it is not known it is assumed.
+    pub fn is_preemptible(&self) -> bool {
+        !matches!(self.preemption.as_deref(), None | Some("none" | "voluntary"))
     }
 
     /// Whether a capability is effective. CAP_SYS_ADMIN stands for the first two on every kernel.
@@ -95,12 +122,41 @@ fn capabilities() -> u64 {
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// The model in force stands in parentheses: `none voluntary (full)`; without debugfs the build's is told instead.
 fn preemption() -> Option<String> {
-    let models = fs::read_to_string("/sys/kernel/debug/sched/preempt").ok();
-    let chosen = models.as_deref().and_then(|models| models.split(['(', ')']).nth(1)).map(Into::into);
-    chosen.or_else(|| {
-        let version = fs::read_to_string("/proc/version").ok()?;
-        version.split_whitespace().find(|word| word.starts_with("PREEMPT")).map(Into::into)
-    })
+    let read = |path| fs::read_to_string(path).unwrap_or_default();
+    model(&read("/sys/kernel/debug/sched/preempt"), &read("/proc/cmdline"), &read("/proc/version"))
+}
+
+/// The model in force: of a list of `models` the one in parentheses, `none voluntary (full)`; where debugfs is not
+/// mounted what the kernel was booted with, else what it was built with.
+fn model(models: &str, boot_line: &str, version: &str) -> Option<String> {
+    const BUILT_TO_CHOOSE: &str = "PREEMPT_DYNAMIC";
+    if let Some(chosen) = models.split(['(', ')']).nth(1) {
+        return Some(chosen.into());
+    }
+    let built =
+        version.split(|c: char| !c.is_ascii_uppercase() && c != '_').find(|word| word.starts_with("PREEMPT"))?;
+    let booted = boot_line.split_whitespace().rev().find_map(|word| word.strip_prefix("preempt="));
+    Some(booted.filter(|_| built == BUILT_TO_CHOOSE).unwrap_or(built).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prevents a preemptible kernel from being taken for one that is not: hooks would miss calls.
+    #[test]
+    fn models_of_preemption() {
+        for (models, boot_line, version, expected) in [
+            ("none voluntary (full)\n", "", "#1 SMP PREEMPT_DYNAMIC Debian", Some("full")),
+            ("full (lazy)\n", "preempt=full", "", Some("lazy")),
+            ("", "quiet preempt=none ro preempt=voluntary\n", "#1 SMP PREEMPT_DYNAMIC", Some("voluntary")),
+            ("", "quiet", "#1 SMP PREEMPT_DYNAMIC", Some("PREEMPT_DYNAMIC")),
+            ("", "preempt=none", "#1 SMP PREEMPT_RT Debian", Some("PREEMPT_RT")),
+            ("", "", "#1 SMP PREEMPT Debian", Some("PREEMPT")),
+            ("", "preempt=full", "#1 SMP Debian", None),
+        ] {
+            assert_eq!(model(models, boot_line, version).as_deref(), expected, "{models} {boot_line} {version}");
+        }
+    }
 }

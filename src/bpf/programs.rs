@@ -1,16 +1,20 @@
 //! The programs of bpf/: configured, loaded, attached and read. The one user of libbpf's objects; takes no records.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Mutex, PoisonError};
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, set_print};
+use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, TracepointCategory, set_print};
 
-use super::hooks::{CALLS, Hook};
+use super::btf;
+use super::hooks::{CALLS, Hook, Place};
+use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
@@ -22,6 +26,8 @@ use crate::metrics::buckets::{duration_bounds, size_bounds};
 pub struct Config<'a> {
     /// The kind of hooks.
     pub kind: HookKind,
+    /// Where tracefs is mounted.
+    pub tracefs: Option<&'a Path>,
     /// The filters; those on numbers are applied by the kernel side.
     pub filters: &'a Filters,
     /// The number of mqspan's own ipc namespace.
@@ -34,6 +40,8 @@ pub struct Config<'a> {
     pub aggregates: bool,
 }
 
+/// The function in which a call waits for room or for a message.
+const SLEEP: &str = "wq_sleep";
 /// enum rules_mode of bpf/filter.h.
 const ONLY_LISTED: u8 = 1;
 const ALL_BUT_EXCLUDED: u8 = 2;
@@ -55,6 +63,10 @@ pub struct Counts {
     pub tree_full: u64,
     /// Runs of the entry and exit programs that the kernel skipped.
     pub missed: u64,
+    /// Runs of the other programs that the kernel skipped: these add to calls, but make none.
+    pub missed_inside: u64,
+    /// Messages that found no room to be registered.
+    pub untracked: u64,
 }
 
 /// The programs, attached.
@@ -62,6 +74,8 @@ pub struct Programs<'obj> {
     skel: MqspanSkel<'obj>,
     entries: Vec<Link>,
     rest: Vec<Link>,
+    // After the links: an event that is in use can't be removed.
+    probes: Option<Probes>,
 }
 
 /// libbpf's warnings since the last look: the last of them says why something failed.
@@ -70,10 +84,23 @@ static WARNINGS: Mutex<String> = Mutex::new(String::new());
 fn keep_warning(level: PrintLevel, text: String) {
     if level == PrintLevel::Warn {
         let mut kept = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
-        // The verifier's log may be long; how it begins is enough to find the rest.
-        kept.extend(text.trim().chars().take(300));
+        kept.push_str(&end_of(&text));
         kept.push(' ');
     }
+}
+
+/// The verifier's log may be long: its last lines before the statistics say why.
+fn end_of(text: &str) -> String {
+    let is_framed = |line: &&str| line.starts_with("processed ") || line.starts_with("-- END");
+    let mut lines: Vec<&str> = text.lines().rev().filter(|line| !is_framed(line)).take(3).collect();
+    lines.reverse();
+    lines.join(" ").chars().take(300).collect()
+}
+
+/// From now on libbpf's warnings are kept, not printed.
+pub fn keep_warnings() {
+    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    set_print(Some((PrintLevel::Warn, keep_warning)));
 }
 
 /// The error with what libbpf had to say, in one line.
@@ -87,23 +114,29 @@ fn explained(error: &libbpf_rs::Error) -> String {
 }
 
 /// Attaches for a try and detaches again: some kernels load what they can't attach.
-pub fn try_attach(kind: HookKind) -> Result<(), String> {
+pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<(), String> {
     let mut storage = MaybeUninit::uninit();
     let none = Filters { call: CALLS.map(|(call, _)| call).into(), ..Filters::default() };
-    let config =
-        Config { kind, filters: &none, own_ipc_namespace: 0, tree: None, makes_records: true, aggregates: true };
+    let config = Config {
+        kind,
+        tracefs,
+        filters: &none,
+        own_ipc_namespace: 0,
+        tree: None,
+        makes_records: true,
+        aggregates: true,
+    };
     Programs::attach(&mut storage, &config).map(drop)
 }
 
 impl<'obj> Programs<'obj> {
     /// Loads and attaches. Calls whose entry comes after the return are seen.
     pub fn attach(storage: &'obj mut MaybeUninit<OpenObject>, config: &Config<'_>) -> Result<Self, String> {
-        WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        set_print(Some((PrintLevel::Warn, keep_warning)));
+        keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
-        let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new() };
+        let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
         programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
         Ok(programs)
     }
@@ -137,26 +170,38 @@ impl<'obj> Programs<'obj> {
             self.rest.push(progs.tree_on_fork.attach()?);
             self.rest.push(progs.tree_on_exit.attach()?);
         }
-        let (returns, entries): (Vec<_>, Vec<_>) = self.hooks().partition(|(hook, _)| hook.returns);
-        let attach = |programs: Vec<(Hook, ProgramMut<'_>)>| {
-            programs.into_iter().map(|(_, program)| program.attach()).collect::<libbpf_rs::Result<Vec<_>>>()
-        };
-        let (returns, entries) = (attach(returns)?, attach(entries)?);
-        self.rest.extend(returns);
+        let mut probes = config.tracefs.filter(|_| config.kind == HookKind::Kprobe).map(Probes::new);
+        let (mut entries, mut rest) = (Vec::new(), Vec::new());
+        let is_entry = |hook: &Hook| matches!(hook.place, Place::Entry(_));
+        for wanted in [false, true] {
+            for (hook, program) in self.hooks().filter(|(hook, _)| is_entry(hook) == wanted) {
+                let link = match &mut probes {
+                    Some(probes) => {
+                        let event = probes.add(&hook).map_err(libbpf_rs::Error::from)?;
+                        program.attach_tracepoint(TracepointCategory::Custom(probes::GROUP.into()), event)?
+                    }
+                    None => program.attach()?,
+                };
+                (if wanted { &mut entries } else { &mut rest }).push(link);
+            }
+        }
+        self.rest.append(&mut rest);
         self.entries = entries;
+        self.probes = probes;
         Ok(())
     }
 
     /// The loaded programs that hook calls.
     fn hooks(&self) -> impl Iterator<Item = (Hook, ProgramMut<'_>)> {
         let loaded = self.skel.object().progs_mut().filter(|program| program.autoload());
-        loaded.filter_map(|program| Some((hook_of(program.name())?, program)))
+        loaded.filter_map(|program| Some((hook_of(program.name(), program.section())?, program)))
     }
 
     /// The entries first: so no call is begun that could not end.
     pub fn detach(&mut self) {
         self.entries.clear();
         self.rest.clear();
+        self.probes = None;
     }
 
     /// The ring of calls.
@@ -190,6 +235,13 @@ impl<'obj> Programs<'obj> {
             let values = values.ok().flatten().unwrap_or_default();
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
+        let profile = self.probes.as_ref().map(Probes::profile);
+        let (mut missed, mut missed_inside) = (0, 0);
+        for (hook, program) in self.hooks() {
+            let by_probe = profile.as_ref().map_or(0, |profile| probes::missed(profile, &hook));
+            let sum = if hook.place == Place::Inside { &mut missed_inside } else { &mut missed };
+            *sum += by_probe + misses(program.as_fd());
+        }
         Counts {
             filtered: read(counter::COUNT_FILTERED),
             lost_ring: read(counter::COUNT_LOST_RING),
@@ -197,7 +249,9 @@ impl<'obj> Programs<'obj> {
             lost_no_exit: read(counter::COUNT_LOST_NO_EXIT),
             unpaired: read(counter::COUNT_UNPAIRED),
             tree_full: read(counter::COUNT_TREE_FULL),
-            missed: self.hooks().map(|(_, program)| misses(program.as_fd())).sum(),
+            missed,
+            missed_inside,
+            untracked: read(counter::COUNT_UNTRACKED),
         }
     }
 
@@ -221,15 +275,23 @@ impl<'obj> Programs<'obj> {
     }
 }
 
-fn hook_of(program: &OsStr) -> Option<Hook> {
-    program.to_str().and_then(Hook::of)
+fn hook_of(program: &OsStr, section: &OsStr) -> Option<Hook> {
+    Hook::of(program.to_str()?, section.to_str()?)
 }
 
 static NEVER_ARMED: AtomicU32 = AtomicU32::new(0);
 
 fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
+    let hooks = open.open_object().progs().filter_map(|program| hook_of(program.name(), program.section()));
+    let targets: BTreeSet<String> = hooks.map(|hook| hook.target).collect();
+    // A kernel without 32-bit callers has no functions for them, and small functions may be inlined.
+    let functions = match config.kind {
+        HookKind::Tracepoint => targets,
+        _ => btf::functions(|name| targets.contains(name)),
+    };
     for mut program in open.open_object_mut().progs_mut() {
-        let used = hook_of(program.name()).is_some_and(|hook| hook.is_used(config.kind, &config.filters.call));
+        let used = hook_of(program.name(), program.section())
+            .is_some_and(|hook| hook.is_used(config.kind, &config.filters.call) && functions.contains(&hook.target));
         program.set_autoload(used);
     }
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
@@ -242,6 +304,7 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
+        rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
         rodata.only_tree = config.tree.is_some();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;
@@ -288,6 +351,14 @@ fn misses(program: BorrowedFd<'_>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Prevents the reason for a refusal from being cut off behind all that was no reason.
+    #[test]
+    fn the_end_of_a_log() {
+        let log = "-- BEGIN PROG LOAD LOG --\n0: R1=ctx()\n1: R2=0\n2: (85) call f\nR1 unbounded\nprocessed 3 insns\n-- END --";
+        assert_eq!(end_of(log), "1: R2=0 2: (85) call f R1 unbounded");
+        assert_eq!(end_of("one line"), "one line");
+    }
 
     /// Prevents an exclusion from hiding that something was included too.
     #[test]

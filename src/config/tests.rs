@@ -155,15 +155,22 @@ fn later_options_are_refused() {
         ("--summary", "--summary"),
         ("--report /r", "--report"),
         ("--max-rate 100", "--max-rate"),
-        ("--hooks fsession,fentry,kprobe", "--hooks"),
+        ("--hooks fsession", "--hooks"),
     ] {
         let error = load(arguments, &[], "").expect_err(arguments);
         assert!(error.status == 1 && error.hint.is_some(), "{error}");
         assert!(error.message.starts_with(what) && error.message.ends_with("is not available yet"), "{error}");
     }
     assert!(load("", &[], "spool: /s").is_err());
-    for arguments in ["--receive link", "--max-rate 0", "--hooks auto", "--call mq_send,mq_unlink", "--signals metrics"]
-    {
+    for arguments in [
+        "--receive link",
+        "--max-rate 0",
+        "--hooks auto",
+        "--hooks fsession,fentry",
+        "--hooks kprobe",
+        "--call mq_send,mq_unlink",
+        "--signals metrics",
+    ] {
         loaded(arguments, &[], "");
     }
 }

@@ -8,7 +8,7 @@ use crate::cli::RunArgs;
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
 pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     let later = &run.later;
-    let hooks_work = |hook: &HookKind| matches!(hook, HookKind::Auto | HookKind::Tracepoint);
+    let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
     let table = [
         (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
         (later.slow.is_some(), "--slow", "leave it out: no call is limited"),
@@ -22,8 +22,8 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
         (run.max_rate.is_some_and(|rate| rate > 0), "--max-rate", "leave it out or give 0: every call"),
         (
             !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
-            "--hooks without tracepoint",
-            "leave it out or add tracepoint to the list",
+            "--hooks fsession",
+            "leave it out or add fentry, kprobe or tracepoint to the list",
         ),
     ];
     match table.into_iter().find(|(asked, ..)| *asked) {

@@ -12,6 +12,20 @@ pub(crate) fn example() -> Call {
     Call::decode(&record(&call { ret: -2, ..Default::default() }, b"orders", b"")).unwrap()
 }
 
+/// What a call that passes a message is given at least.
+pub(crate) fn message() -> Message {
+    Message {
+        fd: 7,
+        size: 64,
+        priority: Some(5),
+        timeout: Passed { ptr: 0, value: None },
+        blocked: false,
+        wait_ns: None,
+        sent_by: None,
+        tracked: false,
+    }
+}
+
 /// A queue of that name with 3 messages of at most 10.
 pub(crate) fn queue(name: &[u8]) -> Queue {
     let key = QueueKey { inode: 1, number: 2, namespace: 3 };
@@ -33,8 +47,8 @@ fn flags(flags: &[call_flag]) -> u32 {
 }
 
 /// Arguments as they stand in a record.
-fn raw_args<T>(args: &T) -> [u64; 7] {
-    let mut words = [0; 7];
+fn raw_args<T>(args: &T) -> [u64; size_of::<message_args>() / 8] {
+    let mut words = [0; _];
     for (word, bytes) in words.iter_mut().zip(bytes(args).chunks(8)) {
         *word = u64::from_ne_bytes(bytes.try_into().unwrap());
     }
@@ -69,13 +83,30 @@ fn arguments_of_each_call() {
         deadline_s: 3,
         deadline_ns: 4,
         priority_ptr: 5,
+        wait_ns: 7,
+        sent_trace_id: [8, 9],
+        sent_span_id: 10,
         priority: 6,
         unused: 0,
     });
     let notify = raw_args(&notify_args { event_ptr: 1, method: 2, signo: 3 });
     let attr = |value| Passed { ptr: 2, value };
-    let passed =
-        |priority, value, blocked| Message { fd: 9, size: 1, priority, timeout: Passed { ptr: 2, value }, blocked };
+    let mut trace = [0; 16];
+    trace[..8].copy_from_slice(&8u64.to_ne_bytes());
+    trace[8..].copy_from_slice(&9u64.to_ne_bytes());
+    let sent_by = Sender { ids: Ids { trace, span: 10u64.to_ne_bytes() }, method: Method::Message };
+    let nothing =
+        Message { fd: 9, size: 1, priority: None, timeout: Passed { ptr: 2, value: None }, ..self::message() };
+    let everything = Message {
+        priority: Some(6),
+        timeout: Passed { ptr: 2, value: Some(Deadline { s: 3, ns: 4 }) },
+        blocked: true,
+        wait_ns: Some(7),
+        sent_by: Some(sent_by),
+        tracked: true,
+        ..nothing
+    };
+    let opened = |attr, attr_changed| Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr, attr_changed };
     let event = |value| Args::Notify { fd: 9, event: Passed { ptr: 1, value } };
     let all = flags(&[
         call_flag::CALL_ATTR,
@@ -83,14 +114,18 @@ fn arguments_of_each_call() {
         call_flag::CALL_PRIORITY,
         call_flag::CALL_BLOCKED,
         call_flag::CALL_EVENT,
+        call_flag::CALL_ATTR_CHANGED,
+        call_flag::CALL_WAIT,
+        call_flag::CALL_LINK,
+        call_flag::CALL_TRACKED,
     ]);
     for (op, args, flags, expected) in [
-        (0, open, 0, Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr: attr(None) }),
-        (0, open, all, Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr: attr(Some([3, 4, 5, 6])) }),
+        (0, open, 0, opened(attr(None), false)),
+        (0, open, all, opened(attr(Some([3, 4, 5, 6])), true)),
         (1, open, all, Args::Unlink { name_ptr: 1 }),
-        (2, message, 0, Args::Send(passed(None, None, false))),
-        (2, message, all, Args::Send(passed(Some(6), Some(Deadline { s: 3, ns: 4 }), true))),
-        (3, message, all, Args::Receive(passed(Some(6), Some(Deadline { s: 3, ns: 4 }), true))),
+        (2, message, 0, Args::Send(nothing)),
+        (2, message, all, Args::Send(everything)),
+        (3, message, all, Args::Receive(everything)),
         (4, notify, 0, event(None)),
         (4, notify, all, event(Some(Event { method: 2, signo: 3 }))),
         (5, open, 0, Args::Getsetattr { fd: 9, attr: attr(None) }),

@@ -61,7 +61,8 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let hooks = plan(&Facts::gather(), &settings.hooks)?.kind;
+    let facts = Facts::gather(&settings.hooks);
+    let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
     let outputs = export::start(&settings.outputs, settings.signals, &settings.otlp, runtime.handle(), move || {
         bell.ring();
@@ -100,6 +101,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     });
     let orders = Orders {
         kind: hooks,
+        tracefs: facts.tracefs,
         filters: filters.clone(),
         own_ipc_namespace: own_ipc_namespace(),
         tree: child.as_ref().map(Child::pid),

@@ -8,7 +8,8 @@ use jiff::tz::TimeZone;
 
 use super::record::Record;
 use super::text::{printable, utf8};
-use crate::event::{Args, Call, Queue};
+use super::view::View;
+use crate::event::{Args, Ids, Queue, Sender};
 
 const RED: &str = "\x1b[31m";
 const DIM: &str = "\x1b[2m";
@@ -45,21 +46,78 @@ pub fn line(record: &Record<'_>, zone: &TimeZone, color: bool, out: &mut Vec<u8>
         call.tid,
         record.view.line(),
         duration(call.duration_ns()),
-        depth(call),
+        passage(record.view),
     );
 }
 
-/// How full a send left its queue.
-fn depth(call: &Call) -> String {
-    match (&call.args, &call.queue) {
-        (Args::Send(_), Some(Queue { maxmsg, curmsgs: Some(curmsgs), .. })) => format!(" depth {curmsgs}/{maxmsg}"),
-        _ => String::new(),
+/// How full a send left its queue, how long a message that was received lay there, and the mark that both share.
+fn passage(view: &View<'_>) -> String {
+    let Some(message) = view.message() else { return String::new() };
+    let mut text = String::new();
+    match (&view.call.args, &view.call.queue) {
+        (Args::Send(_), Some(Queue { maxmsg, curmsgs: Some(curmsgs), .. })) => {
+            text += &format!(" depth {curmsgs}/{maxmsg}")
+        }
+        (Args::Receive(_), _) => {
+            if let Some(wait_ns) = message.wait_ns {
+                text += &format!(" queued {}", duration(wait_ns));
+            }
+        }
+        _ => {}
     }
+    match message.sent_by {
+        Some(Sender { ids, .. }) => text += &format!(" ←{}", mark(ids)),
+        None if message.tracked && view.call.ret >= 0 => text += &format!(" →{}", mark(view.call.ids)),
+        None => {}
+    }
+    text
+}
+
+/// The end of the span id: short, and enough to tell lines near each other apart.
+fn mark(Ids { span, .. }: Ids) -> String {
+    format!("{:02x}{:02x}", span[6], span[7])
 }
 
 #[cfg(test)]
 mod tests {
-    use super::duration;
+    use super::*;
+    use crate::config::values::Op;
+    use crate::event::tests::{example, message, queue};
+    use crate::event::{Call, Message, Method};
+
+    fn shown(call: &Call) -> String {
+        let view = View::new(call, 0);
+        let mut out = Vec::new();
+        line(&Record { view: &view, ids: None }, &TimeZone::UTC, false, &mut out);
+        let line = String::from_utf8(out).unwrap();
+        line.split_once("<0ns>").unwrap().1.trim_end().to_owned()
+    }
+
+    /// Prevents a mark without a link, and a send and its receive with different ones.
+    #[test]
+    fn what_became_of_a_message() {
+        let ids = Ids { trace: [1; 16], span: [1, 2, 3, 4, 5, 6, 0xa3, 0xf9] };
+        let send = |message, ret| Call {
+            op: Op::MqTimedsend,
+            args: Args::Send(message),
+            queue: Some(queue(b"orders")),
+            ret,
+            ids,
+            ..example()
+        };
+        let receive = |message| Call { op: Op::MqTimedreceive, args: Args::Receive(message), ret: 64, ..example() };
+        let sent_by = Some(Sender { ids, method: Method::Message });
+        for (call, expected) in [
+            (send(Message { tracked: true, ..message() }, 0), "depth 3/10 →a3f9"),
+            (send(Message { tracked: true, ..message() }, -11), "depth 3/10"),
+            (send(message(), 0), "depth 3/10"),
+            (receive(Message { sent_by, wait_ns: Some(446_000), ..message() }), "queued 446us ←a3f9"),
+            (receive(Message { wait_ns: Some(0), ..message() }), "queued 0ns"),
+            (receive(message()), ""),
+        ] {
+            assert_eq!(shown(&call).trim_start(), expected);
+        }
+    }
 
     /// Prevents a duration from being shown in a unit or with digits that nobody reads.
     #[test]

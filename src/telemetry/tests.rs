@@ -13,7 +13,7 @@ use super::record::{Ids, Record, Resource, SCHEMA_URL, VERSION, Value};
 use super::view::{Attributes, View};
 use super::{json, protobuf};
 use crate::config::values::{Op, Signal};
-use crate::event::tests::{example, queue};
+use crate::event::tests::{example, message, queue};
 use crate::event::{Args, Call, Deadline, Message, Passed};
 
 fn call(name: &[u8]) -> Call {
@@ -29,6 +29,7 @@ fn call(name: &[u8]) -> Call {
             oflag: 0xffff_ffff,
             mode: 0o640,
             attr: Passed { ptr: 1, value: Some([i64::MIN, -1, 0, i64::MAX]) },
+            attr_changed: true,
         },
         queue: Some(queue(b"used")),
         comm: *b"a\"b\\c\0\0\0\0\0\0\0\0\0\0\0",
@@ -40,7 +41,7 @@ fn call(name: &[u8]) -> Call {
 fn send() -> Call {
     let deadline = Deadline { s: START as i64 / 1_000_000_000, ns: 5 };
     let timeout = Passed { ptr: 1, value: Some(deadline) };
-    let message = Message { fd: 3, size: 8192, priority: Some(32_767), timeout, blocked: true };
+    let message = Message { size: 8192, priority: Some(32_767), timeout, blocked: true, ..message() };
     Call { op: Op::MqTimedsend, asked: None, args: Args::Send(message), ..call(b"") }
 }
 

@@ -92,7 +92,7 @@ impl<'a> View<'a> {
     }
 
     /// The message that a send or receive passed, or tried to.
-    fn message(&self) -> Option<&'a Message> {
+    pub fn message(&self) -> Option<&'a Message> {
         match &self.call.args {
             Args::Send(message) | Args::Receive(message) => Some(message),
             _ => None,
@@ -151,9 +151,7 @@ impl<'a> View<'a> {
             to.text("error.type", &name);
         }
         self.give_message(to);
-        if self.requested.is_some() {
-            to.texts("posix_mq.mismatch", &["name"]);
-        }
+        self.give_mismatch(to);
         self.give_notify(to);
         to.int("posix_mq.ipc_namespace", call.ipc_ns.into());
         if call.abi == Abi::Compat {
@@ -175,6 +173,17 @@ impl<'a> View<'a> {
         }
     }
 
+    /// What the kernel used otherwise than the caller's memory held at entry: another thread wrote there meanwhile.
+    fn give_mismatch(&self, to: &mut impl Attributes) {
+        let Args::Open { attr_changed, .. } = self.call.args else { return };
+        match (self.requested.is_some(), attr_changed) {
+            (false, false) => {}
+            (true, false) => to.texts("posix_mq.mismatch", &["name"]),
+            (false, true) => to.texts("posix_mq.mismatch", &["attr"]),
+            (true, true) => to.texts("posix_mq.mismatch", &["name", "attr"]),
+        }
+    }
+
     fn give_message(&self, to: &mut impl Attributes) {
         let Some(message) = self.message() else { return };
         if let Some(size) = self.body_size() {
@@ -182,6 +191,9 @@ impl<'a> View<'a> {
         }
         if let Some(priority) = message.priority {
             to.int("posix_mq.message.priority", priority.into());
+        }
+        if let Some(wait_ns) = message.wait_ns {
+            to.double("posix_mq.message.wait", wait_ns as f64 / 1e9);
         }
         if let Some(timeout) = self.timeout() {
             to.double("posix_mq.timeout", timeout);

@@ -1,7 +1,7 @@
 //! Calls described: by tables, a row for each thing that could be said wrongly.
 
 use super::*;
-use crate::event::tests::{example, queue};
+use crate::event::tests::{self, example, queue};
 use crate::event::{Event, Queue};
 
 const START: u64 = 1_000_000_000;
@@ -30,7 +30,7 @@ impl Attributes for Seen {
 const NULL: Passed<Attr> = Passed { ptr: 0, value: None };
 
 fn open(asked: Option<&[u8]>, oflag: u32, ret: i64) -> Call {
-    let args = Args::Open { name_ptr: 0xdead, oflag, mode: 0o640, attr: NULL };
+    let args = Args::Open { name_ptr: 0xdead, oflag, mode: 0o640, attr: NULL, attr_changed: false };
     Call { tid: 4, ret, asked: asked.map(Into::into), args, ..example() }
 }
 
@@ -41,7 +41,7 @@ fn on_queue(op: Op, args: Args, ret: i64) -> Call {
 }
 
 fn message(priority: Option<u32>, timeout: Passed<Deadline>) -> Message {
-    Message { fd: 7, size: 64, priority, timeout, blocked: false }
+    Message { priority, timeout, ..tests::message() }
 }
 
 fn deadline(s: i64, ns: i64) -> Passed<Deadline> {
@@ -82,10 +82,10 @@ fn value<'a>(attributes: &'a [(String, String)], key: &str) -> Option<&'a str> {
 fn lines() {
     let mut created = open(Some(b"orders"), 0, 5);
     let attr = Passed { ptr: 1, value: Some([0, 10, 64, 0]) };
-    created.args = Args::Open { name_ptr: 1, oflag: 0o102, mode: 0o640, attr };
+    created.args = Args::Open { name_ptr: 1, oflag: 0o102, mode: 0o640, attr, attr_changed: false };
     let mut odd = open(Some(b"\x1b[2J"), 0, 5);
     let attr = Passed { ptr: 1, value: Some([4, 1, 2, 3]) };
-    odd.args = Args::Open { name_ptr: 1, oflag: 0o102, mode: 0o640, attr };
+    odd.args = Args::Open { name_ptr: 1, oflag: 0o102, mode: 0o640, attr, attr_changed: false };
     let unlink = Call { op: Op::MqUnlink, args: Args::Unlink { name_ptr: 0 }, ret: 0, ..example() };
     let unlink_null = Call { asked: None, ret: -14, ..unlink.clone() };
     for (call, expected) in [
@@ -141,6 +141,9 @@ fn attributes_of_opens() {
     assert_eq!(value(&seen, "messaging.destination.name"), Some("/used"));
     assert_eq!(value(&seen, "posix_mq.requested_name"), Some("/asked"));
     assert_eq!(value(&seen, "posix_mq.mismatch"), Some("name"));
+    let Args::Open { attr_changed, .. } = &mut swapped.args else { unreachable!() };
+    *attr_changed = true;
+    assert_eq!(value(&attributes(&swapped), "posix_mq.mismatch"), Some("name,attr"));
     assert_eq!(value(&seen, "posix_mq.mode"), Some("0640"));
     assert_eq!(value(&seen, "posix_mq.queue.mode"), Some("0600"));
     assert_eq!(View::new(&swapped, START).span_name(), "mq_open /used");
@@ -155,6 +158,7 @@ fn attributes_by_call() {
     left.queue = left.queue.map(|queue| Queue { curmsgs: None, ..queue });
     let mut waited = message(Some(1), FOREVER);
     waited.blocked = true;
+    waited.wait_ns = Some(1_500_000_000);
     let waited = on_queue(Op::MqTimedreceive, Args::Receive(waited), 1);
     for (call, key, expected) in [
         (send(FOREVER, 0), "messaging.operation.type", Some("send")),
@@ -176,6 +180,8 @@ fn attributes_by_call() {
         (receive(Some(5), FOREVER, 8), "messaging.message.body.size", Some("8")),
         (receive(Some(5), FOREVER, 8), "posix_mq.message.priority", Some("5")),
         (receive(Some(5), FOREVER, 8), "posix_mq.blocked", Some("false")),
+        (receive(Some(5), FOREVER, 8), "posix_mq.message.wait", None),
+        (waited.clone(), "posix_mq.message.wait", Some("1.5")),
         (waited, "posix_mq.blocked", Some("true")),
         (receive(None, FOREVER, -11), "messaging.message.body.size", None),
         (receive(None, FOREVER, -11), "posix_mq.message.priority", None),
