@@ -133,7 +133,7 @@ static __always_inline void leave_mq_open(long ret, enum abi abi)
 	file = file_of(task, ret);
 	if (file)
 		read_queue(call, file, call->asked_len);
-	finish(OP_OPEN, call, task);
+	finish(OP_OPEN, slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi abi)
@@ -155,7 +155,7 @@ static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 	if (!thread)
 		return;
 	read_name_late(call_of(thread));
-	finish(OP_UNLINK, call_of(thread), task);
+	finish(OP_UNLINK, slot_of(thread), task);
 }
 
 /* Whether wq_sleep() is hooked, which tells that a call waits; else a voluntary switch must. */
@@ -269,7 +269,7 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 		call->flags |= CALL_PRIORITY;
 	}
 	describe_turn(thread, call, op);
-	kept = finish(op, call, task);
+	kept = finish(op, slot_of(thread), task);
 	if (op == OP_SEND)
 		finish_send(thread, kept);
 	end_turn(thread, op);
@@ -332,7 +332,7 @@ static __always_inline void leave_mq_notify(long ret, enum abi abi)
 		return;
 	call = call_of(thread);
 	read_event(call, abi);
-	finish(OP_NOTIFY, call, task);
+	finish(OP_NOTIFY, slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
@@ -360,5 +360,5 @@ static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 	call = call_of(thread);
 	if (ARGS(open_args, call)->attr_ptr)
 		read_attr_late(call, abi);
-	finish(OP_GETSETATTR, call, task);
+	finish(OP_GETSETATTR, slot_of(thread), task);
 }

@@ -11,6 +11,8 @@
 #define COMM_SIZE 16
 #define PATH_SIZE 2048
 #define ENVIRON_SIZE 8192
+/* Buckets of a series of metrics (aggregate.h). */
+#define POINT_BUCKETS 160
 
 /* struct call, flags */
 enum call_flag {
@@ -142,8 +144,20 @@ struct image {
 	__u16 flags;
 	__u16 path_len;
 	__u32 environ_len;
+	__u32 uid; /* of the first call, as in struct call */
+	__u32 unused;
+	__u64 cgroup_id;
+	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
 	char environ[ENVIRON_SIZE];	  /* as given at exec: NAME=value, each with its NUL */
+};
+
+/* A name by the number that stands for it (name.h). On the ring of images, which it is told from by its size. */
+struct name {
+	__u64 hash;
+	__u32 len;
+	char bytes[NAME_SIZE];
+	__u32 unused;
 };
 
 /* What is counted on the kernel side, for each CPU; their order is that of src/event.rs. */

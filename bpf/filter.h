@@ -41,6 +41,7 @@ const volatile __u8 pid_mode;
 const volatile __u8 uid_mode;
 const volatile __u8 ipc_mode;
 const volatile bool only_tree;
+const volatile bool makes_records; /* false: metrics alone */
 const volatile bool only_failed;
 const volatile __u64 min_duration_ns;
 
@@ -59,8 +60,8 @@ static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
 	return true;
 }
 
-/* Whose call it is. */
-static __always_inline bool whose(const struct call *call)
+/* The filters on whose calls: metrics hold those that pass. */
+static __always_inline bool is_of_interest(const struct call *call)
 {
 	__u32 pid = call->pid;
 
@@ -70,7 +71,8 @@ static __always_inline bool whose(const struct call *call)
 	       passes(&ipc_rules, ipc_mode, call->ipc_ns);
 }
 
-static __always_inline bool wanted(const struct call *call)
+/* The filters on which calls become records. */
+static __always_inline bool is_wanted(const struct call *call)
 {
-	return whose(call) && !(only_failed && call->ret >= 0) && call->left_ns - call->entered_ns >= min_duration_ns;
+	return !(only_failed && call->ret >= 0) && call->left_ns - call->entered_ns >= min_duration_ns;
 }

@@ -99,6 +99,9 @@ static __always_inline void send_image(const struct call *call, struct task_stru
 	image->exec_id = call->exec_id;
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
+	image->uid = call->uid;
+	image->cgroup_id = call->cgroup_id;
+	__builtin_memcpy(image->comm, call->comm, sizeof(image->comm));
 	read_path(image, task->mm->exe_file);
 	read_environ(image, task->mm);
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);

@@ -4,7 +4,7 @@
  * (src/bpf/plan.rs).
  *
  * The way of a call: entry, exit (call.h, which pairs them by pair.h) -> the queue reached (queue.h) -> filter
- * (filter.h) -> who it was, once for each image (image.h) -> ring (output.h).
+ * (filter.h) -> who it was, once for each image (image.h) -> metrics (aggregate.h) -> ring (output.h).
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -21,10 +21,14 @@ const struct open_args open_args_type = {};
 const struct message_args message_args_type = {};
 const struct notify_args notify_args_type = {};
 const struct image image_type = {};
+const struct name name_type = {};
+const struct series series_type = {};
+const struct points points_type = {};
 const struct rule rule_type = {};
 const enum call_flag call_flag_type = 0;
 const enum image_flag image_flag_type = 0;
 const enum counter counter_type = 0;
+const enum metric metric_type = 0;
 
 /* The layout of syscalls/sys_enter_* and sys_exit_* (include/trace/syscall.h), the same on every architecture. */
 struct sys_enter {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
+#include "aggregate.h"
 #include "filter.h"
-#include "image.h"
 #include "output.h"
 #include "turn.h"
 
@@ -121,19 +121,55 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	return thread;
 }
 
-/* The call is described: sends it if it is wanted; returns whether it has a record. */
-static __always_inline bool finish(enum op op, struct call *call, struct task_struct *task)
+/* The hash of the call's name; that of a slot's queue is worked out once. */
+static __always_inline __u64 name_hash(struct slot *slot)
 {
+	struct call *call = &slot->call;
+	bool kept = slot->queue_ipc_ns && call->flags & CALL_QUEUE;
+	const char *name;
+	__u64 hash;
+	__u32 len;
+
+	if (kept && slot->queue_hash)
+		return slot->queue_hash;
+	name = name_of(call, &len);
+	if (!name)
+		return 0;
+	hash = hash_name(name, len);
+	if (kept)
+		slot->queue_hash = hash;
+	return hash;
+}
+
+/* A call that a filter refused may have passed a message all the same. */
+static __always_inline void refer_to(enum op op, struct call *call)
+{
+	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
+		put_filtered(call);
+}
+
+/* The call is described: counts it, and sends it if it is wanted; returns whether it has a record. */
+static __always_inline bool finish(enum op op, struct slot *slot, struct task_struct *task)
+{
+	struct call *call = &slot->call;
+
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	if (!wanted(call)) {
+	if (!is_of_interest(call)) {
 		count(COUNT_FILTERED);
-		if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
-			refer_to_call(call);
+		refer_to(op, call);
 		return false;
 	}
 	call->cgroup_id = bpf_get_current_cgroup_id();
 	bpf_get_current_comm(call->comm, sizeof(call->comm));
 	send_image(call, task);
-	return send_call(call);
+	if (aggregates)
+		aggregate(call, name_hash(slot));
+	if (!makes_records)
+		return false;
+	if (is_wanted(call))
+		return send_call(call);
+	count(COUNT_FILTERED);
+	refer_to(op, call);
+	return false;
 }

@@ -72,6 +72,7 @@ static __always_inline void enter_queue(struct slot *slot, struct task_struct *t
 	read_queue(call, file, 0);
 	slot->queue_ipc_ns = call->flags & CALL_QUEUE ? call->ipc_ns : 0;
 	slot->queue_len = call->actual_len;
+	slot->queue_hash = 0;
 }
 
 static __always_inline void read_depth(struct call *call, struct inode *inode)

@@ -15,6 +15,7 @@ struct slot {
 	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
 	__u32 queue_len;    /* of its name, at the beginning of the record's names */
 	__u32 unused;
+	__u64 queue_hash; /* of its name, 0: not worked out yet */
 	struct call call;
 };
 

@@ -3,7 +3,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use crate::bpf::skel::types::{call, call_flag, image, image_flag, message_args, notify_args, open_args};
+use crate::bpf::skel::types::{call, call_flag, image, image_flag, message_args, name, notify_args, open_args};
 use crate::config::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
@@ -252,6 +252,34 @@ pub struct Image {
     pub environ: Option<Vec<u8>>,
     /// Whether the environment was longer than the kernel side reads.
     pub environ_cut: bool,
+    /// Effective user id of the first call, in the initial user namespace.
+    pub uid: u32,
+    /// Id of the cgroup (v2).
+    pub cgroup_id: u64,
+    /// Name of the thread that made the first call.
+    pub comm: Vec<u8>,
+}
+
+/// A queue's name and the number that stands for it in the kernel side's metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// Never 0.
+    pub number: u64,
+    /// As the kernel sees it, without the slash before it.
+    pub bytes: Vec<u8>,
+}
+
+impl Name {
+    /// Decodes a `struct name`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(bytes.len());
+        if bytes.len() != size_of::<name>() {
+            return Err(malformed);
+        }
+        let raw: name = head(bytes);
+        let name = raw.bytes.get(..raw.len as usize).ok_or(malformed)?;
+        Ok(Self { number: raw.hash, bytes: name.iter().map(|byte| byte.cast_unsigned()).collect() })
+    }
 }
 
 /// A record that is not one: the kernel side and this program disagree.
@@ -262,7 +290,7 @@ pub struct Malformed(pub usize);
 const CALL_HEAD: usize = offset_of!(call, names);
 
 /// Reads a plain structure from the beginning of `bytes`, zero where they end early.
-fn head<T: Default>(bytes: &[u8]) -> T {
+pub fn head<T: Default>(bytes: &[u8]) -> T {
     let mut value = T::default();
     let len = bytes.len().min(size_of::<T>());
     // SAFETY: the generated types are repr(C) of integers and arrays of them, so that any bytes are a value; the copy
@@ -278,12 +306,17 @@ fn trace_id([high, low]: [u64; 2]) -> [u8; 16] {
     id
 }
 
-/// The call that a record is of, and its arguments; None for a number that stands for none.
-fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
+/// The call by its number; None for a number that stands for none.
+pub fn op_of(number: u32) -> Option<Op> {
     // Their order is that of enum op in bpf/event.h.
     const OPS: [Op; 6] =
         [Op::MqOpen, Op::MqUnlink, Op::MqTimedsend, Op::MqTimedreceive, Op::MqNotify, Op::MqGetsetattr];
-    let op = *OPS.get(usize::from(raw.op))?;
+    OPS.get(number as usize).copied()
+}
+
+/// The call that a record is of, and its arguments; None for a number that stands for none.
+fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
+    let op = op_of(raw.op.into())?;
     let bytes = raw.args.map(u64::to_ne_bytes);
     let (fd, losses, bytes) = (raw.fd, raw.losses, bytes.as_flattened());
     let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
@@ -412,6 +445,9 @@ impl Image {
         let path_len = usize::from(short(offset_of!(image, path_len))?);
         let path = field(offset_of!(image, path), path_len, offset_of!(image, environ) - offset_of!(image, path))?;
         let environ_len = number(offset_of!(image, environ_len))? as usize;
+        let cgroup_id = bytes[offset_of!(image, cgroup_id)..][..8].try_into().map_err(|_| malformed)?;
+        let cgroup_id = u64::from_ne_bytes(cgroup_id);
+        let comm = &bytes[offset_of!(image, comm)..][..16];
         let at = offset_of!(image, environ);
         let environ = field(at, environ_len, size_of::<image>() - at)?;
         Ok(Self {
@@ -425,6 +461,9 @@ impl Image {
             path: (!has(image_flag::IMAGE_PATH_CUT) && !path.is_empty()).then(|| absolute(path)),
             environ: (!has(image_flag::IMAGE_ENVIRON_BAD)).then(|| environ.to_vec()),
             environ_cut: has(image_flag::IMAGE_ENVIRON_CUT),
+            uid: number(offset_of!(image, uid))?,
+            cgroup_id,
+            comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().into(),
         })
     }
 }

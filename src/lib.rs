@@ -15,6 +15,8 @@ pub mod export;
 pub mod health;
 pub mod internal;
 pub mod links;
+pub mod meter;
+pub mod metrics;
 pub mod pipeline;
 pub mod process;
 pub mod run;

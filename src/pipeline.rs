@@ -11,12 +11,13 @@ use crate::bpf::driver::Records;
 use crate::bpf::programs::Counts;
 use crate::clock::Clock;
 use crate::config::filter::Filters;
-use crate::config::values::Signal;
-use crate::event::{Call, Image, ImageKey};
+use crate::event::{Call, Image, ImageKey, Name};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
+use crate::meter::Meter;
+use crate::metrics::reading::Reading;
 use crate::process::Registry;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
@@ -38,6 +39,7 @@ pub struct Pipeline {
     clock: Clock,
     registry: Registry,
     traces: bool,
+    meter: Option<Meter>,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
     tally: Arc<Tally>,
@@ -56,7 +58,7 @@ enum Gatherer {
 pub struct Parts {
     /// Where everything is counted.
     pub ledger: Arc<Ledger>,
-    /// Where records go. Those of metrics do not come from here.
+    /// Where records go.
     pub sinks: Vec<Sink>,
     /// The filters that user space applies are those on names.
     pub filters: Arc<Filters>,
@@ -66,6 +68,8 @@ pub struct Parts {
     pub registry: Registry,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
+    /// What makes metrics, where they are made.
+    pub meter: Option<Meter>,
     /// Beats while the pipeline is at work.
     pub pulse: Pulse,
     /// Whether lines are coloured.
@@ -75,12 +79,11 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, clock, registry, traces, pulse, color } = parts;
+        let Parts { ledger, sinks, filters, clock, registry, traces, meter, pulse, color } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
         };
-        let of_calls = |sink: &Sink| sink.signal != Signal::Metrics;
         Self {
             tally: Tally::new(&ledger),
             ledger,
@@ -88,8 +91,9 @@ impl Pipeline {
             clock,
             registry,
             traces,
+            meter,
             pulse,
-            gatherers: sinks.into_iter().filter(of_calls).map(gatherer).collect(),
+            gatherers: sinks.into_iter().map(gatherer).collect(),
             since: None,
         }
     }
@@ -153,7 +157,7 @@ impl Records for Pipeline {
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
-        let resource = self.registry.resource(&call);
+        let resource = self.registry.resource(call.image);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
         for gatherer in &mut self.gatherers {
             match gatherer {
@@ -168,6 +172,20 @@ impl Records for Pipeline {
         self.since.get_or_insert_with(Instant::now);
         if self.is_full() {
             self.cut();
+        }
+    }
+
+    fn name(&mut self, name: Name) {
+        if let Some(meter) = &mut self.meter {
+            meter.name(name);
+        }
+    }
+
+    fn metrics(&mut self, readings: Vec<Reading>) {
+        if let Some(meter) = &mut self.meter {
+            self.pulse.wait();
+            meter.collect(readings, |key| self.registry.resource(key));
+            self.pulse.beat(Instant::now());
         }
     }
 

@@ -17,11 +17,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::aggregates::Aggregates;
 use super::programs::{Config, Counts, Programs};
 use crate::config::filter::Filters;
 use crate::config::values::HookKind;
-use crate::event::{Call, Image, ImageKey};
+use crate::event::{Call, Image, ImageKey, Name};
 use crate::links::sequence::Sequence;
+use crate::metrics::reading::Reading;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -45,6 +47,10 @@ pub trait Records {
     fn call(&mut self, call: Call);
     /// A record of a call that is none.
     fn malformed(&mut self);
+    /// The name behind a number of the kernel side's series.
+    fn name(&mut self, name: Name);
+    /// What was added to the series of metrics since the last time.
+    fn metrics(&mut self, readings: Vec<Reading>);
     /// What the kernel side counted so far.
     fn counts(&mut self, counts: Counts);
     /// Time has passed; returns when to come again at the latest.
@@ -64,6 +70,10 @@ pub struct Orders {
     pub own_ipc_namespace: u32,
     /// The process of the traced command.
     pub tree: Option<u32>,
+    /// Whether calls become records.
+    pub makes_records: bool,
+    /// How often metrics are read; None: there are none.
+    pub metrics: Option<Duration>,
 }
 
 /// The running thread.
@@ -77,6 +87,19 @@ pub struct Driver {
 struct Stop {
     asked: AtomicBool,
     event: EventFd,
+}
+
+impl Stop {
+    /// Has the thread look around.
+    fn wake(&self) {
+        // A counter that is full wakes, too.
+        let _ = self.event.write(1);
+    }
+
+    /// The thread is awake.
+    fn woken(&self) {
+        let _ = self.event.read();
+    }
 }
 
 impl Driver {
@@ -99,16 +122,22 @@ impl Driver {
     /// Detaches, takes what is left in the ring, and ends the thread; returns the filter values that no call matched.
     pub fn stop(self) -> Vec<String> {
         self.stop.asked.store(true, Ordering::Relaxed);
-        // The counter cannot be full: it is written once.
-        let _ = self.stop.event.write(1);
+        self.stop.wake();
         self.thread.join().unwrap_or_default()
     }
 }
 
-fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Sender<Result<(), String>>) -> Vec<String> {
+fn drive(
+    orders: &Orders,
+    records: impl Records,
+    stop: &Arc<Stop>,
+    ready: &mpsc::Sender<Result<(), String>>,
+) -> Vec<String> {
     let mut storage = MaybeUninit::uninit();
-    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree } = *orders;
-    let config = Config { kind, tracefs: tracefs.as_deref(), filters, own_ipc_namespace, tree };
+    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree, makes_records, metrics } = *orders;
+    let aggregates = metrics.is_some();
+    let tracefs = tracefs.as_deref();
+    let config = Config { kind, tracefs, filters, own_ipc_namespace, tree, makes_records, aggregates };
     let mut programs = match Programs::attach(&mut storage, &config) {
         Ok(programs) => programs,
         Err(error) => {
@@ -118,21 +147,54 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
     };
     let records = RefCell::new(records);
     let sequence = RefCell::new(Sequence::default());
-    let rings = match Rings::open(&programs, &sequence, &records) {
-        Ok(rings) => rings,
+    let aggregates = match follow(&programs, &sequence, &records, stop, metrics, ready) {
+        Ok(aggregates) => aggregates,
         Err(error) => {
-            let _ = ready.send(Err(error.to_string()));
+            let _ = ready.send(Err(error));
             return Vec::new();
         }
     };
+    // The rings outlive the links: what is committed until now is still there.
+    programs.detach();
+    if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
+        while take(&rings.calls) > 0 {}
+        rings.release();
+        for readings in aggregates.map(Aggregates::stop).unwrap_or_default() {
+            take_metrics(&rings, &records, readings);
+        }
+    }
+    records.borrow_mut().counts(counts(&programs, &sequence));
+    programs.unmatched(filters, own_ipc_namespace)
+}
+
+/// Hands on what comes, until it is told to stop.
+fn follow(
+    programs: &Programs<'_>,
+    sequence: &RefCell<Sequence>,
+    records: &RefCell<impl Records>,
+    stop: &Arc<Stop>,
+    metrics: Option<Duration>,
+    ready: &mpsc::Sender<Result<(), String>>,
+) -> Result<Option<Aggregates>, String> {
+    let rings = Rings::open(programs, sequence, records).map_err(|error| error.to_string())?;
+    let woken = stop.clone();
+    let start = |interval| Aggregates::start(programs, interval, move || woken.wake());
+    let aggregates = metrics.map(start).transpose()?;
     let _ = ready.send(Ok(()));
     let mut counted = Instant::now();
-    while !stop.asked.load(Ordering::Relaxed) {
+    loop {
+        stop.woken();
+        if stop.asked.load(Ordering::Relaxed) {
+            return Ok(aggregates);
+        }
         let taken = take(&rings.calls);
+        for readings in aggregates.iter().flat_map(Aggregates::fetch) {
+            take_metrics(&rings, records, readings);
+        }
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
-            records.borrow_mut().counts(counts(&programs, &sequence));
+            records.borrow_mut().counts(counts(programs, sequence));
         }
         let again = records.borrow_mut().tick(now);
         if taken >= AT_ONCE {
@@ -151,15 +213,12 @@ fn drive(orders: &Orders, records: impl Records, stop: &Stop, ready: &mpsc::Send
         }
         programs.armed().store(0, Ordering::Relaxed);
     }
-    // The rings outlive the links: what is committed until now is still there.
-    drop(rings);
-    programs.detach();
-    if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
-        while take(&rings.calls) > 0 {}
-        rings.release();
-    }
-    records.borrow_mut().counts(counts(&programs, &sequence));
-    programs.unmatched(filters, own_ipc_namespace)
+}
+
+/// The images and names that the readings speak of came before them.
+fn take_metrics<R: Records>(rings: &Rings<'_, R>, records: &RefCell<R>, readings: Vec<Reading>) {
+    rings.images.consume_raw();
+    records.borrow_mut().metrics(readings);
 }
 
 fn counts(programs: &Programs<'_>, sequence: &RefCell<Sequence>) -> Counts {
@@ -187,17 +246,19 @@ impl<'a, R: Records> Rings<'a, R> {
     ) -> libbpf_rs::Result<Self> {
         let mut images = RingBufferBuilder::new();
         images.add(programs.images(), |bytes| {
-            if let Ok(image) = Image::decode(bytes) {
+            if let Ok(name) = Name::decode(bytes) {
+                records.borrow_mut().name(name);
+            } else if let Ok(image) = Image::decode(bytes) {
                 records.borrow_mut().image(image);
             }
             0
         })?;
         let images = Rc::new(images.build()?);
-        let images_of_calls = images.clone();
+        let for_calls = images.clone();
         let mut calls = RingBufferBuilder::new();
         calls.add(programs.calls(), move |bytes| {
             match Call::decode(bytes) {
-                Ok(call) => sequence.borrow_mut().offer(call, &mut |call| hand_on(call, &images_of_calls, records)),
+                Ok(call) => sequence.borrow_mut().offer(call, &mut |call| hand_on(call, &for_calls, records)),
                 Err(_) => records.borrow_mut().malformed(),
             }
             0

@@ -1,7 +1,8 @@
-//! The kernel side as user space sees it: the facts about this host ([`facts`], [`btf`]), the plan of hooks made from them
-//! ([`plan`], [`hooks`]), the programs loaded and attached by it ([`programs`], [`probes`]), and the thread that takes their records
-//! ([`driver`]).
+//! The kernel side as user space sees it: the facts about this host ([`facts`], [`btf`]), the plan of hooks made from
+//! them ([`plan`], [`hooks`]), the programs loaded and attached by it ([`programs`], [`probes`]), and the thread that
+//! takes their records ([`driver`]) and the series of metrics ([`aggregates`]).
 
+pub mod aggregates;
 pub mod btf;
 pub mod driver;
 pub mod facts;

@@ -19,6 +19,7 @@ use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Namespace, Op};
+use crate::metrics::buckets::{duration_bounds, size_bounds};
 
 /// What the kernel side is told before it is loaded.
 #[derive(Debug)]
@@ -33,6 +34,10 @@ pub struct Config<'a> {
     pub own_ipc_namespace: u32,
     /// The process of the traced command: only it and its descendants are traced.
     pub tree: Option<u32>,
+    /// Whether calls become records; without them there are metrics alone.
+    pub makes_records: bool,
+    /// Whether calls are aggregated for metrics.
+    pub aggregates: bool,
 }
 
 /// The function in which a call waits for room or for a message.
@@ -94,6 +99,12 @@ fn end_of(text: &str) -> String {
     lines.join(" ").chars().take(300).collect()
 }
 
+/// From now on libbpf's warnings are kept, not printed.
+pub fn keep_warnings() {
+    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    set_print(Some((PrintLevel::Warn, keep_warning)));
+}
+
 /// The error with what libbpf had to say, in one line.
 fn explained(error: &libbpf_rs::Error) -> String {
     let said = std::mem::take(&mut *WARNINGS.lock().unwrap_or_else(PoisonError::into_inner));
@@ -108,15 +119,22 @@ fn explained(error: &libbpf_rs::Error) -> String {
 pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<(), String> {
     let mut storage = MaybeUninit::uninit();
     let none = Filters { call: CALLS.map(|(call, _)| call).into(), ..Filters::default() };
-    let config = Config { kind, tracefs, filters: &none, own_ipc_namespace: 0, tree: None };
+    let config = Config {
+        kind,
+        tracefs,
+        filters: &none,
+        own_ipc_namespace: 0,
+        tree: None,
+        makes_records: true,
+        aggregates: true,
+    };
     Programs::attach(&mut storage, &config).map(drop)
 }
 
 impl<'obj> Programs<'obj> {
     /// Loads and attaches. Calls whose entry comes after the return are seen.
     pub fn attach(storage: &'obj mut MaybeUninit<OpenObject>, config: &Config<'_>) -> Result<Self, String> {
-        WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        set_print(Some((PrintLevel::Warn, keep_warning)));
+        keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
@@ -196,6 +214,12 @@ impl<'obj> Programs<'obj> {
     /// The ring of images.
     pub fn images(&self) -> &MapMut<'obj> {
         &self.skel.maps.images
+    }
+
+    /// The maps of series: the one that holds the map in use, the names asked for, and the two that take turns.
+    pub fn series(&self) -> [&MapMut<'obj>; 4] {
+        let maps = &self.skel.maps;
+        [&maps.series, &maps.askers, &maps.series_a, &maps.series_b]
     }
 
     /// The flag that asks the kernel side for a wake-up with its next record.
@@ -285,8 +309,14 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
         rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
-        rodata.infers_links = config.kind == HookKind::Tracepoint && both_sides;
+        rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
+        rodata.makes_records = config.makes_records;
+        rodata.aggregates = config.aggregates;
+        rodata.aggregates_comm = !config.filters.comm.picks().is_empty();
+        rodata.duration_bounds = duration_bounds();
+        rodata.size_bounds = size_bounds();
+        rodata.name_seed = rand::random();
         rodata.only_failed = config.filters.failed;
         let least = config.filters.min_duration.unwrap_or_default().as_nanos();
         rodata.min_duration_ns = least.try_into().unwrap_or(u64::MAX);

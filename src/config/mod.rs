@@ -145,7 +145,7 @@ impl Settings {
         let run = over(command_line, file.run);
         // With a command these variables describe the command, not mqspan.
         let signals = signals(&run.signals, host_wide.then_some(&env))?;
-        unavailable::refuse(&run, signals)?;
+        unavailable::refuse(&run)?;
 
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
         let outputs = outputs(run.output, endpoint_named);

@@ -156,14 +156,12 @@ fn later_options_are_refused() {
         ("--report /r", "--report"),
         ("--max-rate 100", "--max-rate"),
         ("--hooks fsession", "--hooks"),
-        ("--signals metrics", "the signal metrics"),
     ] {
         let error = load(arguments, &[], "").expect_err(arguments);
         assert!(error.status == 1 && error.hint.is_some(), "{error}");
         assert!(error.message.starts_with(what) && error.message.ends_with("is not available yet"), "{error}");
     }
     assert!(load("", &[], "spool: /s").is_err());
-    assert!(load("", &[("OTEL_TRACES_EXPORTER", "none")], "").is_err());
     for arguments in [
         "--receive link",
         "--max-rate 0",
@@ -171,7 +169,7 @@ fn later_options_are_refused() {
         "--hooks fsession,fentry",
         "--hooks kprobe",
         "--call mq_send,mq_unlink",
-        "--signals logs",
+        "--signals metrics",
     ] {
         loaded(arguments, &[], "");
     }

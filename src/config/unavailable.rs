@@ -1,13 +1,12 @@
 //! What the contract has and this version has not: each is refused with a clear line. Whoever
 //! builds a feature deletes its line here.
 
-use super::Signals;
 use super::error::Error;
 use super::values::{HookKind, Receive};
 use crate::cli::RunArgs;
 
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
-pub fn refuse(run: &RunArgs, signals: Signals) -> Result<(), Error> {
+pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     let later = &run.later;
     let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
     let table = [
@@ -25,11 +24,6 @@ pub fn refuse(run: &RunArgs, signals: Signals) -> Result<(), Error> {
             !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
             "--hooks fsession",
             "leave it out or add fentry, kprobe or tracepoint to the list",
-        ),
-        (
-            !signals.traces && !signals.logs,
-            "the signal metrics alone",
-            "ask for traces or logs with --signals; OTEL_TRACES_EXPORTER and OTEL_LOGS_EXPORTER must not be none",
         ),
     ];
     match table.into_iter().find(|(asked, ..)| *asked) {

@@ -13,7 +13,7 @@ use super::filter::Pick;
 use super::glob::Glob;
 
 /// A system call of the family, and what glibc calls it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Op {
     /// mq_open(3).

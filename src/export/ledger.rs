@@ -121,6 +121,14 @@ impl Ledger {
         self.filtered.fetch_add(1, Relaxed);
     }
 
+    /// Calls were aggregated that make no records: with metrics alone they are exported by that, unless a filter of
+    /// user space refused them.
+    pub fn aggregated(&self, calls: u64, passed: bool) {
+        self.received.fetch_add(calls, Relaxed);
+        let to = if passed { &self.exported } else { &self.filtered };
+        to.fetch_add(calls, Relaxed);
+    }
+
     /// A record was not one.
     pub fn malformed(&self) {
         self.received.fetch_add(1, Relaxed);

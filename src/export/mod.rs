@@ -10,6 +10,7 @@ pub mod queue;
 pub mod reply;
 pub mod retry;
 pub mod sender;
+pub mod spool;
 pub mod writer;
 
 use std::io;
@@ -17,6 +18,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle as Task;
 
@@ -199,4 +202,18 @@ impl Deliveries {
             tasks.iter().for_each(tokio::task::AbortHandle::abort);
         }
     }
+}
+
+/// How many points a request of metrics carries.
+pub fn points(request: &ExportMetricsServiceRequest) -> u64 {
+    let metrics = request.resource_metrics.iter().flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics);
+    let points = metrics.map(|metric| match &metric.data {
+        Some(Data::Gauge(data)) => data.data_points.len(),
+        Some(Data::Sum(data)) => data.data_points.len(),
+        Some(Data::Histogram(data)) => data.data_points.len(),
+        Some(Data::ExponentialHistogram(data)) => data.data_points.len(),
+        Some(Data::Summary(data)) => data.data_points.len(),
+        None => 0,
+    });
+    points.sum::<usize>() as u64
 }

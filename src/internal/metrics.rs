@@ -5,10 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider};
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
@@ -20,7 +19,8 @@ use crate::config::Settings;
 use crate::config::values::{self, Signal};
 use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
-use crate::export::{Form, Outputs, Sink};
+use crate::export::{Form, Outputs, Sink, points};
+use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 
 /// Starts to observe and to export.
 pub fn start(settings: &Settings, resource: Resource, outputs: &Outputs) -> SdkMeterProvider {
@@ -35,7 +35,8 @@ pub fn start(settings: &Settings, resource: Resource, outputs: &Outputs) -> SdkM
     };
     let reader = PeriodicReader::builder(exporter).with_interval(settings.metric_interval).build();
     let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build();
-    observe(&provider.meter("mqspan"), &outputs.ledger);
+    let scope = InstrumentationScope::builder(SCOPE).with_version(VERSION).with_schema_url(SCHEMA_URL).build();
+    observe(&provider.meter_with_scope(scope), &outputs.ledger);
     provider
 }
 
@@ -105,7 +106,7 @@ impl fmt::Debug for Exporter {
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let request = ExportMetricsServiceRequest::from(metrics);
-        let points = points(&request);
+        let records = points(&request);
         for sink in &self.sinks {
             let body = match sink.form {
                 Form::Otlp(Encoding::Json) => {
@@ -113,7 +114,7 @@ impl PushMetricExporter for Exporter {
                 }
                 _ => request.encode_to_vec(),
             };
-            sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, points));
+            sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, records));
         }
         Ok(())
     }
@@ -129,17 +130,4 @@ impl PushMetricExporter for Exporter {
     fn temporality(&self) -> Temporality {
         self.temporality
     }
-}
-
-fn points(request: &ExportMetricsServiceRequest) -> u64 {
-    let metrics = request.resource_metrics.iter().flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics);
-    let points = metrics.map(|metric| match &metric.data {
-        Some(Data::Gauge(data)) => data.data_points.len(),
-        Some(Data::Sum(data)) => data.data_points.len(),
-        Some(Data::Histogram(data)) => data.data_points.len(),
-        Some(Data::ExponentialHistogram(data)) => data.data_points.len(),
-        Some(Data::Summary(data)) => data.data_points.len(),
-        None => 0,
-    });
-    points.sum::<usize>() as u64
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use super::host;
-use crate::event::Call;
+use crate::event::Image;
 
 /// Remembered paths; beyond them all are forgotten.
 const REMEMBERED: usize = 4096;
@@ -22,11 +22,11 @@ pub struct Cgroups {
 
 impl Cgroups {
     /// The path of the caller's group, as in /proc/PID/cgroup.
-    pub fn path(&mut self, call: &Call) -> Option<String> {
-        let lines = fs::read_to_string(format!("/proc/{}/cgroup", call.image.pid)).ok();
-        match lines.filter(|_| host::is_running(&call.image)) {
+    pub fn path(&mut self, image: &Image) -> Option<String> {
+        let lines = fs::read_to_string(format!("/proc/{}/cgroup", image.key.pid)).ok();
+        match lines.filter(|_| host::is_running(&image.key)) {
             Some(lines) => from_lines(&lines).map(Into::into),
-            None => self.of_id(call.cgroup_id),
+            None => self.of_id(image.cgroup_id),
         }
     }
 

@@ -63,19 +63,37 @@ fn parse_stat(stat: &str) -> Option<(u32, u64)> {
     Some((parent, fields.nth(17)?.parse().ok()?))
 }
 
-/// What /proc tells of a caller whose image the kernel's record does not describe: not its environment, which may be
-/// that of a later image.
-pub fn image_from_proc(call: &Call) -> Image {
-    let key = call.image;
+/// What the call and /proc tell of a caller whose image the kernel's record does not describe: not its environment,
+/// which may be that of a later image.
+pub fn image_of_caller(call: &Call) -> Image {
+    Image { vpid: call.vpid, uid: call.uid, cgroup_id: call.cgroup_id, comm: call.comm().into(), ..image(call.image) }
+}
+
+/// What /proc tells of an image, which may be nothing.
+pub fn image(key: ImageKey) -> Image {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", key.pid)).ok();
+    let status = read("status");
     let path = fs::read_link(format!("/proc/{}/exe", key.pid)).ok();
     let parent = stat(key.pid).filter(|(_, started)| *started == ticks(key.started_ns));
+    let status = status.filter(|_| parent.is_some()).unwrap_or_default();
+    let field = |name: &str, number: usize| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_ascii_whitespace().nth(number).map(str::to_owned)
+    };
+    let number = |name, at| field(name, at).and_then(|text| text.parse().ok());
     Image {
         key,
-        vpid: call.vpid,
+        vpid: status
+            .lines()
+            .find_map(|line| line.strip_prefix("NSpid:")?.split_ascii_whitespace().last()?.parse().ok())
+            .unwrap_or(key.pid),
         parent_pid: parent.map_or(0, |(parent, _)| parent),
         path: path.filter(|_| parent.is_some()).map(|path| path.into_os_string().into_encoded_bytes()),
         environ: None,
         environ_cut: false,
+        uid: number("Uid:", 1).unwrap_or(0),
+        cgroup_id: 0,
+        comm: field("Name:", 0).unwrap_or_default().into_bytes(),
     }
 }
 

@@ -53,7 +53,7 @@ impl Registry {
 
     /// Makes do with what /proc tells of the caller: the kernel's record of its image was lost or is long forgotten.
     pub fn add_from_proc(&mut self, call: &Call) {
-        self.add(host::image_from_proc(call));
+        self.add(host::image_of_caller(call));
     }
 
     /// Whether the image is known, so that [`Registry::resource`] has more than the call itself to go by.
@@ -61,13 +61,12 @@ impl Registry {
         self.resources.get(key).is_some() || self.images.get(key).is_some()
     }
 
-    /// The Resource of the call's image.
-    pub fn resource(&mut self, call: &Call) -> Arc<Resource> {
-        let key = call.image;
+    /// The Resource of an image.
+    pub fn resource(&mut self, key: ImageKey) -> Arc<Resource> {
         if let Some(resource) = self.resources.get(&key) {
             return resource.clone();
         }
-        let (image, said) = self.images.remove(&key).unwrap_or_else(|| (host::image_from_proc(call), Said::default()));
+        let (image, said) = self.images.remove(&key).unwrap_or_else(|| (host::image(key), Said::default()));
         let process = |key: &ImageKey| (key.pid, key.started_ns);
         let is_taken = |id: &str| {
             self.resources.iter().any(|(other, resource)| {
@@ -76,15 +75,9 @@ impl Registry {
                     && host::is_running(other)
             })
         };
-        let resource = Arc::new(resource::build(
-            &self.host,
-            call,
-            &image,
-            said,
-            self.owners.name(call.uid),
-            self.cgroups.path(call),
-            is_taken,
-        ));
+        let owner = self.owners.name(image.uid);
+        let cgroup = self.cgroups.path(&image);
+        let resource = Arc::new(resource::build(&self.host, &image, said, owner, cgroup, is_taken));
         self.resources.put(key, resource.clone());
         resource
     }

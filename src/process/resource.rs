@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::environment::{self, Said};
 use super::host::{self, Host};
 use crate::clock;
-use crate::event::{Call, Image};
+use crate::event::{Image, ImageKey};
 use crate::telemetry::record::{Resource, Value};
 use crate::telemetry::text::utf8;
 
@@ -29,11 +29,10 @@ pub fn instance_id(resource: &Resource) -> Option<&str> {
     })
 }
 
-/// Builds the Resource of the image that made the call, its first. `is_taken` says which instance ids other
+/// Builds the Resource of an image. `is_taken` says which instance ids other
 /// processes go by.
 pub fn build(
     host: &Host,
-    call: &Call,
     image: &Image,
     said: Said,
     owner: Option<&str>,
@@ -43,13 +42,13 @@ pub fn build(
     let path = image.path.as_deref().map(utf8);
     let executable = match &path {
         Some(path) => path.rsplit('/').next().unwrap_or_default().to_owned(),
-        None => utf8(call.comm()).into_owned(),
+        None => utf8(&image.comm).into_owned(),
     };
     let mut to = Attributes(Vec::with_capacity(20 + said.attributes.len()));
     to.text(SERVICE_NAME, said.service_name.unwrap_or_else(|| format!("unknown_service:{executable}")));
     let own = |name: &str| said.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let instance = own(INSTANCE_ID).filter(|id| !id.is_empty() && !is_taken(id));
-    to.text(INSTANCE_ID, instance.unwrap_or_else(|| made_instance_id(host, call)));
+    to.text(INSTANCE_ID, instance.unwrap_or_else(|| made_instance_id(host, &image.key)));
     to.int("process.pid", image.key.pid);
     if image.vpid != image.key.pid {
         to.int("process.vpid", image.vpid);
@@ -60,7 +59,7 @@ pub fn build(
         to.text("process.executable.path", path.into_owned());
     }
     to.text("process.creation.time", creation_time(image.key.started_ns));
-    to.int("process.user.id", call.uid);
+    to.int("process.user.id", image.uid);
     if let Some(owner) = owner {
         to.text("process.owner", owner.to_owned());
     }
@@ -126,8 +125,8 @@ pub fn said(image: &Image) -> Said {
 }
 
 /// The same for every image of a process, and for no other process of any host and boot.
-fn made_instance_id(host: &Host, call: &Call) -> String {
-    let name = format!("{} {} {}", host.boot_id, call.image.pid, host::ticks(call.image.started_ns));
+fn made_instance_id(host: &Host, key: &ImageKey) -> String {
+    let name = format!("{} {} {}", host.boot_id, key.pid, host::ticks(key.started_ns));
     Uuid::new_v5(&INSTANCE_NAMESPACE, name.as_bytes()).to_string()
 }
 

@@ -19,6 +19,9 @@ fn image(pid: u32, environ: &[u8]) -> Image {
         path: Some(b"/usr/bin/bill\xff".to_vec()),
         environ: Some(environ.into()),
         environ_cut: false,
+        uid: 1000,
+        cgroup_id: 0,
+        comm: b"worker".to_vec(),
     }
 }
 
@@ -35,7 +38,7 @@ fn text<'a>(resource: &'a Resource, key: &str) -> Option<&'a str> {
 
 fn built(environ: &[u8]) -> Resource {
     let image = image(99, environ);
-    build(&host(), &call(99), &image, resource::said(&image), Some("bo"), Some("/x".into()), |_| false)
+    build(&host(), &image, resource::said(&image), Some("bo"), Some("/x".into()), |_| false)
 }
 
 /// Prevents a process from claiming what only the kernel can show, and its own word from being left out elsewhere.
@@ -70,12 +73,12 @@ fn an_inherited_instance_id_is_not_believed() {
     this_image.key = this.image;
     for (call, image) in [(call(u32::MAX), image(u32::MAX, environ)), (this.clone(), this_image)] {
         registry.add(image);
-        assert_eq!(instance_id(&registry.resource(&call)), Some("one"), "nobody else that lives says so");
+        assert_eq!(instance_id(&registry.resource(call.image)), Some("one"), "nobody else that lives says so");
     }
     registry.add(image(99, environ));
-    let second = registry.resource(&call(99));
+    let second = registry.resource(key(99));
     assert!(instance_id(&second).is_some_and(|id| id != "one" && id.len() == 36));
-    assert_eq!(instance_id(&registry.resource(&this)), Some("one"));
+    assert_eq!(instance_id(&registry.resource(this.image)), Some("one"));
 }
 
 /// Prevents an image whose record was lost from having no Resource, or from growing one that changes later.
@@ -83,10 +86,11 @@ fn an_inherited_instance_id_is_not_believed() {
 fn an_unknown_image_has_what_its_call_says() {
     let mut registry = Registry::new(host());
     let gone = call(u32::MAX);
-    let resource = registry.resource(&gone);
+    registry.add_from_proc(&gone);
+    let resource = registry.resource(gone.image);
     assert_eq!(text(&resource, "service.name"), Some("unknown_service:worker"));
     registry.add(image(u32::MAX, b"OTEL_SERVICE_NAME=late\0"));
-    assert_eq!(registry.resource(&gone), resource);
+    assert_eq!(registry.resource(gone.image), resource);
 }
 
 /// Prevents the registry from growing with every process that ever made a call.

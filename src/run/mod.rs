@@ -23,14 +23,16 @@ use crate::bpf::plan::plan;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::config::error::Error;
-use crate::config::values::{Color, CpuList, HookKind, Output};
+use crate::config::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
 use crate::export::hangup::Hangup;
 use crate::export::{self, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
+use crate::meter::Meter;
 use crate::pipeline::{Parts, Pipeline};
 use crate::process::host::Host;
 use crate::process::{Registry, resource};
+use crate::telemetry::record::Resource;
 
 /// Flushing at the end takes at most this long.
 const FLUSH: Duration = Duration::from_secs(10);
@@ -72,13 +74,28 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     let filters = Arc::new(settings.filters);
     let Outputs { sinks, ledger, deliveries } = outputs;
+    let of_signal =
+        |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
+    let makes_records = settings.signals.traces || settings.signals.logs;
+    let meter = settings.signals.metrics.then(|| {
+        Meter::new(
+            of_signal(|signal| signal == CallSignal::Metrics),
+            ledger.clone(),
+            filters.clone(),
+            settings.metric_limits,
+            settings.temporality,
+            Arc::new(Resource { attributes: own, has_schema: false }),
+            !makes_records,
+        )
+    });
     let pipeline = Pipeline::new(Parts {
         ledger: ledger.clone(),
-        sinks,
+        sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
         clock: Clock::start().map_err(no_thread)?,
         registry: Registry::new(host),
         traces: settings.signals.traces,
+        meter,
         pulse: pulse.clone(),
         color: is_colored(settings.color),
     });
@@ -88,7 +105,10 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         filters: filters.clone(),
         own_ipc_namespace: own_ipc_namespace(),
         tree: child.as_ref().map(Child::pid),
+        makes_records,
+        metrics: settings.signals.metrics.then_some(settings.metric_interval),
     };
+    drop(sinks);
     let driver = Driver::start(orders, pipeline).map_err(|why| {
         Error::cannot_run(
             format!("the kernel refused the programs: {why}"),

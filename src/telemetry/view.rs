@@ -4,16 +4,12 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-use nix::errno::Errno;
-
 use super::notify::{self, SIGEV_SIGNAL};
 use super::oflag::{self, O_CREAT};
+use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type};
 use super::text::{printable, utf8};
 use crate::config::values::Op;
 use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed};
-
-/// The kernel's ERESTARTSYS (include/linux/errno.h): a signal ended the call; programs never see it.
-const ERESTARTSYS: i32 = 512;
 
 /// Takes attributes, each once, with its key.
 pub trait Attributes {
@@ -61,14 +57,7 @@ impl<'a> View<'a> {
 
     /// The system call's name, `mq_open`.
     pub fn operation(&self) -> &'static str {
-        match self.call.op {
-            Op::MqOpen => "mq_open",
-            Op::MqUnlink => "mq_unlink",
-            Op::MqTimedsend => "mq_timedsend",
-            Op::MqTimedreceive => "mq_timedreceive",
-            Op::MqNotify => "mq_notify",
-            Op::MqGetsetattr => "mq_getsetattr",
-        }
+        operation(self.call.op)
     }
 
     /// `mq_open /orders`, the operation alone where there is no name.
@@ -91,8 +80,7 @@ impl<'a> View<'a> {
 
     /// The errno's text where the status is Error; polling and being interrupted are not failing.
     pub fn error(&self) -> Option<String> {
-        const POLLING: [i32; 4] = [libc::EAGAIN, libc::ETIMEDOUT, libc::EINTR, ERESTARTSYS];
-        self.errno().filter(|errno| !POLLING.contains(errno)).map(|errno| {
+        self.errno().filter(|errno| is_error(*errno)).map(|errno| {
             let text = std::io::Error::from_raw_os_error(errno).to_string();
             text.split(" (os error").next().unwrap_or_default().to_owned()
         })
@@ -133,10 +121,8 @@ impl<'a> View<'a> {
         let call = self.call;
         to.text("messaging.system", "posix_mq");
         to.text("messaging.operation.name", self.operation());
-        match call.op {
-            Op::MqTimedsend => to.text("messaging.operation.type", "send"),
-            Op::MqTimedreceive => to.text("messaging.operation.type", "receive"),
-            _ => {}
+        if let Some(kind) = operation_type(call.op) {
+            to.text("messaging.operation.type", kind);
         }
         if let Some(name) = &self.destination {
             to.text("messaging.destination.name", name);
@@ -322,14 +308,6 @@ fn attr_text(attr: Passed<Attr>) -> String {
     let flags = if flags != 0 { format!("flags={flags:#x}, ") } else { String::new() };
     let curmsgs = if curmsgs != 0 { format!(", curmsgs={curmsgs}") } else { String::new() };
     format!("{{{flags}maxmsg={maxmsg}, msgsize={msgsize}{curmsgs}}}")
-}
-
-fn errno_name(errno: i32) -> Cow<'static, str> {
-    match (errno, Errno::from_raw(errno)) {
-        (ERESTARTSYS, _) => "ERESTARTSYS".into(),
-        (errno, Errno::UnknownErrno) => format!("errno {errno}").into(),
-        (_, known) => format!("{known:?}").into(),
-    }
 }
 
 #[cfg(test)]

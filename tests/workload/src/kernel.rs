@@ -1,8 +1,13 @@
-//! The two system calls. Both are safe with any address: the kernel checks it and only reads.
+//! The system calls. All are safe with any address: the kernel checks it and only reads.
 
-use std::ffi::{CString, c_long};
+use std::{
+    ffi::{CString, c_long},
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use nix::errno::Errno;
+
+use crate::call::Attr;
 
 /// A descriptor or a negative errno, as the kernel returns it.
 pub fn mq_open(name: usize, oflag: u32, mode: u32, attr: usize) -> i64 {
@@ -19,4 +24,12 @@ pub fn mq_open(name: usize, oflag: u32, mode: u32, attr: usize) -> i64 {
 pub fn mq_unlink(name: &CString) {
     // SAFETY: the name is a C string that outlives the call.
     unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) };
+}
+
+/// What the queue says of itself.
+pub fn mq_getattr(queue: BorrowedFd<'_>) -> Result<Attr, Errno> {
+    let mut attr = Attr::default();
+    // SAFETY: the kernel writes one `struct mq_attr` where there is room for it.
+    let result = unsafe { libc::syscall(libc::SYS_mq_getsetattr, queue.as_raw_fd(), 0, attr.as_mut_ptr()) };
+    Errno::result(result).map(|_| attr)
 }

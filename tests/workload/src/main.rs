@@ -64,11 +64,13 @@ struct Open {
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     threads: u64,
 
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Children that make the calls; 0: this process itself
+    #[arg(long, default_value_t = 2)]
     processes: u64,
 
-    /// Write every call to this file: thread id, name in hex, oflag, mode, attr and result, a tab between them; `-`
-    /// where memory can't be read
+    /// Write every call to this file, a tab between the fields: thread id, name in hex (after `~` where it was not in
+    /// memory when the call began), oflag, mode, attr, result, the queue's own maxmsg, msgsize, curmsgs and mode, the
+    /// time before and after in ns, process id; `-` where memory can't be read or no queue was opened
     #[arg(long, value_name = "PATH")]
     print: Option<PathBuf>,
 }

@@ -30,6 +30,11 @@ pub enum Place {
 }
 
 impl Place {
+    /// Whether all of it is in memory when the call begins.
+    pub fn resident(self) -> bool {
+        matches!(self, Self::Resident | Self::Edge)
+    }
+
     /// Whether the kernel can read the whole argument.
     pub fn readable(self) -> bool {
         !matches!(self, Self::Null | Self::Wild(_) | Self::Cut)

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Metrics, exact at any rate: every call is added to its series before the ring and the limits. User space takes a
+ * whole map of series at a time: it puts the empty one in its place, and reads the old one when no program can still
+ * hold it (kernel/bpf/syscall.c, maybe_wait_bpf_programs). Nothing is lost, no caller waits.
+ */
+#pragma once
+#include "name.h"
+#include "count.h"
+
+#define SERIES 8192
+#define ASKERS 4096
+/* So many names that led to no queue may a process bring into one map of series. */
+#define ASKED_NAMES 100
+
+/* Buckets of OTLP's exponential histogram at scale 2: src/metrics/buckets.rs has the bounds. */
+#define BOUNDS 256
+
+enum metric {
+	METRIC_DURATION, /* ns; counts the calls, too */
+	METRIC_WAIT,	 /* ns that a received message lay in the queue */
+	METRIC_SIZE,	 /* bytes of a message that was passed */
+};
+
+/* What a series is of; all zero but metric and op: what found no room for a series of its own. */
+struct series {
+	__u64 name; /* of the queue, by its hash (struct name); 0: none */
+	__u64 process_started_ns;
+	__u32 pid;
+	__u32 exec_id;
+	__u32 ipc_ns;
+	__u32 errno; /* 0: the call succeeded */
+	__u32 metric;
+	__u32 op;
+	char comm[COMM_SIZE]; /* only where a filter asks for it */
+};
+
+/* The count is the sum of the buckets. */
+struct points {
+	__u64 sum;
+	__u32 zeros;
+	__u32 buckets[POINT_BUCKETS];
+	__u32 unused;
+};
+
+struct series_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, SERIES);
+	__type(key, struct series);
+	__type(value, struct points);
+};
+struct series_map series_a SEC(".maps");
+struct series_map series_b SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct series_map);
+} series SEC(".maps") = { .values = { &series_a } };
+
+/* Names that led to no queue, for each process; user space empties it with each map of series. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, ASKERS);
+	__type(key, __u32);
+	__type(value, __u32);
+} askers SEC(".maps");
+
+const volatile bool aggregates;
+const volatile bool aggregates_comm;
+const volatile __u64 duration_bounds[BOUNDS];
+const volatile __u64 size_bounds[BOUNDS];
+
+static const struct points no_points;
+
+/* The number of bounds below the value, which is the number of its bucket: the upper bound of a bucket belongs to it. */
+static __always_inline __u32 bucket_of(const volatile __u64 *bounds, __u64 value)
+{
+	__u32 at = 0;
+
+	for (__u32 step = BOUNDS / 2; step; step >>= 1)
+		if (bounds[(at + step - 1) % BOUNDS] < value)
+			at += step;
+	return at;
+}
+
+/* Whether the process may bring another name that led to no queue. */
+static __always_inline bool may_ask(const struct series *key)
+{
+	__u32 pid = key->pid, one = 1, *asked = bpf_map_lookup_elem(&askers, &pid);
+
+	if (!asked)
+		return !bpf_map_update_elem(&askers, &pid, &one, BPF_ANY);
+	return *asked < ASKED_NAMES && __sync_fetch_and_add(asked, 1) < ASKED_NAMES;
+}
+
+static __always_inline struct points *insert_points(void *map, struct series *key, const struct call *call)
+{
+	bool reached = call->flags & CALL_QUEUE || call->ret >= 0;
+	struct points *points;
+
+	if (key->name && !reached && !may_ask(key))
+		key->name = 0;
+	if (key->name)
+		send_name(call, key->name);
+	bpf_map_update_elem(map, key, &no_points, BPF_NOEXIST); /* fails where another caller was quicker, or for room */
+	points = bpf_map_lookup_elem(map, key);
+	if (points)
+		return points;
+	struct series overflow = { .metric = key->metric, .op = key->op };
+
+	return bpf_map_lookup_elem(map, &overflow);
+}
+
+static __always_inline void add_point(struct series *key, const struct call *call, const volatile __u64 *bounds,
+				      __u64 value)
+{
+	__u32 first = 0, bucket;
+	void *map = bpf_map_lookup_elem(&series, &first);
+	struct points *points;
+
+	if (!map)
+		return;
+	points = bpf_map_lookup_elem(map, key);
+	if (!points)
+		points = insert_points(map, key, call);
+	if (!points)
+		return; /* user space puts the overflow points into each map before it is used */
+	if (!value) {
+		__sync_fetch_and_add(&points->zeros, 1);
+		return;
+	}
+	__sync_fetch_and_add(&points->sum, value);
+	bucket = bucket_of(bounds, value);
+	if (bucket >= POINT_BUCKETS)
+		bucket = POINT_BUCKETS - 1;
+	__sync_fetch_and_add(&points->buckets[bucket], 1);
+}
+
+/* Adds a call that passes the filters on whose calls; `name` is the hash of its name. */
+static __always_inline void aggregate(const struct call *call, __u64 name)
+{
+	const struct message_args *message;
+	struct series key = {
+		.name = name,
+		.process_started_ns = call->process_started_ns,
+		.pid = call->pid,
+		.exec_id = call->exec_id,
+		.ipc_ns = call->ipc_ns,
+		.errno = call->ret < 0 ? -call->ret : 0,
+		.metric = METRIC_DURATION,
+		.op = call->op,
+	};
+
+	if (aggregates_comm)
+		__builtin_memcpy(key.comm, call->comm, sizeof(key.comm));
+	add_point(&key, call, duration_bounds, call->left_ns - call->entered_ns);
+	if (call->ret < 0 || (call->op != OP_SEND && call->op != OP_RECEIVE))
+		return;
+	message = (const struct message_args *)call->args;
+	key.metric = METRIC_SIZE;
+	add_point(&key, call, size_bounds, call->op == OP_SEND ? message->size : call->ret);
+	if (call->flags & CALL_WAIT) {
+		key.metric = METRIC_WAIT;
+		add_point(&key, call, duration_bounds, message->wait_ns);
+	}
+}

@@ -1,0 +1,414 @@
+//! The spool's file: requests in the order in which they came, in an SQLite database that one process has at a time.
+//! What is committed survives the end of mqspan by any signal; a power cut only where every commit is synced.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use tracing::warn;
+
+use crate::config::error::Error;
+use crate::config::values::Signal;
+use crate::export::batch::Encoding;
+
+const FILE: &str = "spool.sqlite";
+/// `mqsp`: what makes the file known as a spool (SQLite's application_id).
+const APPLICATION: i32 = 0x6d71_7370;
+/// The layout of the tables (SQLite's user_version). A later one reads what earlier ones wrote, or says that it can't.
+const FORMAT: i32 = 1;
+/// What SQLite keeps besides the pages that are counted: its log of changes.
+const LOG: u64 = 4 << 20;
+/// The least that a spool may hold, its log included.
+pub const LEAST: u64 = 2 * LOG;
+
+/// A request to be kept.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// Which signal.
+    pub signal: Signal,
+    /// Its encoding.
+    pub encoding: Encoding,
+    /// The batch that its calls belong to, the same for its requests to several backends.
+    pub batch: u64,
+    /// The calls of the batch; 0 where they are counted already, or where there are none.
+    pub calls: u64,
+    /// Its records.
+    pub records: u64,
+    /// The request, not compressed.
+    pub body: &'a [u8],
+}
+
+/// A request that was kept.
+#[derive(Debug)]
+pub struct Row {
+    /// Its number, in the order of arrival.
+    pub id: i64,
+    /// Its encoding.
+    pub encoding: Encoding,
+    /// The request.
+    pub body: Vec<u8>,
+}
+
+/// What is known of a request that an earlier run has left.
+#[derive(Debug)]
+pub struct Left {
+    /// Its number.
+    pub id: i64,
+    /// Its signal's number.
+    pub signal: Signal,
+    /// As in [`Entry`].
+    pub batch: u64,
+    /// As in [`Entry`].
+    pub calls: u64,
+    /// As in [`Entry`].
+    pub records: u64,
+}
+
+/// The open file.
+#[derive(Debug)]
+pub struct Store {
+    db: Connection,
+    most_pages: u64,
+}
+
+/// Why the file can't be used.
+enum Unusable {
+    /// For a reason that has a way out.
+    Refused(Error),
+    /// Its contents do not hold together.
+    Damaged(String),
+}
+
+impl From<rusqlite::Error> for Unusable {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt) => Self::Damaged(error.to_string()),
+            Some(ErrorCode::NotADatabase) => Self::Refused(Error::cannot_run(
+                format!("--spool: {FILE} in it is not a spool"),
+                "name another folder, or move the file away",
+            )),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Refused(Error::cannot_run(
+                "--spool: another mqspan uses it",
+                "give each mqspan a folder of its own, or end the other one",
+            )),
+            _ => Self::Refused(Error::cannot_run(
+                format!("--spool: {error}"),
+                "name a folder that mqspan may write, on a disk that is not full",
+            )),
+        }
+    }
+}
+
+impl Store {
+    /// Opens the spool in a folder, which is made where it is missing, and checks it. A file that is damaged is put
+    /// aside: nothing in it can be trusted.
+    pub fn open(folder: &Path, bytes: u64, sync: bool) -> Result<Self, Error> {
+        if bytes < LEAST {
+            return Err(Error::cannot_run(
+                format!("--spool-size: a spool of {bytes} bytes is too small"),
+                format!("give at least {} MiB", LEAST >> 20),
+            ));
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+            Error::cannot_run(format!("--spool {}: {error}", folder.display()), "name a folder that mqspan may make")
+        })?;
+        let path = folder.join(FILE);
+        match Self::try_open(&path, bytes, sync) {
+            Ok(store) => Ok(store),
+            Err(Unusable::Refused(error)) => Err(error),
+            Err(Unusable::Damaged(why)) => {
+                let aside = put_aside(&path)?;
+                warn!("the spool is damaged ({why}): what was in it is lost, the file is now {}", aside.display());
+                Self::try_open(&path, bytes, sync).map_err(|unusable| match unusable {
+                    Unusable::Refused(error) => error,
+                    Unusable::Damaged(why) => {
+                        Error::cannot_run(format!("--spool: a new spool is damaged: {why}"), "check the disk")
+                    }
+                })
+            }
+        }
+    }
+
+    fn try_open(path: &Path, bytes: u64, sync: bool) -> Result<Self, Unusable> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(Duration::ZERO)?;
+        // The order matters: vacuuming is decided before the first table, the lock is taken by the first access.
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        db.pragma_update(None, "journal_mode", "WAL")?;
+        db.pragma_update(None, "synchronous", if sync { "FULL" } else { "OFF" })?;
+        db.pragma_update(None, "journal_size_limit", LOG as i64)?;
+        db.pragma_update(None, "cache_size", -1024)?; // KiB
+        db.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
+        let number = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+        match (number("application_id")?, number("user_version")?, number("schema_version")?) {
+            (0, 0, 0) => create(&db)?,
+            (APPLICATION, FORMAT, _) => {}
+            (APPLICATION, format, _) => {
+                return Err(Unusable::Refused(Error::cannot_run(
+                    format!(
+                        "--spool: it was made by another version of mqspan (format {format}, this one is {FORMAT})"
+                    ),
+                    "let that version deliver it, or name another folder",
+                )));
+            }
+            _ => {
+                return Err(Unusable::Refused(Error::cannot_run(
+                    format!("--spool: {FILE} in it is another program's"),
+                    "name another folder, or move the file away",
+                )));
+            }
+        }
+        let verdict: String = db.pragma_query_value(None, "quick_check", |row| row.get(0))?;
+        if verdict != "ok" {
+            return Err(Unusable::Damaged(verdict));
+        }
+        let page: u64 = db.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0))?.unsigned_abs();
+        Ok(Self { db, most_pages: (bytes - LOG) / page })
+    }
+
+    /// Everything that is in it, the oldest first.
+    pub fn left(&self) -> rusqlite::Result<Vec<Left>> {
+        let mut query = self.db.prepare("SELECT id, signal, batch, calls, records FROM requests ORDER BY id")?;
+        let rows = query.query_map([], |row| {
+            let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+            Ok(Left {
+                id: row.get(0)?,
+                signal: Signal::ALL[row.get::<_, i64>(1)?.unsigned_abs() as usize % Signal::ALL.len()],
+                batch: number(2)?,
+                calls: number(3)?,
+                records: number(4)?,
+            })
+        })?;
+        rows.collect()
+    }
+
+    /// Takes requests in and others out, all or nothing. Returns the numbers of the new ones, and of the oldest ones
+    /// that had to make room.
+    pub fn change(&mut self, new: &[Entry<'_>], gone: &[i64]) -> rusqlite::Result<(Vec<i64>, Vec<i64>)> {
+        let change = self.db.transaction()?;
+        let (mut ids, mut dropped) = (Vec::with_capacity(new.len()), Vec::new());
+        {
+            let mut delete = change.prepare_cached("DELETE FROM requests WHERE id = ?1")?;
+            for id in gone {
+                delete.execute([id])?;
+            }
+            let mut insert = change.prepare_cached(
+                "INSERT INTO requests (signal, encoding, batch, calls, records, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?;
+            for entry in new {
+                let body = zstd::bulk::compress(entry.body, 1).map_err(failed)?;
+                let Entry { signal, encoding, batch, calls, records, .. } = *entry;
+                insert.execute(params![
+                    signal as i64,
+                    encoding as i64,
+                    batch.cast_signed(),
+                    calls.cast_signed(),
+                    records.cast_signed(),
+                    body
+                ])?;
+                ids.push(change.last_insert_rowid());
+            }
+            let first_new = ids.first().copied().unwrap_or(i64::MAX);
+            let mut oldest = change.prepare_cached("SELECT min(id) FROM requests WHERE id < ?1")?;
+            while used_pages(&change)? > self.most_pages {
+                let Some(id) = oldest.query_row([first_new], |row| row.get::<_, Option<i64>>(0))? else { break };
+                delete.execute([id])?;
+                dropped.push(id);
+            }
+        }
+        change.commit()?;
+        Ok((ids, dropped))
+    }
+
+    /// The oldest request of a signal after `id`.
+    pub fn after(&self, signal: Signal, id: i64) -> rusqlite::Result<Option<Row>> {
+        let mut query = self.db.prepare_cached(
+            "SELECT id, encoding, body FROM requests WHERE signal = ?1 AND id > ?2 ORDER BY id LIMIT 1",
+        )?;
+        query
+            .query_row(params![signal as i64, id], |row| {
+                let body = row.get_ref(2)?.as_blob().map_err(failed)?;
+                Ok(Row {
+                    id: row.get(0)?,
+                    encoding: if row.get::<_, i64>(1)? == Encoding::Json as i64 {
+                        Encoding::Json
+                    } else {
+                        Encoding::Protobuf
+                    },
+                    body: zstd::stream::decode_all(body).map_err(failed)?,
+                })
+            })
+            .optional()
+    }
+
+    /// The calls of a batch are counted: what is left of it carries none any more.
+    pub fn uncount(&self, batch: u64) -> rusqlite::Result<()> {
+        self.db
+            .prepare_cached("UPDATE requests SET calls = 0 WHERE batch = ?1 AND calls > 0")?
+            .execute([batch.cast_signed()])?;
+        Ok(())
+    }
+
+    /// Gives what is free back to the file system.
+    pub fn shrink(&self) -> rusqlite::Result<()> {
+        // A step frees a page: all of them are taken.
+        let mut vacuum = self.db.prepare("PRAGMA incremental_vacuum")?;
+        let mut steps = vacuum.query([])?;
+        while steps.next()?.is_some() {}
+        self.db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+    }
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
+}
+
+fn create(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch(&format!(
+        "BEGIN;
+         CREATE TABLE requests (
+             id INTEGER PRIMARY KEY AUTOINCREMENT,
+             signal INTEGER NOT NULL,
+             encoding INTEGER NOT NULL,
+             batch INTEGER NOT NULL,
+             calls INTEGER NOT NULL,
+             records INTEGER NOT NULL,
+             body BLOB NOT NULL
+         ) STRICT;
+         CREATE INDEX by_signal ON requests (signal, id);
+         CREATE INDEX by_batch ON requests (batch);
+         PRAGMA application_id = {APPLICATION};
+         PRAGMA user_version = {FORMAT};
+         COMMIT"
+    ))
+}
+
+fn used_pages(db: &Connection) -> rusqlite::Result<u64> {
+    let count = |name| db.pragma_query_value(None, name, |row| row.get::<_, i64>(0)).map(i64::unsigned_abs);
+    Ok(count("page_count")? - count("freelist_count")?)
+}
+
+/// Moves a damaged file and its log out of the way.
+fn put_aside(path: &Path) -> Result<PathBuf, Error> {
+    let seconds = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
+    let aside = path.with_extension(format!("sqlite.damaged-{seconds}"));
+    let moved = fs::rename(path, &aside).and_then(|()| match fs::remove_file(path.with_extension("sqlite-wal")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    });
+    moved.map(|()| aside).map_err(|error| {
+        Error::cannot_run(format!("--spool: it is damaged and can't be put aside: {error}"), "move it away by hand")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("mqspan-spool-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&path);
+            Self(path)
+        }
+
+        fn open(&self) -> Result<Store, Error> {
+            Store::open(&self.0, LEAST, false)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn entry(batch: u64, body: &[u8]) -> Entry<'_> {
+        Entry { signal: Signal::Traces, encoding: Encoding::Json, batch, calls: 1, records: 1, body }
+    }
+
+    /// Prevents requests from coming back changed, out of order, or after they were struck off, also in the next run;
+    /// and two processes from using one spool.
+    #[test]
+    fn kept_in_order_by_one_at_a_time() {
+        let folder = Folder::new("order");
+        let mut store = folder.open().unwrap();
+        let (ids, dropped) = store.change(&[entry(1, b"one"), entry(2, b"two"), entry(2, b"three")], &[]).unwrap();
+        assert_eq!((ids.len(), dropped.len()), (3, 0));
+        store.change(&[], &ids[..1]).unwrap();
+        assert!(folder.open().unwrap_err().message.contains("another mqspan uses it"));
+        store.uncount(2).unwrap();
+        drop(store);
+
+        let store = folder.open().unwrap();
+        let left: Vec<_> = store.left().unwrap().iter().map(|left| (left.id, left.batch, left.calls)).collect();
+        assert_eq!(left, [(ids[1], 2, 0), (ids[2], 2, 0)]);
+        let second = store.after(Signal::Traces, 0).unwrap().unwrap();
+        assert_eq!((second.id, second.encoding, &*second.body), (ids[1], Encoding::Json, &b"two"[..]));
+        assert_eq!(store.after(Signal::Traces, second.id).unwrap().unwrap().body, b"three");
+        assert!(store.after(Signal::Logs, 0).unwrap().is_none());
+    }
+
+    /// Prevents the file from growing beyond its bound, and the newest from being dropped for the oldest.
+    #[test]
+    fn the_oldest_makes_room() {
+        let folder = Folder::new("bound");
+        let mut store = folder.open().unwrap();
+        // Random bytes do not compress.
+        let body: Vec<u8> = (0..1 << 20).map(|_| rand::random()).collect();
+        let (mut kept, mut dropped) = (Vec::new(), Vec::new());
+        for batch in 0..12 {
+            let (new, gone) = store.change(&[entry(batch, &body)], &[]).unwrap();
+            kept.extend(new);
+            dropped.extend(gone);
+        }
+        assert_eq!(dropped, kept[..dropped.len()]);
+        assert_eq!(store.left().unwrap().iter().map(|left| left.id).collect::<Vec<_>>(), kept[dropped.len()..]);
+        let size: u64 = fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
+        assert!(size <= LEAST + (1 << 20), "{size}");
+        assert!((2..=4).contains(&(kept.len() - dropped.len())), "{} kept", kept.len() - dropped.len());
+        store.change(&[], &kept).unwrap();
+        store.shrink().unwrap();
+        let size = fs::metadata(folder.0.join(FILE)).unwrap().len();
+        assert!(size < 1 << 20, "{size}");
+    }
+
+    /// Prevents a file that is damaged, another program's, or of another version from being trusted or overwritten.
+    #[test]
+    fn checked_when_it_is_opened() {
+        let folder = Folder::new("check");
+        let mut store = folder.open().unwrap();
+        store.change(&[entry(1, &[7; 100_000])], &[]).unwrap();
+        store.shrink().unwrap();
+        store.db.pragma_update(None, "user_version", FORMAT + 1).unwrap();
+        drop(store);
+        assert!(folder.open().unwrap_err().message.contains("another version"));
+        let path = folder.0.join(FILE);
+        let db = Connection::open(&path).unwrap();
+        db.pragma_update(None, "user_version", FORMAT).unwrap();
+        drop(db);
+
+        let mut bytes = fs::read(&path).unwrap();
+        let (third, end) = (2 * 4096, bytes.len());
+        bytes[third..end.min(third + 8192)].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        assert!(folder.open().unwrap().left().unwrap().is_empty());
+        assert!(
+            fs::read_dir(&folder.0)
+                .unwrap()
+                .any(|file| { file.unwrap().file_name().to_string_lossy().contains("damaged") })
+        );
+
+        fs::write(&path, [b'x'; 5000]).unwrap();
+        assert!(folder.open().unwrap_err().message.contains("not a spool"));
+        fs::remove_file(&path).unwrap();
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE other (x)").unwrap();
+        assert!(folder.open().unwrap_err().message.contains("another program's"));
+        assert!(Store::open(&folder.0, LEAST - 1, false).unwrap_err().message.contains("too small"));
+    }
+}

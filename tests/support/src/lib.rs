@@ -1,0 +1,14 @@
+//! What mqspan's tests share. The parsers are pure and tested by `cargo test --workspace`; everything that needs root is
+//! used by the targets `host`, `collector` and `family` only.
+
+pub mod calls;
+pub mod certificates;
+pub mod collector;
+pub mod otlp;
+pub mod program;
+pub mod ready;
+pub mod stats;
+pub mod strace;
+pub mod text;
+pub mod wait;
+pub mod workload;
