@@ -52,8 +52,7 @@ static __always_inline bool send_call(struct call *call)
 	return sent;
 }
 
-/* A call that a filter refused may have passed a message all the same. */
-static __always_inline void refer_to_call(struct call *call)
+static __always_inline void put_filtered(struct call *call)
 {
 	call->flags |= CALL_FILTERED;
 	if (!put_call(call))

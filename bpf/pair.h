@@ -156,7 +156,7 @@ static __always_inline bool refuse(enum op op, struct call *call)
 {
 	count(COUNT_FILTERED);
 	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
-		refer_to_call(call);
+		put_filtered(call);
 	return false;
 }
 

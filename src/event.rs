@@ -422,8 +422,19 @@ impl Call {
 
     /// The thread's name, without its padding.
     pub fn comm(&self) -> &[u8] {
-        self.comm.split(|byte| *byte == 0).next().unwrap_or_default()
+        unpadded(&self.comm)
     }
+
+    /// Forgets which span sent the message that was received, unless the sending thread's name is kept.
+    pub fn drop_sender_unless(&mut self, keeps: impl Fn(&[u8]) -> bool) {
+        if let Args::Receive(message) = &mut self.args {
+            message.sent_by = message.sent_by.filter(|sender| keeps(unpadded(&sender.comm)));
+        }
+    }
+}
+
+fn unpadded(comm: &[u8]) -> &[u8] {
+    comm.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 impl Image {
