@@ -126,8 +126,8 @@ pub struct Filters {
 impl Filters {
     /// Whether only some callers are of interest.
     pub fn picks_callers(&self) -> bool {
-        !(self.comm.picks.is_empty() && self.pid.picks.is_empty() && self.uid.picks.is_empty())
-            || !self.ipc_namespace.picks.is_empty()
+        let Self { comm, pid, uid, ipc_namespace, .. } = self;
+        !(comm.picks.is_empty() && pid.picks.is_empty() && uid.picks.is_empty() && ipc_namespace.picks.is_empty())
     }
 }
 

@@ -160,7 +160,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         unmatched = receive.recv_timeout(ABORT).ok();
     }
     let totals = ledger.close();
-    report::end(&totals, ledger.untraced_forks(), &unmatched.unwrap_or_default(), &filters);
+    report::end(&totals, ledger.unseen(), &unmatched.unwrap_or_default(), &filters);
     if let Some(file) = stats_file {
         file.write(&totals)?;
     }

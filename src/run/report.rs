@@ -10,7 +10,7 @@ use super::hook_name;
 use crate::config::error::Error;
 use crate::config::filter::{Filters, Pick};
 use crate::config::values::{HookKind, Output};
-use crate::export::ledger::Totals;
+use crate::export::ledger::{Totals, Unseen};
 use crate::process::calls::{self, InCall};
 use crate::telemetry::terms::operation;
 
@@ -34,7 +34,7 @@ pub fn in_calls(filters: &Filters) {
 }
 
 /// Says what the run came to: the totals, and what a user would not have expected.
-pub fn end(totals: &Totals, untraced_forks: u64, unmatched: &[String], filters: &Filters) {
+pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filters) {
     for value in unmatched {
         warn!("{value} matched no call");
     }
@@ -43,10 +43,16 @@ pub fn end(totals: &Totals, untraced_forks: u64, unmatched: &[String], filters: 
             warn!("{option} {} matched no call", Pick::to_string(value));
         }
     }
-    if untraced_forks > 0 {
-        warn!(
-            "{untraced_forks} processes of the command and all that descends from them were not traced: too many at once"
-        );
+    let Unseen { forks, skipped, untracked, unlinked } = unseen;
+    for (count, what) in [
+        (forks, "processes of the command and all that descends from them were not traced: too many at once"),
+        (skipped, "runs of the programs that follow messages were skipped by the kernel: links and waits are missing"),
+        (untracked, "messages were not followed to their receives: too many at once"),
+        (unlinked, "messages were received whose send could not be told for certain: no link, no wait"),
+    ] {
+        if count > 0 {
+            warn!("{count} {what}");
+        }
     }
     info!("{}", line(totals));
 }
