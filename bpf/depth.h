@@ -18,12 +18,20 @@ struct queue_key {
 	__u64 ns;
 };
 
+/* Records in a second, see limit.h. */
+struct limiter {
+	__u64 second;
+	__u32 taken;
+	__u32 limited; /* calls without a record since the last one */
+};
+
 struct queue_state {
 	__u64 name; /* see struct name */
 	__s64 maxmsg;
 	__s64 depth;
 	__u64 first_ns; /* when the first call that reached it ended, CLOCK_MONOTONIC */
 	__u64 peaks[2]; /* of the period with this lowest bit: its number above, the peak below */
+	struct limiter limits[2]; /* of sends, of receives */
 	__u32 ipc_ns;
 	__u32 matched; /* a call that passed the filters on whose calls reached it */
 };

@@ -2,7 +2,7 @@
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
-#include "depth.h"
+#include "limit.h"
 #include "filter.h"
 #include "output.h"
 #include "turn.h"
@@ -150,10 +150,10 @@ static __always_inline __u64 name_hash(struct slot *slot)
 	return hash;
 }
 
-/* A filter refuses the call; where links are inferred, they need it all the same. */
-static __always_inline bool refuse(enum op op, struct call *call)
+/* The call has no record, and is counted; where links are inferred, they need it all the same. */
+static __always_inline bool refuse(enum op op, struct call *call, enum counter why)
 {
-	count(COUNT_FILTERED);
+	count(why);
 	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
 		put_filtered(call);
 	return false;
@@ -169,7 +169,7 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
 	matched = slot->in_tree && is_of_interest(call);
-	if (aggregates) {
+	if (aggregates || max_rate) {
 		name = name_hash(slot);
 		if (call->flags & CALL_QUEUE)
 			update_queue(call, name, matched);
@@ -177,7 +177,7 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 			note_unlink(call, name);
 	}
 	if (!matched)
-		return refuse(op, call);
+		return refuse(op, call, COUNT_FILTERED);
 	call->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	read_comm(call, task);
 	send_image(call);
@@ -185,5 +185,9 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 		aggregate(call, name);
 	if (!makes_records)
 		return false;
-	return is_wanted(call) ? send_call(call) : refuse(op, call);
+	if (!is_wanted(call))
+		return refuse(op, call, COUNT_FILTERED);
+	if (max_rate && is_limited(call))
+		return refuse(op, call, COUNT_LIMITED);
+	return send_call(call);
 }

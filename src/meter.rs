@@ -12,6 +12,7 @@ use crate::bpf::aggregates::Taken;
 use crate::clock;
 use crate::config::MetricLimits;
 use crate::config::filter::Filters;
+use crate::config::glob::Templates;
 use crate::config::values::Temporality;
 use crate::event::{ImageKey, Name, QueueKey};
 use crate::export::Sink;
@@ -19,7 +20,7 @@ use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
 use crate::export::{Form, points};
 use crate::metrics::otlp;
-use crate::metrics::queues::Queues;
+use crate::metrics::queues::{Gauges, Queues};
 use crate::metrics::reading::Measure;
 use crate::metrics::streams::{Destination, Streams};
 use crate::process::host;
@@ -38,6 +39,7 @@ pub struct Meter {
     filters: Arc<Filters>,
     names: HashMap<u64, Known>,
     queues: Queues,
+    templates: Templates,
     own: Arc<Resource>,
     /// Whether calls have no records, so that they are counted here.
     alone: bool,
@@ -60,6 +62,8 @@ pub struct Parts {
     pub own: Arc<Resource>,
     /// The queues that were found.
     pub queues: Queues,
+    /// What queues go by.
+    pub templates: Templates,
     /// Whether calls have no records.
     pub alone: bool,
 }
@@ -74,7 +78,7 @@ struct Known {
 impl Meter {
     /// A meter that gives to its sinks.
     pub fn new(parts: Parts) -> Self {
-        let Parts { sinks, ledger, filters, limits, temporality, own, queues, alone } = parts;
+        let Parts { sinks, ledger, filters, limits, temporality, own, queues, templates, alone } = parts;
         let cumulative = temporality == Temporality::Cumulative;
         Self {
             streams: Streams::new(limits, cumulative, own.clone(), now_ns()),
@@ -83,6 +87,7 @@ impl Meter {
             filters,
             names: HashMap::new(),
             queues,
+            templates,
             own,
             alone,
         }
@@ -116,7 +121,7 @@ impl Meter {
                 self.ledger.aggregated(reading.points.count(), passes);
             }
             if passes {
-                self.streams.add(reading, name.map(Destination::Name), &mut resource);
+                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
             }
         }
         let now_ns = now_ns();
@@ -124,7 +129,8 @@ impl Meter {
         let (mut points, gone) = self.queues.collect(&queues, &unlinked, known);
         points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
         let mut request = otlp::request(&self.streams, now_ns);
-        request.resource_metrics.extend(otlp::of_queues(&points, &waiting, &self.own, now_ns));
+        let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
+        request.resource_metrics.extend(otlp::of_queues(&gauges, &self.own, now_ns));
         if !request.resource_metrics.is_empty() {
             self.hand_over(&request);
         }

@@ -12,6 +12,7 @@ use crate::bpf::driver::Records;
 use crate::bpf::programs::Counts;
 use crate::clock::Clock;
 use crate::config::filter::Filters;
+use crate::config::glob::Templates;
 use crate::config::values::Receive;
 use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::export::batch::Batch;
@@ -37,6 +38,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct Pipeline {
     ledger: Arc<Ledger>,
     filters: Arc<Filters>,
+    templates: Templates,
     clock: Clock,
     registry: Registry,
     traces: bool,
@@ -64,6 +66,8 @@ pub struct Parts {
     pub sinks: Vec<Sink>,
     /// The filters that user space applies are those on names.
     pub filters: Arc<Filters>,
+    /// What queues go by.
+    pub templates: Templates,
     /// What makes times of day.
     pub clock: Clock,
     /// Who made a call.
@@ -83,7 +87,7 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, clock, registry, traces, receive, meter, pulse, color } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, registry, traces, receive, meter, pulse, color } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -92,6 +96,7 @@ impl Pipeline {
             tally: Tally::new(&ledger),
             ledger,
             filters,
+            templates,
             clock,
             registry,
             traces,
@@ -160,7 +165,8 @@ impl Records for Pipeline {
         let Filters { queue, comm, .. } = &*self.filters;
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));
-        let view = View::new(&call, self.clock.wall_ns(call.entered_ns)).received_as(self.receive);
+        let start_ns = self.clock.wall_ns(call.entered_ns);
+        let view = View::new(&call, start_ns).received_as(self.receive).by_template(&self.templates);
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }

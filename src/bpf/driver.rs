@@ -19,6 +19,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::aggregates::{Aggregates, Taken};
 use super::programs::{Config, Counts, Programs};
+use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::HookKind;
 use crate::event::{Call, Image, ImageKey, Name, QueueKey};
@@ -71,6 +72,8 @@ pub struct Orders {
     pub tree: Option<u32>,
     /// Whether calls become records.
     pub makes_records: bool,
+    /// How many calls become records.
+    pub rate: Rate,
     /// How often metrics are read; None: there are none.
     pub metrics: Option<Duration>,
 }
@@ -133,10 +136,10 @@ fn drive(
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Vec<String> {
     let mut storage = MaybeUninit::uninit();
-    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree, makes_records, metrics } = *orders;
+    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree, makes_records, rate, metrics } = *orders;
     let aggregates = metrics.is_some();
     let tracefs = tracefs.as_deref();
-    let config = Config { kind, tracefs, filters, own_ipc_namespace, tree, makes_records, aggregates };
+    let config = Config { kind, tracefs, filters, own_ipc_namespace, tree, makes_records, aggregates, rate };
     let mut programs = match Programs::attach(&mut storage, &config) {
         Ok(programs) => programs,
         Err(error) => {

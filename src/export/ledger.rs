@@ -94,6 +94,7 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct KernelCounts {
     filtered: AtomicU64,
+    limited: AtomicU64,
     unpaired: AtomicU64,
     tree_full: AtomicU64,
     skipped: AtomicU64,
@@ -158,6 +159,7 @@ impl Ledger {
     /// Takes the kernel side's counts: totals since the start.
     pub fn kernel(&self, counts: &Counts) {
         self.kernel.filtered.store(counts.filtered, Relaxed);
+        self.kernel.limited.store(counts.limited, Relaxed);
         self.kernel.unpaired.store(counts.unpaired, Relaxed);
         self.kernel.tree_full.store(counts.tree_full, Relaxed);
         self.kernel.skipped.store(counts.missed_inside, Relaxed);
@@ -200,11 +202,12 @@ impl Ledger {
             .map(|stage| self.lost[*stage as usize].load(Relaxed))
             .sum();
         let filtered_in_kernel = self.kernel.filtered.load(Relaxed);
+        let limited = self.kernel.limited.load(Relaxed);
         Totals {
-            captured: self.received.load(Relaxed) + filtered_in_kernel + in_kernel,
+            captured: self.received.load(Relaxed) + filtered_in_kernel + limited + in_kernel,
             exported: self.exported.load(Relaxed),
             filtered: self.filtered.load(Relaxed) + filtered_in_kernel,
-            limited: 0,
+            limited,
             lost,
             unpaired: self.kernel.unpaired.load(Relaxed),
             outputs: self

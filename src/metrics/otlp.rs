@@ -15,7 +15,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
 use super::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
-use super::queues::{QueueName, QueuePoint, Waiting};
+use super::queues::{self, Gauges};
 use super::reading::Measure;
 use super::streams::{Destination, Of, Process, Stream, Streams, Total};
 use crate::config::values::Op;
@@ -29,12 +29,7 @@ pub fn request(streams: &Streams, now_ns: u64) -> ExportMetricsServiceRequest {
 }
 
 /// The gauges of queues and of the threads that wait at them; None where there is no queue to tell of.
-pub fn of_queues(
-    queues: &BTreeMap<QueueName, QueuePoint>,
-    waiting: &Waiting,
-    own: &Resource,
-    now_ns: u64,
-) -> Option<ResourceMetrics> {
+pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<ResourceMetrics> {
     let point = |attributes, value| NumberDataPoint {
         attributes,
         time_unix_nano: now_ns,
@@ -48,16 +43,15 @@ pub fn of_queues(
         data: Some(Data::Gauge(Gauge { data_points })),
         ..Default::default()
     };
-    let attributes = |(ipc_ns, name): &QueueName| of_queue(Some(&Destination::Name(name.clone())), *ipc_ns);
-    let of_each = |value: fn(&QueuePoint) -> i64| {
-        queues.iter().map(|(queue, state)| point(attributes(queue), value(state))).collect::<Vec<_>>()
+    let attributes = |(ipc_ns, destination): &(u32, Destination)| of_queue(Some(destination), *ipc_ns);
+    let of_each = |value: fn(&queues::Gauge) -> i64| {
+        gauges.0.iter().map(|(queue, gauge)| point(attributes(queue), value(gauge))).collect::<Vec<_>>()
     };
     // A queue at which nobody waits has a real zero: its callers are known.
-    let waiting = queues.keys().flat_map(|queue| {
-        [Op::MqTimedsend, Op::MqTimedreceive].map(|op| {
-            let threads = waiting.get(&(queue.clone(), op)).copied().unwrap_or(0);
+    let waiting = gauges.0.iter().flat_map(|(queue, gauge)| {
+        [(Op::MqTimedsend, gauge.senders), (Op::MqTimedreceive, gauge.receivers)].map(|(op, threads)| {
             let operation = text("messaging.operation.name", operation(op));
-            point([attributes(queue), vec![operation]].concat(), threads.cast_signed())
+            point([attributes(queue), vec![operation]].concat(), threads)
         })
     });
     let metrics = vec![
@@ -71,7 +65,7 @@ pub fn of_queues(
         gauge("posix_mq.queue.capacity", "{message}", "The most messages that fit.", of_each(|queue| queue.capacity)),
         gauge("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.", waiting.collect()),
     ];
-    (!queues.is_empty()).then(|| ResourceMetrics {
+    (!gauges.0.is_empty()).then(|| ResourceMetrics {
         resource: Some(resource(own)),
         scope_metrics: vec![ScopeMetrics { scope: Some(scope()), metrics, schema_url: SCHEMA_URL.into() }],
         schema_url: String::new(),

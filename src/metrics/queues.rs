@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use super::streams::Destination;
 use crate::bpf::skel::types::{queue_key, queue_state, unlinked_key};
 use crate::config::values::Op;
 use crate::event::{Malformed, QueueKey, head};
@@ -163,6 +164,48 @@ impl Queues {
 
 /// How many threads wait in which call on which queue.
 pub type Waiting = BTreeMap<(QueueName, Op), u64>;
+
+/// The gauges of a queue, or of those that go by one template together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauge {
+    /// The messages in them.
+    pub depth: i64,
+    /// The most that were in one of them since the collection before.
+    pub peak: i64,
+    /// The most that they hold.
+    pub capacity: i64,
+    /// Threads that wait to send.
+    pub senders: i64,
+    /// Threads that wait to receive.
+    pub receivers: i64,
+}
+
+/// The gauges by ipc namespace and by what queues go by.
+#[derive(Debug, Default)]
+pub struct Gauges(pub BTreeMap<(u32, Destination), Gauge>);
+
+impl Gauges {
+    /// Puts queues together with those who wait at them.
+    pub fn new(
+        points: BTreeMap<QueueName, QueuePoint>,
+        waiting: &Waiting,
+        destination: impl Fn(Arc<str>) -> Destination,
+    ) -> Self {
+        let mut gauges: BTreeMap<(u32, Destination), Gauge> = BTreeMap::new();
+        for (queue, point) in points {
+            let threads = |op| waiting.get(&(queue.clone(), op)).copied().unwrap_or(0).cast_signed();
+            let (senders, receivers) = (threads(Op::MqTimedsend), threads(Op::MqTimedreceive));
+            let (ipc_ns, name) = queue;
+            let gauge = gauges.entry((ipc_ns, destination(name))).or_default();
+            gauge.depth += point.depth;
+            gauge.peak = gauge.peak.max(point.peak);
+            gauge.capacity += point.capacity;
+            gauge.senders += senders;
+            gauge.receivers += receivers;
+        }
+        Self(gauges)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -88,6 +88,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             temporality: settings.temporality,
             own: Arc::new(Resource { attributes: own, has_schema: false }),
             queues: Queues::new(if only_matched { Vec::new() } else { calls::queues() }, only_matched),
+            templates: settings.templates.clone(),
             alone: !makes_records,
         })
     });
@@ -95,6 +96,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         ledger: ledger.clone(),
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
+        templates: settings.templates.clone(),
         clock: Clock::start().map_err(no_thread)?,
         registry: Registry::new(host),
         traces: settings.signals.traces,
@@ -110,6 +112,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         own_ipc_namespace: own_ipc_namespace(),
         tree: child.as_ref().map(Child::pid),
         makes_records,
+        rate: settings.rate,
         metrics: settings.signals.metrics.then_some(settings.metric_interval),
     };
     drop(sinks);
