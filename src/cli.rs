@@ -94,6 +94,15 @@ pub struct RunArgs {
     /// Stop after this long: a number with ns, us, ms, s, m or h, or a sum, as in 1m30s
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub duration: Option<Duration>,
+    /// Keep what could not be sent in this directory
+    #[arg(long, value_name = "DIR")]
+    pub spool: Option<PathBuf>,
+    /// The most that the spool holds [default: 1GiB]
+    #[arg(long, value_name = "BYTES", value_parser = values::size)]
+    pub spool_size: Option<u64>,
+    /// Make the spool survive a power cut
+    #[arg(long)]
+    pub spool_sync: bool,
     /// Serve /livez and /readyz here; a port alone is on loopback
     #[arg(long, value_name = "ADDR", value_parser = values::address)]
     pub health: Option<SocketAddr>,
@@ -164,15 +173,6 @@ pub struct LaterArgs {
     /// A receive span links to the sending span, or is its child [default: link]
     #[arg(long)]
     pub receive: Option<Receive>,
-    /// Keep what could not be sent in this directory
-    #[arg(long, value_name = "DIR")]
-    pub spool: Option<PathBuf>,
-    /// The most that the spool holds [default: 1GiB]
-    #[arg(long, value_name = "BYTES", value_parser = values::size)]
-    pub spool_size: Option<u64>,
-    /// Make the spool survive a power cut
-    #[arg(long)]
-    pub spool_sync: bool,
     /// At the end, print calls, failures and times for each queue and operation
     #[arg(long)]
     pub summary: bool,

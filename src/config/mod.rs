@@ -27,6 +27,7 @@ use self::glob::Templates;
 use self::otlp::{Layer, Layers, Otlp};
 use self::values::{Color, CpuList, HookKind, Op, Output, Receive, Signal, Temporality, choice};
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+use crate::export::spool;
 
 /// Everything that a run is told.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub struct Settings {
     pub cpus: Option<CpuList>,
     /// When to stop, counted from the start; None: not by itself.
     pub duration: Option<Duration>,
+    /// Where what can't be delivered waits.
+    pub spool: Option<spool::Settings>,
     /// Where `/livez` and `/readyz` are served.
     pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
@@ -162,6 +165,7 @@ impl Settings {
         unavailable::refuse(&run)?;
 
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
+        let spool = spool(&run)?;
         let outputs = outputs(run.output, endpoint_named);
         let shows_all = outputs.iter().all(|output| matches!(output, Output::Console | Output::File(_)));
         let default_rate = if shows_all || !host_wide { 0 } else { 100 };
@@ -188,6 +192,7 @@ impl Settings {
             user: run.user,
             cpus: run.cpus,
             duration: run.duration,
+            spool,
             health: run.health,
             stats_file: run.stats_file,
             hooks: match run.hooks.contains(&HookKind::Auto) {
@@ -242,6 +247,9 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         hooks: either(above.hooks, below.hooks),
         cpus: above.cpus.or(below.cpus),
         duration: above.duration.or(below.duration),
+        spool: above.spool.or(below.spool),
+        spool_size: above.spool_size.or(below.spool_size),
+        spool_sync: above.spool_sync || below.spool_sync,
         health: above.health.or(below.health),
         stats_file: above.stats_file.or(below.stats_file),
         config: above.config,
@@ -250,9 +258,6 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         color: above.color.or(below.color),
         later: LaterArgs {
             receive: above.later.receive.or(below.later.receive),
-            spool: above.later.spool.or(below.later.spool),
-            spool_size: above.later.spool_size.or(below.later.spool_size),
-            spool_sync: above.later.spool_sync || below.later.spool_sync,
             summary: above.later.summary || below.later.summary,
             report: above.later.report.or(below.later.report),
         },
@@ -311,6 +316,21 @@ fn filters(args: FilterArgs) -> Filters {
         ipc_namespace: Filter::new(args.ipc_namespace),
         failed: args.failed,
         min_duration: args.min_duration,
+    }
+}
+
+/// Without a folder the other two options have no meaning.
+fn spool(run: &RunArgs) -> Result<Option<spool::Settings>, Error> {
+    match &run.spool {
+        Some(folder) => Ok(Some(spool::Settings {
+            folder: folder.clone(),
+            bytes: run.spool_size.unwrap_or(1 << 30),
+            sync: run.spool_sync,
+        })),
+        None if run.spool_size.is_some() || run.spool_sync => {
+            Err(Error::usage("--spool-size and --spool-sync need --spool DIR"))
+        }
+        None => Ok(None),
     }
 }
 

@@ -160,9 +160,6 @@ fn wrong_values() {
 fn later_options_are_refused() {
     for (arguments, what) in [
         ("--container ab", "--container"),
-        ("--spool /s", "--spool"),
-        ("--spool-size 1GiB", "--spool-size"),
-        ("--spool-sync", "--spool-sync"),
         ("--summary", "--summary"),
         ("--report /r", "--report"),
         ("--hooks fsession", "--hooks"),
@@ -171,7 +168,6 @@ fn later_options_are_refused() {
         assert!(error.status == 1 && error.hint.is_some(), "{error}");
         assert!(error.message.starts_with(what) && error.message.ends_with("is not available yet"), "{error}");
     }
-    assert!(load("", &[], "spool: /s").is_err());
     for arguments in [
         "--receive link",
         "--receive child",

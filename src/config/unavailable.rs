@@ -11,9 +11,6 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
     let table = [
         (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
-        (later.spool.is_some(), "--spool", "leave it out; what can't be sent is counted as lost"),
-        (later.spool_size.is_some(), "--spool-size", "leave it out"),
-        (later.spool_sync, "--spool-sync", "leave it out"),
         (later.summary, "--summary", "leave it out; --stats-file has the counters"),
         (later.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
         (

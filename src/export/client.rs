@@ -10,6 +10,11 @@ use bytes::{Buf, BufMut, Bytes};
 use flate2::write::GzEncoder;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, header};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
+use serde::de::DeserializeOwned;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
@@ -43,7 +48,7 @@ pub struct Client {
 #[derive(Clone, Debug)]
 enum Carrier {
     Grpc(Channel),
-    Http { client: reqwest::Client, url: String, content_type: &'static str },
+    Http { client: reqwest::Client, url: String, encoding: Encoding },
 }
 
 impl Client {
@@ -54,9 +59,9 @@ impl Client {
             Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http {
                 client: http(endpoint)?,
                 url: endpoint.url.clone(),
-                content_type: match endpoint.protocol {
-                    Protocol::HttpJson => "application/json",
-                    _ => "application/x-protobuf",
+                encoding: match endpoint.protocol {
+                    Protocol::HttpJson => Encoding::Json,
+                    _ => Encoding::Protobuf,
                 },
             },
         };
@@ -72,22 +77,41 @@ impl Client {
     /// How requests are to be encoded.
     pub fn encoding(&self) -> Encoding {
         match self.carrier {
-            Carrier::Http { content_type: "application/json", .. } => Encoding::Json,
-            _ => Encoding::Protobuf,
+            Carrier::Http { encoding, .. } => encoding,
+            Carrier::Grpc(_) => Encoding::Protobuf,
         }
     }
 
-    /// Sends a request once.
-    pub async fn send(&self, body: Bytes) -> Result<Accepted, Failure> {
+    /// Sends a request once. One that an earlier run has left in the spool may be encoded otherwise than this one's.
+    pub async fn send(&self, body: Bytes, encoding: Encoding) -> Result<Accepted, Failure> {
         let attempt = async {
             match &self.carrier {
-                Carrier::Grpc(channel) => self.send_grpc(channel.clone(), body).await,
-                Carrier::Http { client, url, content_type } => self.send_http(client, url, content_type, body).await,
+                Carrier::Grpc(channel) => {
+                    let body = match encoding {
+                        Encoding::Protobuf => body,
+                        Encoding::Json => self.protobuf_of(&body)?,
+                    };
+                    self.send_grpc(channel.clone(), body).await
+                }
+                Carrier::Http { client, url, .. } => self.send_http(client, url, encoding, body).await,
             }
         };
         tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
             Err(Failure::Retry { after: None, why: format!("no answer within {:?}", self.timeout) })
         })
+    }
+
+    /// A request in JSON as protobuf, the one encoding of gRPC.
+    fn protobuf_of(&self, json: &[u8]) -> Result<Bytes, Failure> {
+        fn convert<T: DeserializeOwned + Message>(json: &[u8]) -> serde_json::Result<Bytes> {
+            Ok(serde_json::from_slice::<T>(json)?.encode_to_vec().into())
+        }
+        match self.signal {
+            Signal::Traces => convert::<ExportTraceServiceRequest>(json),
+            Signal::Logs => convert::<ExportLogsServiceRequest>(json),
+            Signal::Metrics => convert::<ExportMetricsServiceRequest>(json),
+        }
+        .map_err(|error| Failure::Refused(format!("a request in the spool is damaged: {error}")))
     }
 
     async fn send_grpc(&self, channel: Channel, body: Bytes) -> Result<Accepted, Failure> {
@@ -118,9 +142,13 @@ impl Client {
         &self,
         client: &reqwest::Client,
         url: &str,
-        content_type: &'static str,
+        encoding: Encoding,
         body: Bytes,
     ) -> Result<Accepted, Failure> {
+        let content_type = match encoding {
+            Encoding::Protobuf => "application/x-protobuf",
+            Encoding::Json => "application/json",
+        };
         let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
         let body = compress(compression, body).map_err(|error| Failure::Refused(error.to_string()))?;
         let mut request = client.post(url).headers(self.headers.clone()).header(header::CONTENT_TYPE, content_type);

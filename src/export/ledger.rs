@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use serde::Serialize;
 
@@ -31,6 +31,8 @@ pub enum Stage {
     GivenUp,
     /// The backend does not take this signal.
     SwitchedOff,
+    /// It had to make room in the spool.
+    SpoolFull,
     /// A file or stdout could not be written.
     Write,
     /// mqspan ended before the call was delivered.
@@ -39,7 +41,7 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in the order of the way.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::State,
         Self::NoExit,
         Self::Missed,
@@ -49,6 +51,7 @@ impl Stage {
         Self::Refused,
         Self::GivenUp,
         Self::SwitchedOff,
+        Self::SpoolFull,
         Self::Write,
         Self::Shutdown,
     ];
@@ -65,6 +68,7 @@ impl Stage {
             Self::Refused => "refused",
             Self::GivenUp => "given_up",
             Self::SwitchedOff => "switched_off",
+            Self::SpoolFull => "spool_full",
             Self::Write => "write",
             Self::Shutdown => "shutdown",
         }
@@ -85,9 +89,17 @@ pub struct Ledger {
     received: AtomicU64,
     filtered: AtomicU64,
     exported: AtomicU64,
+    spool: Option<Spooled>,
     lost: [AtomicU64; Stage::ALL.len()],
     kernel: KernelCounts,
     outputs: Vec<(String, Output)>,
+}
+
+/// Calls that went to another run, and that came from one.
+#[derive(Debug, Default)]
+struct Spooled {
+    spooled: AtomicU64,
+    restored: AtomicU64,
 }
 
 /// The kernel side's counts as they were read last.
@@ -116,12 +128,14 @@ pub struct Unseen {
 }
 
 impl Ledger {
-    /// Nothing has been counted yet; `outputs` are named as the statistics name them, `otlp.traces`.
-    pub fn new(outputs: Vec<String>) -> Arc<Self> {
+    /// Nothing has been counted yet; `outputs` are named as the statistics name them,
+    /// `otlp.traces`.
+    pub fn new(outputs: Vec<String>, has_spool: bool) -> Arc<Self> {
         Arc::new(Self {
             received: AtomicU64::new(0),
             filtered: AtomicU64::new(0),
             exported: AtomicU64::new(0),
+            spool: has_spool.then(Spooled::default),
             lost: Default::default(),
             kernel: KernelCounts::default(),
             outputs: outputs.into_iter().map(|name| (name, Output::default())).collect(),
@@ -190,6 +204,7 @@ impl Ledger {
             Outcome::Lost(_) => {
                 output.lost.fetch_add(records, Relaxed);
             }
+            Outcome::Spooled => {}
         }
     }
 
@@ -207,6 +222,8 @@ impl Ledger {
             captured: self.received.load(Relaxed) + filtered_in_kernel + limited + in_kernel,
             exported: self.exported.load(Relaxed),
             filtered: self.filtered.load(Relaxed) + filtered_in_kernel,
+            spooled: self.spool.as_ref().map(|spool| spool.spooled.load(Relaxed)),
+            restored: self.spool.as_ref().map(|spool| spool.restored.load(Relaxed)),
             limited,
             lost,
             unpaired: self.kernel.unpaired.load(Relaxed),
@@ -228,8 +245,7 @@ impl Ledger {
 
     /// Whether every call that was captured has come to its end.
     pub fn is_settled(&self) -> bool {
-        let totals = self.totals();
-        totals.captured == totals.exported + totals.filtered + totals.limited + totals.lost()
+        self.totals().missing() == 0
     }
 
     /// What the kernel side did not see, besides calls.
@@ -242,9 +258,7 @@ impl Ledger {
 
     /// The end: what an output still holds now is lost. Until then nothing is counted for it.
     pub fn close(&self) -> Totals {
-        let totals = self.totals();
-        let settled = totals.exported + totals.filtered + totals.limited + totals.lost();
-        self.lose(Stage::Shutdown, totals.captured.saturating_sub(settled));
+        self.lose(Stage::Shutdown, self.totals().missing());
         self.totals()
     }
 }
@@ -260,6 +274,12 @@ pub struct Totals {
     pub filtered: u64,
     /// Calls left out by `--max-rate`.
     pub limited: u64,
+    /// Calls left in the spool at the end, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spooled: Option<u64>,
+    /// Calls found in the spool at the start, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored: Option<u64>,
     /// Calls lost, by stage.
     pub lost: BTreeMap<&'static str, u64>,
     /// Exits without an entry: outside of captured and lost.
@@ -269,6 +289,12 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Calls that have not come to their end.
+    fn missing(&self) -> u64 {
+        let settled = self.exported + self.filtered + self.limited + self.spooled.unwrap_or(0) + self.lost();
+        (self.captured + self.restored.unwrap_or(0)).saturating_sub(settled)
+    }
+
     /// Calls lost at any stage.
     pub fn lost(&self) -> u64 {
         self.lost.values().sum()
@@ -296,6 +322,8 @@ pub enum Outcome {
     },
     /// Not delivered.
     Lost(Stage),
+    /// Left in the spool, for another run to deliver.
+    Spooled,
 }
 
 /// The calls of one batch, until every request that carries them has come to its end: dropping the last part of it
@@ -305,17 +333,34 @@ pub struct Tally {
     ledger: Arc<Ledger>,
     calls: AtomicU64,
     accepted: Vec<AtomicU64>,
+    spooled: AtomicBool,
     stage: AtomicU8,
+    /// Tells it from others, also in another run.
+    batch: u64,
 }
 
 impl Tally {
     /// A batch without calls.
     pub fn new(ledger: &Arc<Ledger>) -> Arc<Self> {
+        Self::of(ledger, 0, rand::random())
+    }
+
+    /// A batch that an earlier run has left in the spool.
+    pub fn restored(ledger: &Arc<Ledger>, calls: u64, batch: u64) -> Arc<Self> {
+        if let Some(spool) = &ledger.spool {
+            spool.restored.fetch_add(calls, Relaxed);
+        }
+        Self::of(ledger, calls, batch)
+    }
+
+    fn of(ledger: &Arc<Ledger>, calls: u64, batch: u64) -> Arc<Self> {
         Arc::new(Self {
             ledger: ledger.clone(),
-            calls: AtomicU64::new(0),
+            calls: AtomicU64::new(calls),
             accepted: ledger.outputs.iter().map(|_| AtomicU64::new(0)).collect(),
+            spooled: AtomicBool::new(false),
             stage: AtomicU8::new(Stage::Shutdown as u8),
+            batch,
         })
     }
 
@@ -331,7 +376,11 @@ impl Drop for Tally {
         // A call is exported if any output took it. Which ones a partial success leaves out is not told.
         let exported = self.accepted.iter_mut().map(|accepted| *accepted.get_mut()).max().unwrap_or(0).min(calls);
         self.ledger.exported.fetch_add(exported, Relaxed);
-        self.ledger.lost[usize::from(*self.stage.get_mut())].fetch_add(calls - exported, Relaxed);
+        let rest = match &self.ledger.spool {
+            Some(spool) if *self.spooled.get_mut() => &spool.spooled,
+            _ => &self.ledger.lost[usize::from(*self.stage.get_mut())],
+        };
+        rest.fetch_add(calls - exported, Relaxed);
     }
 }
 
@@ -360,6 +409,18 @@ impl Share {
         self.records
     }
 
+    /// Which batch they are of; 0 for none.
+    pub fn batch(&self) -> u64 {
+        self.tally.as_ref().map_or(0, |tally| tally.batch)
+    }
+
+    /// The calls of the batch, 0 once an output took them.
+    pub fn uncounted_calls(&self) -> u64 {
+        let Some(tally) = &self.tally else { return 0 };
+        let is_counted = tally.accepted.iter().any(|accepted| accepted.load(Relaxed) > 0);
+        if is_counted { 0 } else { tally.calls.load(Relaxed) }
+    }
+
     /// Counts what became of them.
     pub fn settle(mut self, outcome: Outcome) {
         self.count(outcome);
@@ -372,12 +433,15 @@ impl Share {
         match outcome {
             Outcome::Sent { rejected } => {
                 let rejected = rejected.min(records);
-                tally.accepted[self.output].fetch_add(records - rejected, Relaxed);
+                if let Some(accepted) = tally.accepted.get(self.output) {
+                    accepted.fetch_add(records - rejected, Relaxed);
+                }
                 if rejected > 0 {
                     tally.stage.store(Stage::Rejected as u8, Relaxed);
                 }
             }
             Outcome::Lost(stage) => tally.stage.store(stage as u8, Relaxed),
+            Outcome::Spooled => tally.spooled.store(true, Relaxed),
         }
     }
 }
@@ -406,7 +470,7 @@ mod tests {
     /// Prevents a call from counting twice because two outputs took it, or as lost because one did not.
     #[test]
     fn a_call_counts_once() {
-        let ledger = Ledger::new(vec!["otlp.traces".into(), "console.traces".into()]);
+        let ledger = Ledger::new(vec!["otlp.traces".into(), "console.traces".into()], false);
         let tally = batch(&ledger, 10);
         Share::of_calls(&tally, 0, 10).settle(Outcome::Lost(Stage::GivenUp));
         Share::of_calls(&tally, 1, 4).settle(Outcome::Sent { rejected: 0 });
@@ -422,7 +486,7 @@ mod tests {
     /// Prevents a rejected part from counting as exported, and one that a backend claims beyond what it was sent.
     #[test]
     fn partial_success_and_refusal() {
-        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        let ledger = Ledger::new(vec!["otlp.traces".into()], false);
         for (rejected, calls) in [(3, 10), (99, 5)] {
             Share::of_calls(&batch(&ledger, calls), 0, calls).settle(Outcome::Sent { rejected });
         }
@@ -436,7 +500,7 @@ mod tests {
     /// Prevents what is dropped anywhere on its way, or still held at the end, from going uncounted.
     #[test]
     fn nothing_vanishes() {
-        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        let ledger = Ledger::new(vec!["otlp.traces".into()], false);
         drop(Share::of_calls(&batch(&ledger, 3), 0, 3));
         let held = Share::of_calls(&batch(&ledger, 4), 0, 4);
         ledger.kernel(&Counts { filtered: 2, lost_ring: 5, missed: 1, unpaired: 9, ..Counts::default() });

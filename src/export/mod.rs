@@ -1,6 +1,6 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
 //! requests, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
-//! [`writer`] writes files and the console, [`hangup`] has both begin anew, and [`ledger`] counts.
+//! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin anew, and [`ledger`] counts.
 
 pub mod batch;
 pub mod client;
@@ -14,20 +14,23 @@ pub mod spool;
 pub mod writer;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
 use self::batch::Encoding;
 use self::client::Client;
 use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
-use self::queue::{Queue, Request};
+use self::queue::{Queue, Queued, Request};
+use self::sender::Sender;
 use self::writer::Target;
 use crate::config::Signals;
 use crate::config::error::Error;
@@ -87,6 +90,8 @@ pub struct Outputs {
 /// The tasks and threads that deliver.
 #[derive(Debug, Default)]
 pub struct Deliveries {
+    hurry: watch::Sender<bool>,
+    spool: Option<JoinHandle<()>>,
     tasks: Vec<Task<()>>,
     threads: Vec<JoinHandle<()>>,
     queues: Vec<Queue>,
@@ -98,12 +103,19 @@ pub fn start(
     outputs: &[Output],
     signals: Signals,
     otlp: &Otlp,
+    spool: Option<&spool::Settings>,
     runtime: &Handle,
     closed: impl Fn() + Clone + Send + 'static,
 ) -> Result<Outputs, Error> {
     let _on_runtime = runtime.enter();
     let on: Vec<Signal> = Signal::ALL.into_iter().filter(|signal| signals.has(*signal)).collect();
-    let mut starting = Starting { names: Vec::new(), sinks: Vec::new(), deliveries: Deliveries::default(), runtime };
+    let mut starting = Starting {
+        names: Vec::new(),
+        sinks: Vec::new(),
+        senders: Vec::new(),
+        deliveries: Deliveries::default(),
+        runtime,
+    };
     for output in outputs {
         match output {
             Output::Otlp => on.iter().try_for_each(|signal| starting.otlp(*signal, otlp))?,
@@ -121,13 +133,43 @@ pub fn start(
             }
         }
     }
-    let Starting { names, sinks, deliveries, .. } = starting;
-    Ok(Outputs { sinks, ledger: Ledger::new(names), deliveries })
+    let Starting { names, sinks, senders, mut deliveries, .. } = starting;
+    let spool = spool.filter(|_| !senders.is_empty());
+    let ledger = Ledger::new(names.clone(), spool.is_some());
+    let mut keeper = None;
+    if let Some(settings) = spool {
+        let of_signal: Vec<(Signal, usize)> = senders.iter().map(|sender| (sender.signal, sender.output)).collect();
+        let (spool, thread) = spool::start(settings, &ledger, &of_signal)?;
+        deliveries.spool = Some(thread);
+        keeper = Some(spool);
+    }
+    for Unstarted { signal, output, client, requests } in senders {
+        let sender = Sender {
+            name: names.get(output).cloned().unwrap_or_default(),
+            signal,
+            client,
+            spool: keeper.clone(),
+            hurry: deliveries.hurry.subscribe(),
+            state: Mutex::default(),
+        };
+        let hangup = deliveries.hangup.listener();
+        deliveries.tasks.push(runtime.spawn(sender::run(sender, requests, hangup)));
+    }
+    Ok(Outputs { sinks, ledger, deliveries })
+}
+
+/// A sender that waits for the ledger and the spool.
+struct Unstarted {
+    signal: Signal,
+    output: usize,
+    client: Client,
+    requests: UnboundedReceiver<Queued>,
 }
 
 struct Starting<'a> {
     names: Vec<String>,
     sinks: Vec<Sink>,
+    senders: Vec<Unstarted>,
     deliveries: Deliveries,
     runtime: &'a Handle,
 }
@@ -142,15 +184,9 @@ impl Starting<'_> {
         let client = Client::new(signal, otlp.of(signal))?;
         let (queue, requests) = Queue::new(OTLP_QUEUE, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
+        let output = self.names.len();
         self.sink("otlp", signal, Form::Otlp(client.encoding()), Some(queue));
-        let name = self.names.last().cloned().unwrap_or_default();
-        self.deliveries.tasks.push(self.runtime.spawn(sender::run(
-            name,
-            signal,
-            client,
-            requests,
-            self.deliveries.hangup.listener(),
-        )));
+        self.senders.push(Unstarted { signal, output, client, requests });
         Ok(())
     }
 
@@ -183,8 +219,21 @@ impl Deliveries {
         for task in self.tasks {
             let _ = runtime.block_on(task);
         }
-        for thread in self.threads {
+        for thread in self.threads.into_iter().chain(self.spool) {
             let _ = thread.join();
+        }
+    }
+
+    /// Whether there is a spool, which takes what is not delivered once it is told to hurry.
+    pub fn has_spool(&self) -> bool {
+        self.spool.is_some()
+    }
+
+    /// What has everything that is not delivered put into the spool.
+    pub fn hurrier(&self) -> impl Fn() + Send + use<> {
+        let hurry = self.hurry.clone();
+        move || {
+            hurry.send_replace(true);
         }
     }
 

@@ -98,7 +98,7 @@ mod tests {
     /// waiting driver from never ending.
     #[test]
     fn bounded_and_ended() {
-        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        let ledger = Ledger::new(vec!["otlp.traces".into()], false);
         let runtime = Builder::new_current_thread().build().unwrap();
         let (queue, mut receiver) = Queue::new(1000, runtime.handle().clone());
         queue.push(request(&ledger, 5000));

@@ -1,10 +1,11 @@
-//! Delivers the requests of one signal over OTLP: several at a time, each until it is taken, refused, or given up.
+//! Delivers the requests of one signal over OTLP: several at a time, each until it is taken, refused, or given up. Where
+//! there is a spool, what can't be delivered soon goes there, and comes back in order once the backend takes it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{Instrument, debug, debug_span, info, warn};
@@ -13,99 +14,215 @@ use super::client::Client;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
-use super::reply::Failure;
+use super::reply::{Accepted, Failure};
 use super::retry::{Backoff, GIVE_UP_AFTER};
+use super::spool::Spool;
 use crate::config::values::Signal;
 
 /// A signal that the backend does not take is tried again after this long.
 const SWITCHED_OFF: Duration = Duration::from_secs(300);
 /// The same trouble is told of at most this often.
 const SAY_EVERY: Duration = Duration::from_secs(60);
+/// A request that is not answered by then goes into the spool, besides.
+const SPOOL_AFTER: Duration = Duration::from_secs(2);
+
+/// What a signal is delivered by.
+#[derive(Debug)]
+pub struct Sender {
+    /// As the statistics name it, `otlp.traces`.
+    pub name: String,
+    /// Which signal.
+    pub signal: Signal,
+    /// The connection to its backend.
+    pub client: Client,
+    /// Where there is one.
+    pub spool: Option<Spool>,
+    /// True once mqspan is about to end: what is not delivered goes into the spool at once.
+    pub hurry: watch::Receiver<bool>,
+    /// What is known of the backend.
+    pub state: Mutex<State>,
+}
+
+/// What is known of a backend.
+#[derive(Debug, Default)]
+pub struct State {
+    off_until: Option<Instant>,
+    failing_since: Option<Instant>,
+    said: Option<(Instant, String)>,
+}
 
 /// Delivers whatever comes, and ends when the queue has ended and its last request has come to its end.
-pub async fn run(
-    name: String,
-    signal: Signal,
-    client: Client,
-    mut queue: UnboundedReceiver<Queued>,
-    mut hangup: Listener,
-) {
+pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangup: Listener) {
+    let sender = Arc::new(sender);
+    let (closing, is_closing) = watch::channel(false);
+    let drain = sender.spool.clone().map(|spool| tokio::spawn(sender.clone().drain(spool, is_closing)));
     // Points of a stream must arrive in their order; spans and log records need not.
-    let at_a_time = if signal == Signal::Metrics { 1 } else { 4 };
+    let at_a_time = if sender.signal == Signal::Metrics { 1 } else { 4 };
     let slots = Arc::new(Semaphore::new(at_a_time));
-    let sender = Arc::new(Sender { name, client, state: Mutex::default() });
     let mut under_way = JoinSet::new();
     while let Some(queued) = queue.recv().await {
         while under_way.try_join_next().is_some() {}
         if hangup.hears() {
             sender.state().off_until = None;
         }
+        let sender = sender.clone();
+        if let Some(spool) = sender.spool.clone().filter(|spool| spool.has_backlog(sender.signal)) {
+            under_way.spawn(async move { sender.put_behind(&spool, queued).await });
+            continue;
+        }
         // The semaphore is never closed.
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let sender = sender.clone();
         under_way.spawn(async move {
-            let records = queued.request.share.records();
-            sender.deliver(queued).instrument(debug_span!("export", output = sender.name, records)).await;
+            let span = debug_span!("export", output = sender.name, records = queued.request.share.records());
+            sender.deliver(queued).instrument(span).await;
             drop(slot);
         });
     }
     while under_way.join_next().await.is_some() {}
+    let _ = closing.send(true);
+    if let Some(drain) = drain {
+        let _ = drain.await;
+    }
 }
 
-#[derive(Debug)]
-struct Sender {
-    name: String,
-    client: Client,
-    state: Mutex<State>,
-}
-
-/// What is known of the backend.
-#[derive(Debug, Default)]
-struct State {
-    off_until: Option<Instant>,
-    failing_since: Option<Instant>,
-    said: Option<(Instant, String)>,
+/// Returns once the flag is set.
+async fn is_set(flag: &watch::Receiver<bool>) {
+    // Where the other end is gone nobody will set it: mqspan has ended.
+    let _ = flag.clone().wait_for(|set| *set).await;
 }
 
 impl Sender {
-    async fn deliver(&self, queued: Queued) {
-        let Queued { request, .. } = &queued;
+    /// Requests wait on disk already: this one behind them.
+    async fn put_behind(&self, spool: &Spool, queued: Queued) {
+        if self.is_off() {
+            return queued.settle(Outcome::Lost(Stage::SwitchedOff));
+        }
+        if let Err(Some(queued)) = spool.put(queued, self.client.encoding(), false).await {
+            self.deliver(queued).await;
+        }
+    }
+
+    async fn deliver(&self, mut queued: Queued) {
         if self.is_off() {
             return queued.settle(Outcome::Lost(Stage::SwitchedOff));
         }
         let (first, mut backoff) = (Instant::now(), Backoff::default());
         let outcome = loop {
-            match self.client.send(request.body.clone()).await {
-                Ok(accepted) => {
-                    self.works();
-                    if accepted.rejected > 0 || !accepted.message.is_empty() {
-                        let what = format!("the backend rejected {} records", accepted.rejected);
-                        self.say(&what, &accepted.message);
+            let result = match &self.spool {
+                None => self.client.send(queued.request.body.clone(), self.client.encoding()).await,
+                Some(spool) => match self.send_or_spool(spool, queued).await {
+                    Some((unspooled, result)) => {
+                        queued = unspooled;
+                        result
                     }
-                    debug!(output = self.name, bytes = request.body.len(), "delivered");
-                    break Outcome::Sent { rejected: accepted.rejected };
-                }
-                Err(Failure::Retry { after, why }) => match backoff.next(after, first.elapsed(), rand::random()) {
-                    Some(pause) => {
-                        self.fails(&why);
-                        sleep(pause).await;
-                    }
-                    None => {
-                        self.say(&format!("given up after {} s", GIVE_UP_AFTER.as_secs()), &why);
-                        break Outcome::Lost(Stage::GivenUp);
-                    }
+                    None => return,
                 },
-                Err(Failure::Refused(why)) => {
-                    self.say("the backend refuses what it is sent", &why);
-                    break Outcome::Lost(Stage::Refused);
-                }
-                Err(Failure::Unimplemented(why)) => {
-                    self.switch_off(&why);
-                    break Outcome::Lost(Stage::SwitchedOff);
+            };
+            match self.outcome(result) {
+                Ok(outcome) => break outcome,
+                Err((after, why)) => {
+                    if let Some(spool) = &self.spool {
+                        match spool.put(queued, self.client.encoding(), false).await {
+                            Err(Some(unspooled)) => queued = unspooled,
+                            _ => return,
+                        }
+                    }
+                    match backoff.next(after, first.elapsed(), rand::random()) {
+                        Some(pause) => sleep(pause).await,
+                        None => {
+                            self.say(&format!("given up after {} s", GIVE_UP_AFTER.as_secs()), &why);
+                            break Outcome::Lost(Stage::GivenUp);
+                        }
+                    }
                 }
             }
         };
         queued.settle(outcome);
+    }
+
+    /// One attempt; where it takes too long the request goes into the spool meanwhile. None: the spool has it, and
+    /// knows what came of the attempt.
+    async fn send_or_spool(&self, spool: &Spool, queued: Queued) -> Option<(Queued, Result<Accepted, Failure>)> {
+        let encoding = self.client.encoding();
+        let attempt = self.client.send(queued.request.body.clone(), encoding);
+        tokio::pin!(attempt);
+        tokio::select! {
+            result = &mut attempt => return Some((queued, result)),
+            () = sleep(SPOOL_AFTER) => {}
+            () = is_set(&self.hurry) => {}
+        }
+        let id = match spool.put(queued, encoding, true).await {
+            Ok(id) => id,
+            Err(Some(queued)) => return Some((queued, attempt.await)),
+            Err(None) => return None,
+        };
+        tokio::select! {
+            result = attempt => match self.outcome(result) {
+                Ok(outcome) => spool.done(id, outcome),
+                Err(_) => spool.back(id),
+            },
+            () = is_set(&self.hurry) => spool.back(id),
+        }
+        None
+    }
+
+    /// Delivers what is in the spool, the oldest first. Once nothing more comes it ends with the first failure.
+    async fn drain(self: Arc<Self>, spool: Spool, closing: watch::Receiver<bool>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let Some(kept) = spool.next(self.signal).await else {
+                tokio::select! {
+                    () = spool.grown(self.signal) => continue,
+                    () = is_set(&closing) => return,
+                }
+            };
+            loop {
+                let result = tokio::select! {
+                    result = self.client.send(kept.body.clone(), kept.encoding) => result,
+                    () = is_set(&self.hurry) => return spool.back(kept.id),
+                };
+                let after = match self.outcome(result) {
+                    Ok(outcome) => {
+                        backoff = Backoff::default();
+                        spool.done(kept.id, outcome);
+                        break;
+                    }
+                    Err((after, _)) => after,
+                };
+                // What is on disk is never given up.
+                let pause = backoff.next(after, Duration::ZERO, rand::random()).unwrap_or_default();
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = is_set(&closing) => return spool.back(kept.id),
+                }
+            }
+        }
+    }
+
+    /// What came of an attempt, and is said of it; an error where it is worth another one.
+    fn outcome(&self, result: Result<Accepted, Failure>) -> Result<Outcome, (Option<Duration>, String)> {
+        match result {
+            Ok(Accepted { rejected, message }) => {
+                self.works();
+                if rejected > 0 || !message.is_empty() {
+                    self.say(&format!("the backend rejected {rejected} records"), &message);
+                }
+                debug!(output = self.name, "delivered");
+                Ok(Outcome::Sent { rejected })
+            }
+            Err(Failure::Retry { after, why }) => {
+                self.fails(&why);
+                Err((after, why))
+            }
+            Err(Failure::Refused(why)) => {
+                self.say("the backend refuses what it is sent", &why);
+                Ok(Outcome::Lost(Stage::Refused))
+            }
+            Err(Failure::Unimplemented(why)) => {
+                self.switch_off(&why);
+                Ok(Outcome::Lost(Stage::SwitchedOff))
+            }
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -121,7 +238,7 @@ impl Sender {
         let now = Instant::now();
         if state.off_until.is_none_or(|until| until <= now) {
             state.off_until = Some(now + SWITCHED_OFF);
-            let signal = self.name.rsplit('.').next().unwrap_or_default();
+            let signal = self.signal.name();
             warn!(
                 "{}: the backend does not take {signal} ({why}): left out for {} minutes; send them elsewhere \
                  (OTEL_EXPORTER_OTLP_{}_ENDPOINT) or leave them out with --signals",

@@ -37,6 +37,8 @@ use crate::telemetry::record::Resource;
 
 /// Flushing at the end takes at most this long.
 const FLUSH: Duration = Duration::from_secs(10);
+/// ... of which what is not delivered has this long to be put into the spool.
+const SPOOL: Duration = Duration::from_secs(3);
 /// What was told to stop has this long to do so.
 const ABORT: Duration = Duration::from_secs(1);
 
@@ -65,9 +67,8 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let facts = Facts::gather(&settings.hooks);
     let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
-    let outputs = export::start(&settings.outputs, settings.signals, &settings.otlp, runtime.handle(), move || {
-        bell.ring();
-    })?;
+    let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
+    let outputs = export::start(to, signals_on, &settings.otlp, spool, runtime.handle(), move || bell.ring())?;
     internal.count(&settings, &own, &outputs);
     let pulse = Pulse::default();
     if let Some(address) = settings.health {
@@ -140,14 +141,15 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     pulse.set_ready(false);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
-    let aborter = deliveries.aborter();
+    let (aborter, hurry, has_spool) = (deliveries.aborter(), deliveries.hurrier(), deliveries.has_spool());
     let (bell, handle) = (signals.bell(), runtime.handle().clone());
     let (send, receive) = mpsc::channel();
     let at_end = ledger.clone();
     let ending = thread::Builder::new().name("mqspan-end".into()).spawn(move || {
         let unmatched = driver.stop();
-        // The last counts are those of all calls.
-        while !at_end.is_settled() {
+        // The last counts are those of all calls, but for those that may stay in the spool.
+        let patience = Instant::now() + if has_spool { ABORT } else { FLUSH };
+        while !at_end.is_settled() && Instant::now() < patience {
             thread::sleep(Duration::from_millis(2));
         }
         internal.last_counts();
@@ -157,7 +159,12 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         bell.ring();
     });
     ending.map_err(no_thread)?;
-    let mut unmatched = wait_for_end(&signals, child.as_mut(), Instant::now() + FLUSH, &receive, &mut status);
+    let until = Instant::now() + FLUSH - if has_spool { SPOOL } else { Duration::ZERO };
+    let mut unmatched = wait_for_end(&signals, child.as_mut(), until, &receive, &mut status);
+    if unmatched.is_none() && has_spool {
+        hurry();
+        unmatched = receive.recv_timeout(SPOOL).ok();
+    }
     if unmatched.is_none() {
         aborter();
         unmatched = receive.recv_timeout(ABORT).ok();

@@ -75,6 +75,11 @@ fn line(totals: &Totals) -> String {
     for (name, output) in totals.outputs.iter().filter(|(_, output)| output.rejected + output.lost > 0) {
         line = format!("{line}; {name}: {} rejected, {} lost", output.rejected, output.lost);
     }
+    for (count, what) in [(totals.spooled, "left in the spool"), (totals.restored, "found in the spool at the start")] {
+        if let Some(count @ 1..) = count {
+            line = format!("{line}; {count} {what}");
+        }
+    }
     if totals.unpaired > 0 {
         line = format!("{line}; {} exits without an entry", totals.unpaired);
     }
@@ -130,7 +135,7 @@ mod tests {
     /// Prevents losses from being left out of the closing line.
     #[test]
     fn closing_lines() {
-        let ledger = Ledger::new(vec!["otlp.traces".into()]);
+        let ledger = Ledger::new(vec!["otlp.traces".into()], false);
         assert_eq!(line(&ledger.totals()), "0 calls captured: 0 exported, 0 filtered, 0 limited, 0 lost");
         ledger.malformed();
         assert_eq!(

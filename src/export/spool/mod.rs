@@ -1,3 +1,330 @@
-//! What could not be delivered yet, on disk until it is: the file ([`store`]).
+//! What could not be delivered yet, on disk until it is: the file ([`store`]), and the thread that alone uses it. What is
+//! handed to the thread together becomes one transaction; with `--spool-sync` there is one a second at most.
 
 pub mod store;
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, oneshot};
+use tracing::warn;
+
+use self::store::{Entry, Left, Store};
+use super::batch::Encoding;
+use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
+use super::no_thread;
+use super::queue::Queued;
+use crate::config::error::Error;
+use crate::config::values::Signal;
+
+/// Changes are gathered for so long.
+const GATHER: Duration = Duration::from_millis(200);
+/// ... and, where each is synced, for so long.
+const GATHER_SYNCED: Duration = Duration::from_secs(1);
+/// ... unless they are so many bytes.
+const GATHER_BYTES: usize = 2 << 20;
+
+/// `--spool`, `--spool-size`, `--spool-sync`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The most bytes on disk.
+    pub bytes: u64,
+    /// Whether what is on disk survives a power cut.
+    pub sync: bool,
+}
+
+/// A request from the spool.
+#[derive(Debug)]
+pub struct Kept {
+    /// Its number.
+    pub id: i64,
+    /// Its encoding.
+    pub encoding: Encoding,
+    /// The request.
+    pub body: Bytes,
+}
+
+#[derive(Debug)]
+enum Command {
+    Put {
+        queued: Queued,
+        encoding: Encoding,
+        is_under_way: bool,
+        reply: oneshot::Sender<Result<i64, Box<Queued>>>,
+    },
+    Next {
+        signal: Signal,
+        reply: oneshot::Sender<Option<Kept>>,
+    },
+    /// It is not under way any more, but still to be delivered.
+    Back(i64),
+    Done(i64, Outcome),
+}
+
+/// What is known of the requests of a signal without asking the thread.
+#[derive(Debug, Default)]
+struct Backlog {
+    requests: AtomicU64,
+    grown: Notify,
+}
+
+/// The senders' end of the thread.
+#[derive(Clone, Debug)]
+pub struct Spool {
+    commands: Sender<Command>,
+    backlogs: Arc<[Backlog; Signal::ALL.len()]>,
+}
+
+impl Spool {
+    /// Whether requests of a signal wait on disk: what comes later must wait behind them.
+    pub fn has_backlog(&self, signal: Signal) -> bool {
+        self.backlogs[signal as usize].requests.load(Relaxed) > 0
+    }
+
+    /// Returns when requests of a signal may have come to wait.
+    pub async fn grown(&self, signal: Signal) {
+        self.backlogs[signal as usize].grown.notified().await;
+    }
+
+    /// Puts a request on disk and returns its number; gives it back where that is not possible. One that is under way
+    /// is not given out by [`Self::next`] until it comes back.
+    pub async fn put(&self, queued: Queued, encoding: Encoding, is_under_way: bool) -> Result<i64, Option<Queued>> {
+        let (reply, answer) = oneshot::channel();
+        let put = Command::Put { queued, encoding, is_under_way, reply };
+        if let Err(unsent) = self.commands.send(put) {
+            let Command::Put { queued, .. } = unsent.0 else { return Err(None) };
+            return Err(Some(queued));
+        }
+        match answer.await {
+            Ok(Ok(id)) => Ok(id),
+            Ok(Err(queued)) => Err(Some(*queued)),
+            // The thread ended with it: it counts as lost.
+            Err(_) => Err(None),
+        }
+    }
+
+    /// The oldest request of a signal that is not under way; it is then.
+    pub async fn next(&self, signal: Signal) -> Option<Kept> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Next { signal, reply }).ok()?;
+        answer.await.ok()?
+    }
+
+    /// A request could not be delivered now.
+    pub fn back(&self, id: i64) {
+        // Where the thread has ended the request is on disk all the same.
+        let _ = self.commands.send(Command::Back(id));
+    }
+
+    /// A request has come to its end: it is struck off.
+    pub fn done(&self, id: i64, outcome: Outcome) {
+        let _ = self.commands.send(Command::Done(id, outcome));
+    }
+}
+
+/// Starts the thread on the requests that an earlier run has left. It ends when no [`Spool`] is left.
+pub fn start(
+    settings: &Settings,
+    ledger: &Arc<Ledger>,
+    outputs: &[(Signal, usize)],
+) -> Result<(Spool, JoinHandle<()>), Error> {
+    let store = Store::open(&settings.folder, settings.bytes, settings.sync)?;
+    let left = store.left().map_err(|error| {
+        Error::cannot_run(format!("--spool: it can't be read: {error}"), "name another folder, or check the disk")
+    })?;
+    let backlogs: Arc<[Backlog; Signal::ALL.len()]> = Arc::default();
+    let (commands, orders) = channel();
+    let mut keeper = Keeper {
+        store,
+        shares: HashMap::new(),
+        under_way: HashSet::new(),
+        backlogs: backlogs.clone(),
+        puts: Vec::new(),
+        gone: Vec::new(),
+        bytes: 0,
+        said: false,
+    };
+    keeper.restore(left, ledger, outputs);
+    let gather = if settings.sync { GATHER_SYNCED } else { GATHER };
+    let thread = thread::Builder::new().name("mqspan-spool".into()).spawn(move || keeper.run(&orders, gather));
+    Ok((Spool { commands, backlogs }, thread.map_err(no_thread)?))
+}
+
+/// A request on its way to the disk.
+#[derive(Debug)]
+struct Put {
+    queued: Queued,
+    encoding: Encoding,
+    is_under_way: bool,
+    reply: oneshot::Sender<Result<i64, Box<Queued>>>,
+}
+
+struct Keeper {
+    store: Store,
+    /// What becomes of a request on disk counts for these.
+    shares: HashMap<i64, (Signal, Share)>,
+    under_way: HashSet<i64>,
+    backlogs: Arc<[Backlog; Signal::ALL.len()]>,
+    puts: Vec<Put>,
+    gone: Vec<i64>,
+    bytes: usize,
+    said: bool,
+}
+
+impl Keeper {
+    /// Takes the requests of an earlier run over; those of a signal that this run does not deliver stay.
+    fn restore(&mut self, left: Vec<Left>, ledger: &Arc<Ledger>, outputs: &[(Signal, usize)]) {
+        let mut batches: HashMap<u64, Arc<Tally>> = HashMap::new();
+        for Left { id, signal, batch, calls, records } in left {
+            let tally = batches.entry(batch).or_insert_with(|| Tally::restored(ledger, calls, batch));
+            let output = outputs.iter().find(|(of, _)| *of == signal).map_or(usize::MAX, |(_, output)| *output);
+            let share = match signal {
+                Signal::Metrics => Share::of_metrics(ledger, output, records),
+                _ => Share::of_calls(tally, output, records),
+            };
+            self.keep(id, signal, share, false);
+        }
+    }
+
+    fn keep(&mut self, id: i64, signal: Signal, share: Share, is_under_way: bool) {
+        self.shares.insert(id, (signal, share));
+        if is_under_way {
+            self.under_way.insert(id);
+        }
+        let backlog = &self.backlogs[signal as usize];
+        backlog.requests.fetch_add(1, Relaxed);
+        backlog.grown.notify_one();
+    }
+
+    fn end(&mut self, id: i64, outcome: Outcome) {
+        self.under_way.remove(&id);
+        if let Some((signal, share)) = self.shares.remove(&id) {
+            self.backlogs[signal as usize].requests.fetch_sub(1, Relaxed);
+            share.settle(outcome);
+        }
+    }
+
+    fn run(&mut self, orders: &Receiver<Command>, gather: Duration) {
+        let mut due: Option<Instant> = None;
+        loop {
+            let command = match due {
+                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(due) => orders.recv_timeout(due.saturating_duration_since(Instant::now())),
+            };
+            match command {
+                Ok(Command::Next { signal, reply }) => {
+                    let _ = reply.send(self.next(signal));
+                }
+                Ok(Command::Back(id)) => {
+                    self.under_way.remove(&id);
+                    if let Some((signal, _)) = self.shares.get(&id) {
+                        self.backlogs[*signal as usize].grown.notify_one();
+                    }
+                }
+                Ok(Command::Done(id, outcome)) => {
+                    self.end(id, outcome);
+                    self.gone.push(id);
+                    due.get_or_insert(Instant::now() + gather);
+                }
+                Ok(Command::Put { queued, encoding, is_under_way, reply }) => {
+                    self.bytes += queued.request.body.len();
+                    self.puts.push(Put { queued, encoding, is_under_way, reply });
+                    due.get_or_insert(Instant::now() + gather);
+                    if self.bytes >= GATHER_BYTES {
+                        due = Some(Instant::now());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    due = None;
+                    self.commit();
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.commit();
+                    return self.close();
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        let (puts, gone) = (std::mem::take(&mut self.puts), std::mem::take(&mut self.gone));
+        self.bytes = 0;
+        let entries: Vec<Entry<'_>> = puts
+            .iter()
+            .map(|Put { queued, encoding, .. }| {
+                let request = &queued.request;
+                Entry {
+                    signal: request.signal,
+                    encoding: *encoding,
+                    batch: request.share.batch(),
+                    calls: request.share.uncounted_calls(),
+                    records: request.share.records(),
+                    body: &request.body,
+                }
+            })
+            .collect();
+        match self.store.change(&entries, &gone) {
+            Ok((ids, dropped)) => {
+                self.said = false;
+                for (id, Put { queued, is_under_way, reply, .. }) in ids.into_iter().zip(puts) {
+                    let signal = queued.request.signal;
+                    self.keep(id, signal, queued.request.share, is_under_way);
+                    let _ = reply.send(Ok(id));
+                }
+                if !dropped.is_empty() {
+                    warn!("the spool is full: its oldest {} requests were dropped", dropped.len());
+                }
+                for id in dropped {
+                    self.end(id, Outcome::Lost(Stage::SpoolFull));
+                }
+                if self.shares.is_empty() {
+                    let _ = self.store.shrink();
+                }
+            }
+            Err(error) => {
+                // What was delivered is struck off with the next change: at worst it is sent again after a restart.
+                self.gone = gone;
+                if !std::mem::replace(&mut self.said, true) {
+                    warn!("the spool can't be written: {error}; what should go there is kept in memory");
+                }
+                for Put { queued, reply, .. } in puts {
+                    let _ = reply.send(Err(Box::new(queued)));
+                }
+            }
+        }
+    }
+
+    fn next(&mut self, signal: Signal) -> Option<Kept> {
+        let mut after = 0;
+        loop {
+            let row = self.store.after(signal, after).unwrap_or_else(|error| {
+                warn!("the spool can't be read: {error}");
+                None
+            })?;
+            after = row.id;
+            // One that has come to its end may still be on disk.
+            if self.shares.contains_key(&row.id) && self.under_way.insert(row.id) {
+                return Some(Kept { id: row.id, encoding: row.encoding, body: row.body.into() });
+            }
+        }
+    }
+
+    /// What is left is there for the next run, which counts the calls that no other request has brought in.
+    fn close(&mut self) {
+        for (_, (_, share)) in self.shares.drain() {
+            if share.uncounted_calls() == 0 {
+                let _ = self.store.uncount(share.batch());
+            }
+            share.settle(Outcome::Spooled);
+        }
+        let _ = self.store.shrink();
+    }
+}
