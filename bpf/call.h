@@ -7,10 +7,17 @@
 #include "message.h"
 #include "queue.h"
 
+/* Names longer than this are read twice. */
+#define SHORT_NAME 32
+
 static __always_inline void read_name(struct call *call)
 {
-	long len = bpf_probe_read_user_str(call->names, NAME_SIZE, (void *)ARGS(open_args, call)->name_ptr);
+	void *name = (void *)ARGS(open_args, call)->name_ptr;
+	/* The longer the most, the longer the helper takes, whatever the name's length. */
+	long len = bpf_probe_read_user_str(call->names, SHORT_NAME, name);
 
+	if (len == SHORT_NAME)
+		len = bpf_probe_read_user_str(call->names, NAME_SIZE, name);
 	if (len > 0) {
 		call->asked_len = len - 1;
 		call->flags &= ~CALL_NAME_BAD;

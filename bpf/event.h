@@ -124,7 +124,7 @@ struct call {
 	__u32 losses; /* sends and receives that were not seen whole, until now */
 	char comm[COMM_SIZE];
 	__u64 args[ARGS_SIZE / 8]; /* struct open_args, message_args or notify_args */
-	char names[2 * NAME_SIZE];
+	char names[2 * NAME_SIZE + 8]; /* the last eight are never set: the end of a name is read by the word */
 };
 
 /* struct image, flags */
@@ -168,6 +168,7 @@ enum counter {
 	COUNT_LOST_NO_EXIT, /* entries whose exit never came */
 	COUNT_UNPAIRED,	    /* exits without an entry */
 	COUNT_TREE_FULL,    /* forks of the traced command that found the set of processes full */
+	COUNT_QUEUES_FULL,  /* calls whose queue found no room for its state */
 	COUNT_UNTRACKED,    /* messages that found no room to be registered */
 	COUNTERS,
 };

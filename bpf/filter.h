@@ -40,6 +40,7 @@ enum rules_mode { RULES_NONE, RULES_ONLY_LISTED, RULES_ALL_BUT_EXCLUDED };
 const volatile __u8 pid_mode;
 const volatile __u8 uid_mode;
 const volatile __u8 ipc_mode;
+const volatile __u32 own_pid; /* mqspan's, whose calls are none */
 const volatile bool only_tree;
 const volatile bool makes_records; /* false: metrics alone */
 const volatile bool only_failed;
@@ -60,13 +61,16 @@ static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
 	return true;
 }
 
-/* The filters on whose calls: metrics hold those that pass. */
+static __always_inline bool is_in_tree(__u32 pid)
+{
+	return !only_tree || bpf_map_lookup_elem(&tree, &pid);
+}
+
+/* The filters on whose calls, but for the tree: metrics hold those that pass. */
 static __always_inline bool is_of_interest(const struct call *call)
 {
 	__u32 pid = call->pid;
 
-	if (only_tree && !bpf_map_lookup_elem(&tree, &pid))
-		return false;
 	return passes(&pid_rules, pid_mode, pid) && passes(&uid_rules, uid_mode, call->uid) &&
 	       passes(&ipc_rules, ipc_mode, call->ipc_ns);
 }

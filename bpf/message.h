@@ -49,7 +49,7 @@ static __always_inline void at_load_msg(__u64 made)
 	message.queue_inode = call->queue_inode;
 	message.inserted_ns = 0;
 	/* Where a span's record depends on how the call ends, finish_send() says so. */
-	message.kept = makes_records && is_of_interest(call) && !only_failed && !min_duration_ns;
+	message.kept = makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns;
 	bpf_get_current_comm(message.comm, sizeof(message.comm));
 	thread->message = made;
 	if (bpf_map_update_elem(&messages, &made, &message, BPF_ANY)) {

@@ -14,8 +14,8 @@ struct slot {
 	__u32 exec_id;	    /* the image that the record names, plus 1; 0: none yet */
 	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
 	__u32 queue_len;    /* of its name, at the beginning of the record's names */
-	__u32 unused;
-	__u64 queue_hash; /* of its name, 0: not worked out yet */
+	__u32 in_tree;	    /* whether the process descends from the traced command, which never changes */
+	__u64 queue_hash;   /* of the queue's name, 0: not worked out yet */
 	struct call call;
 };
 

@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 
+use crate::bpf::aggregates::Taken;
 use crate::bpf::driver::Records;
 use crate::bpf::programs::Counts;
 use crate::clock::Clock;
 use crate::config::filter::Filters;
 use crate::config::values::Receive;
-use crate::event::{Call, Image, ImageKey, Name};
+use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::meter::Meter;
-use crate::metrics::reading::Reading;
 use crate::process::Registry;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
@@ -188,12 +188,12 @@ impl Records for Pipeline {
         }
     }
 
-    fn metrics(&mut self, readings: Vec<Reading>) {
-        if let Some(meter) = &mut self.meter {
-            self.pulse.wait();
-            meter.collect(readings, |key| self.registry.resource(key));
-            self.pulse.beat(Instant::now());
-        }
+    fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
+        let Some(meter) = &mut self.meter else { return Vec::new() };
+        self.pulse.wait();
+        let gone = meter.collect(taken, |key| self.registry.resource(key));
+        self.pulse.beat(Instant::now());
+        gone
     }
 
     fn malformed(&mut self) {

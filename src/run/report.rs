@@ -11,12 +11,26 @@ use crate::config::error::Error;
 use crate::config::filter::{Filters, Pick};
 use crate::config::values::{HookKind, Output};
 use crate::export::ledger::{Totals, Unseen};
+use crate::process::calls::{self, InCall};
+use crate::telemetry::terms::operation;
 
 /// The line that says that everything is attached.
 pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
     let outputs: Vec<String> = outputs.iter().map(ToString::to_string).collect();
     let plural = if calls == 1 { "" } else { "s" };
     format!("tracing {calls} call{plural} by {}, to {}", hook_name(hooks), outputs.join(", "))
+}
+
+/// Says which threads are in a call already: it has no span, as its beginning was not seen.
+pub fn in_calls(filters: &Filters) {
+    for InCall { pid, tid, comm, op, queue } in calls::in_calls() {
+        let name = queue.as_ref().map(|(_, name)| &**name);
+        let is_asked_for = filters.pid.picks().is_empty() || filters.pid.picks().iter().any(|pick| pick.value == pid);
+        if is_asked_for && filters.call.contains(&op) && filters.queue.passes_name(name) {
+            let name = name.unwrap_or("a descriptor that is no queue");
+            info!("{comm}[{pid}/{tid}] is in {} on {name} already", operation(op));
+        }
+    }
 }
 
 /// Says what the run came to: the totals, and what a user would not have expected.
