@@ -25,7 +25,7 @@ const KINDS: [&str; 3] = ["fentry", "kprobe", "tracepoint"];
 const SLEEPERS: usize = 200;
 /// As many threads call at once, as often each.
 const CALLERS: usize = 8;
-const CALLS: usize = 2_000;
+const CALLS: usize = 1_000;
 
 fn mqspan() -> Result<Mqspan> {
     Mqspan::new(MQSPAN)
