@@ -6,7 +6,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mqspan
 
 .PHONY: help
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## set up, build, and watch a small shop of three processes open its queues
@@ -25,6 +25,12 @@ test: ready lint ## everything: lint, the tests without root, those on the real 
 	cargo build --workspace
 	$(CARGO_AS_ROOT) test --test host --test family --test links --test metrics
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector
+
+.PHONY: test-kernels
+test-kernels: ## other kernels under qemu, each kind of hooks on each: a quarter of an hour
+	@scripts/setup.sh kernels
+	cargo build --workspace
+	cargo test --test kernels -- --test-threads=1
 
 .PHONY: ready
 ready:

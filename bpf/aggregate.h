@@ -78,12 +78,17 @@ static const struct points no_points;
  * The number of bounds below the value, which is the number of its bucket: the upper bound of a bucket belongs to it.
  * Without a branch, whose ways the verifier would have to follow: bounds and values are below 2^63.
  */
-static __always_inline __u32 bucket_of(const volatile __u64 *bounds, __u64 value)
+static __always_inline __u64 bucket_of(const volatile __u64 *bounds, __u64 value)
 {
-	__u32 at = 0;
+	__u64 at = 0;
 
-	for (__u32 step = BOUNDS / 2; step; step >>= 1)
-		at += step * (__u32)((bounds[(at + step - 1) % BOUNDS] - value) >> 63);
+	for (__u32 step = BOUNDS / 2; step; step >>= 1) {
+		__u64 middle = at + step - 1;
+
+		/* The compiler knows that it is within; older verifiers (seen on 6.1) have to see it. */
+		asm volatile("" : "+r"(middle));
+		at += step * ((bounds[middle % BOUNDS] - value) >> 63);
+	}
 	return at;
 }
 
@@ -118,7 +123,8 @@ static __always_inline struct points *insert_points(void *map, struct series *ke
 static __always_inline void add_point(struct series *key, const struct call *call, const volatile __u64 *bounds,
 				      __u64 value)
 {
-	__u32 first = 0, bucket;
+	__u32 first = 0;
+	__u64 bucket;
 	void *map = bpf_map_lookup_elem(&series, &first);
 	struct points *points;
 
@@ -135,6 +141,7 @@ static __always_inline void add_point(struct series *key, const struct call *cal
 	}
 	__sync_fetch_and_add(&points->sum, value);
 	bucket = bucket_of(bounds, value);
+	asm volatile("" : "+r"(bucket)); /* as above: compared as a whole, not in halves */
 	if (bucket >= POINT_BUCKETS)
 		bucket = POINT_BUCKETS - 1;
 	__sync_fetch_and_add(&points->buckets[bucket], 1);

@@ -2,6 +2,7 @@
 # Makes this machine (Debian, Ubuntu) ready, and says what it does for that:
 #   setup.sh         to build mqspan and to run it
 #   setup.sh test    to test it, too
+#   setup.sh kernels to test it on other kernels under qemu, too
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan
@@ -53,6 +54,13 @@ need zlib1g-dev /usr/include/zlib.h "libelf and libbpf unpack with it"
 if [ "${1:-}" = test ]; then
     command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' Collector is built with it"
     need strace strace "the tests compare mqspan's calls with strace's"
+fi
+
+if [ "${1:-}" = kernels ]; then
+    need qemu-system-x86 qemu-system-x86_64 "runs other kernels"
+    need busybox-static busybox "is all that there is beside them"
+    need cpio cpio "packs what they boot from"
+    need binutils strip "makes the programs small"
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# Other kernels, for tests under qemu:
+#   kernel.sh fetch SERIES             the newest Debian kernel of that series (6.1), into the cache
+#   kernel.sh run SERIES BOOTLINE PROGRAM FILE...
+#       boots it and runs PROGRAM there, which is found with the FILEs where they are here; its exit status is PROGRAM's,
+#       99 where the machine stopped without one
+# apt checks the signatures. A kernel with what it needs to boot is an initramfs of busybox: no disk, no network.
+set -euo pipefail
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan/kernels
+arch=amd64
+qemu=(qemu-system-x86_64 -M q35 -cpu max)
+console=ttyS0
+limit=900 # seconds for a boot with its tests
+
+# Debian's suites that may have a series.
+suites() {
+    case $1 in
+        5.10) echo bullseye-security bullseye ;;
+        6.1) echo bookworm-security bookworm ;;
+        6.12) echo trixie-security trixie ;;
+        *) echo trixie-backports sid ;;
+    esac
+}
+
+# The archive that this machine gets its packages from.
+archive() { sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources | grep -E "$1" | head -1; }
+
+# apt ROOT SUITE TOOL ARGUMENT...: an apt tool with lists and a state of its own, for one suite
+apt() {
+    local root=$1 suite=$2 tool=$3 uri
+    shift 3
+    case $suite in
+        *-security) uri=$(archive security) ;;
+        *) uri=$(archive 'debian/?$') ;;
+    esac
+    mkdir -p "$root"/{lists/partial,cache/archives/partial,state,preferences}
+    : >"$root/status"
+    echo "deb [arch=$arch signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main" >"$root/sources.list"
+    "$tool" -q -o APT::Architecture="$arch" -o APT::Architectures::="$arch" -o Dir::Etc::SourceList="$root/sources.list" \
+        -o Dir::Etc::SourceParts=/dev/null -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts="$root/preferences" \
+        -o Dir::State="$root/state" -o Dir::State::Lists="$root/lists" -o Dir::State::status="$root/status" \
+        -o Dir::Cache="$root/cache" -o Acquire::Languages=none -o Acquire::Retries=3 -o APT::Sandbox::User=root \
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false "$@"
+}
+
+fetch() {
+    local series=$1 folder=$cache/$1-$arch suite root package binary
+    [ -s "$folder/vmlinuz" ] && return 0
+    mkdir -p "$folder"
+    for suite in $(suites "$series"); do
+        root=$folder/apt-$suite
+        apt "$root" "$suite" apt-get update >/dev/null || continue
+        for package in $(apt "$root" "$suite" apt-cache pkgnames "linux-image-$series" |
+            grep -E "^linux-image-${series//./\\.}([.-].*)?-cloud-$arch\$" | sort -Vr); do
+            # From 6.19 on the kernel is in a package of another name.
+            binary=${package/linux-image/linux-binary}
+            apt "$root" "$suite" apt-cache pkgnames "$binary" | grep -x "$binary" >/dev/null || binary=$package
+            rm -rf "$folder/unpacked" && mkdir "$folder/unpacked"
+            (cd "$folder/unpacked" && apt "$root" "$suite" apt-get download "$binary" >&2) || continue
+            dpkg-deb -x "$folder/unpacked"/*.deb "$folder/unpacked/root"
+            sha256sum "$folder/unpacked"/*.deb | sed 's#/.*/##' | tee "$folder/source"
+            cp "$(find "$folder/unpacked/root" -name 'vmlinuz*' -type f | head -1)" "$folder/vmlinuz"
+            rm -rf "$folder/unpacked" "$root"
+            return 0
+        done
+        rm -rf "$root"
+    done
+    echo "kernel.sh: no kernel $series for $arch" >&2
+    return 1
+}
+
+# initramfs OUT PROGRAM FILE...: programs without their debug information, and the libraries that they need
+initramfs() {
+    local out=$1 program=$2 root file
+    shift
+    root=$(mktemp -d)
+    mkdir -p "$root"/{bin,dev,proc,sys,tmp}
+    cp "$(command -v busybox)" "$root/bin/busybox"
+    for file in "$@" $(ldd "$@" | grep -o '/[^ :]*' | sort -u); do
+        mkdir -p "$root$(dirname "$file")"
+        [ -e "$root$file" ] || strip --strip-debug -o "$root$file" "$(realpath "$file")"
+    done
+    cat >"$root/init" <<INIT
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/tmp
+mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys; mount -t tmpfs t /tmp
+mount -t tracefs t /sys/kernel/tracing; mount -t debugfs d /sys/kernel/debug; mount -t cgroup2 c /sys/fs/cgroup
+mkdir /dev/mqueue; mount -t mqueue m /dev/mqueue
+ip link set lo up
+# The tests' preamble asks for these; no test in here uses them.
+touch /bin/bash /bin/setpriv /bin/strace /bin/unshare
+$program --ignored --test-threads=1 --nocapture --skip traced guest::
+echo "EXIT \$?"
+poweroff -f
+INIT
+    chmod +x "$root/init"
+    (cd "$root" && find . -print0 | cpio --null -o -H newc --quiet | gzip -1) >"$out"
+    rm -rf "$root"
+}
+
+run() {
+    local series=$1 boot_line=$2 work status
+    shift 2
+    fetch "$series"
+    work=$(mktemp -d)
+    initramfs "$work/initramfs" "$@"
+    timeout "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp 2 -m 1024 -nodefaults -display none -no-reboot \
+        -serial stdio -monitor none -kernel "$cache/$series-$arch/vmlinuz" -initrd "$work/initramfs" \
+        -append "console=$console quiet loglevel=3 panic=-1 $boot_line" </dev/null | sed -u 's#\r$##' | tee "$work/log" || true
+    status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
+    rm -rf "$work"
+    return "${status:-99}"
+}
+
+"$@"
