@@ -23,7 +23,7 @@ build: ## the program, optimised: target/release/mqspan
 test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
 	cargo test --workspace
 	cargo build --workspace
-	$(CARGO_AS_ROOT) test --test host
+	$(CARGO_AS_ROOT) test --test host --test family
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector
 
 .PHONY: ready
@@ -42,7 +42,7 @@ lint: ready ## format, clippy, documentation, licences and sources of the crates
 bench: ## what a traced call costs
 	@scripts/setup.sh
 	cargo build --release --workspace
-	$(CARGO_AS_ROOT) bench
+	$(CARGO_AS_ROOT) bench --bench overhead
 
 .PHONY: clean
 clean: ## remove what was built; the cache of backends and tools stays

@@ -7,10 +7,17 @@
 #include "message.h"
 #include "queue.h"
 
+/* Names longer than this are read twice. */
+#define SHORT_NAME 32
+
 static __always_inline void read_name(struct call *call)
 {
-	long len = bpf_probe_read_user_str(call->names, NAME_SIZE, (void *)ARGS(open_args, call)->name_ptr);
+	void *name = (void *)ARGS(open_args, call)->name_ptr;
+	/* The longer the most, the longer the helper takes, whatever the name's length. */
+	long len = bpf_probe_read_user_str(call->names, SHORT_NAME, name);
 
+	if (len == SHORT_NAME)
+		len = bpf_probe_read_user_str(call->names, NAME_SIZE, name);
 	if (len > 0) {
 		call->asked_len = len - 1;
 		call->flags &= ~CALL_NAME_BAD;
@@ -133,7 +140,7 @@ static __always_inline void leave_mq_open(long ret, enum abi abi)
 	file = file_of(task, ret);
 	if (file)
 		read_queue(call, file, call->asked_len);
-	finish(slot_of(thread), task);
+	finish(OP_OPEN, slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi abi)
@@ -155,7 +162,7 @@ static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 	if (!thread)
 		return;
 	read_name_late(call_of(thread));
-	finish(slot_of(thread), task);
+	finish(OP_UNLINK, slot_of(thread), task);
 }
 
 /* Whether wq_sleep() is hooked, which tells that a call waits; else a voluntary switch must. */
@@ -170,7 +177,7 @@ static __always_inline void at_wq_sleep(__u64 info)
 }
 
 /* The entry of a call that takes a descriptor. */
-static __always_inline struct call *enter_on_queue(enum op op, enum abi abi, __s32 fd)
+static __always_inline struct thread *enter_on_queue(enum op op, enum abi abi, __s32 fd)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct thread *thread = enter(op, abi, fd, task);
@@ -182,7 +189,7 @@ static __always_inline struct call *enter_on_queue(enum op op, enum abi abi, __s
 	slot = slot_of(thread);
 	slot->call.flags = CALL_NAME_BAD;
 	enter_queue(slot, task);
-	return &slot->call;
+	return thread;
 }
 
 static __always_inline struct thread *leave_on_queue(enum op op, long ret, struct task_struct *task)
@@ -191,6 +198,7 @@ static __always_inline struct thread *leave_on_queue(enum op op, long ret, struc
 
 	if (!thread)
 		return 0;
+	thread->quiet = is_quiet(thread, op);
 	leave_queue(call_of(thread), task, sees_sleep ? 0 : task->nvcsw - thread->switches);
 	return thread;
 }
@@ -223,11 +231,13 @@ static __always_inline void read_deadline(struct call *call, enum abi abi)
 /* mq_timedsend and mq_timedreceive: descriptor, message, size, priority or where it goes, deadline */
 static __always_inline void enter_message(enum op op, const unsigned long *args, enum abi abi)
 {
-	struct call *call = enter_on_queue(op, abi, args[0]);
+	struct thread *thread = enter_on_queue(op, abi, args[0]);
 	struct message_args *message;
+	struct call *call;
 
-	if (!call)
+	if (!thread)
 		return;
+	call = call_of(thread);
 	message = ARGS(message_args, call);
 	message->size = args[2];
 	message->timeout_ptr = args[4];
@@ -238,6 +248,8 @@ static __always_inline void enter_message(enum op op, const unsigned long *args,
 		message->priority_ptr = args[3];
 	}
 	read_deadline(call, abi);
+	thread->message = 0;
+	begin_turn(thread, call, op);
 	call->entered_ns = bpf_ktime_get_ns();
 }
 
@@ -247,6 +259,7 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 	struct thread *thread = leave_on_queue(op, ret, task);
 	struct message_args *message;
 	struct call *call;
+	bool kept;
 
 	if (!thread)
 		return;
@@ -256,15 +269,17 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 	if (op == OP_SEND) {
 		if (thread->message)
 			call->flags |= CALL_TRACKED;
-		finish_send(thread, finish(slot_of(thread), task));
-		return;
-	}
-	if (ret < 0)
+	} else if (ret < 0) {
 		call->flags &= ~(CALL_PRIORITY | CALL_WAIT | CALL_LINK);
-	else if (!(call->flags & CALL_PRIORITY) && message->priority_ptr &&
-		 !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr))
+	} else if (!(call->flags & CALL_PRIORITY) && message->priority_ptr &&
+		   !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr)) {
 		call->flags |= CALL_PRIORITY;
-	finish(slot_of(thread), task);
+	}
+	describe_turn(thread, call, op);
+	kept = finish(op, slot_of(thread), task);
+	if (op == OP_SEND)
+		finish_send(thread, kept);
+	end_turn(thread, op);
 }
 
 static __always_inline void enter_mq_timedsend(const unsigned long *args, enum abi abi)
@@ -303,10 +318,12 @@ static __always_inline void read_event(struct call *call, enum abi abi)
 
 static __always_inline void enter_mq_notify(const unsigned long *args, enum abi abi)
 {
-	struct call *call = enter_on_queue(OP_NOTIFY, abi, args[0]);
+	struct thread *thread = enter_on_queue(OP_NOTIFY, abi, args[0]);
+	struct call *call;
 
-	if (!call)
+	if (!thread)
 		return;
+	call = call_of(thread);
 	ARGS(notify_args, call)->event_ptr = args[1];
 	read_event(call, abi);
 	call->entered_ns = bpf_ktime_get_ns();
@@ -322,15 +339,17 @@ static __always_inline void leave_mq_notify(long ret, enum abi abi)
 		return;
 	call = call_of(thread);
 	read_event(call, abi);
-	finish(slot_of(thread), task);
+	finish(OP_NOTIFY, slot_of(thread), task);
 }
 
 static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
 {
-	struct call *call = enter_on_queue(OP_GETSETATTR, abi, args[0]);
+	struct thread *thread = enter_on_queue(OP_GETSETATTR, abi, args[0]);
+	struct call *call;
 
-	if (!call)
+	if (!thread)
 		return;
+	call = call_of(thread);
 	ARGS(open_args, call)->attr_ptr = args[1];
 	if (args[1])
 		read_attr(call, abi);
@@ -348,5 +367,5 @@ static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 	call = call_of(thread);
 	if (ARGS(open_args, call)->attr_ptr)
 		read_attr_late(call, abi);
-	finish(slot_of(thread), task);
+	finish(OP_GETSETATTR, slot_of(thread), task);
 }

@@ -30,6 +30,9 @@ enum call_flag {
 	CALL_WAIT = 1 << 11,	     /* wait_ns is set */
 	CALL_LINK = 1 << 12,	     /* sent_* are set */
 	CALL_TRACKED = 1 << 13,	     /* who receives the message is found out */
+	CALL_ALONE = 1 << 14,	     /* no other call of its kind on the queue was under way meanwhile */
+	CALL_QUIET = 1 << 15,	     /* no other call at all was when queue_curmsgs was read */
+	CALL_FILTERED = 1 << 16,     /* refused by a filter: only its message matters */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */
@@ -68,8 +71,12 @@ struct message_args {
 	__u64 wait_ns; /* from the message's insertion into the queue to its removal */
 	__u64 sent_trace_id[2]; /* of the span that sent the message */
 	__u64 sent_span_id;
+	char sent_comm[COMM_SIZE]; /* name of the thread that sent it */
 	__u32 priority;
-	__u32 unused; /* 0 */
+	__u32 opposite; /* receives under way at a send's exit, and the reverse: at most one too many */
+	__u64 turn;	/* number of the call among those of its kind, from 1; 0: not counted */
+	__u64 begun;	/* calls of the other kind that had begun at its exit */
+	__u64 begun_before; /* ... at its entry, or ~0 where one was under way then */
 };
 
 /* struct call, args of mq_notify */
@@ -114,7 +121,7 @@ struct call {
 	__s64 queue_msgsize;
 	__s64 queue_curmsgs;
 	__u32 ipc_ns; /* the queue's, or the caller's where no queue was reached */
-	__u32 cut;    /* 0; keeps what follows on a boundary of 8 */
+	__u32 losses; /* sends and receives that were not seen whole, until now */
 	char comm[COMM_SIZE];
 	__u64 args[ARGS_SIZE / 8]; /* struct open_args, message_args or notify_args */
 	char names[2 * NAME_SIZE];

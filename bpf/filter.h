@@ -60,13 +60,16 @@ static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
 	return true;
 }
 
-/* The filters on whose calls: metrics hold those that pass. */
+static __always_inline bool is_in_tree(__u32 pid)
+{
+	return !only_tree || bpf_map_lookup_elem(&tree, &pid);
+}
+
+/* The filters on whose calls, but for the tree: metrics hold those that pass. */
 static __always_inline bool is_of_interest(const struct call *call)
 {
 	__u32 pid = call->pid;
 
-	if (only_tree && !bpf_map_lookup_elem(&tree, &pid))
-		return false;
 	return passes(&pid_rules, pid_mode, pid) && passes(&uid_rules, uid_mode, call->uid) &&
 	       passes(&ipc_rules, ipc_mode, call->ipc_ns);
 }

@@ -208,7 +208,20 @@ struct thread_info {
 };
 #endif
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct task_struct {
+	struct css_set *cgroups;
 #ifdef __TARGET_ARCH_arm64
 	struct thread_info thread_info;
 #endif
@@ -225,6 +238,7 @@ struct task_struct {
 	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
 	__u64 self_exec_id;
+	char comm[16];
 };
 
 #pragma clang attribute pop

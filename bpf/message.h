@@ -15,6 +15,7 @@ struct message {
 	__u64 queue_inode;
 	__u64 inserted_ns; /* into the queue; 0: not yet, or handed to a waiting receiver */
 	__u64 kept;	   /* whether that span has a record */
+	char comm[COMM_SIZE];
 };
 
 struct {
@@ -48,7 +49,8 @@ static __always_inline void at_load_msg(__u64 made)
 	message.queue_inode = call->queue_inode;
 	message.inserted_ns = 0;
 	/* Where a span's record depends on how the call ends, finish_send() says so. */
-	message.kept = makes_records && is_of_interest(call) && !only_failed && !min_duration_ns;
+	message.kept = makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns;
+	bpf_get_current_comm(message.comm, sizeof(message.comm));
 	thread->message = made;
 	if (bpf_map_update_elem(&messages, &made, &message, BPF_ANY)) {
 		count(COUNT_UNTRACKED);
@@ -91,6 +93,7 @@ static __always_inline void at_store_msg(__u64 msg)
 	args->sent_trace_id[0] = message->trace_id[0];
 	args->sent_trace_id[1] = message->trace_id[1];
 	args->sent_span_id = message->span_id;
+	__builtin_memcpy(args->sent_comm, message->comm, sizeof(args->sent_comm));
 	call->flags |= CALL_LINK;
 }
 

@@ -28,18 +28,33 @@ static __always_inline void wake_driver(void)
 		bpf_ringbuf_discard(empty, BPF_RB_FORCE_WAKEUP);
 }
 
-/* Copies the call, cut after its names; returns whether there was room. The record is complete before room is taken: nothing comes in between. */
-static __always_inline bool send_call(struct call *call)
+/* Copies the call, cut after its names. The record is complete before room is taken: nothing comes in between. */
+static __always_inline bool put_call(struct call *call)
 {
 	__u64 len = sizeof(*call) - sizeof(call->names) + call->asked_len + call->actual_len;
 
 	if (len > sizeof(*call))
 		len = sizeof(*call);
 	/* The flag is read after the record is committed (an exchange, so a full barrier): no wake-up is missed. */
-	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP)) {
-		count(COUNT_LOST_RING);
+	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP))
 		return false;
-	}
 	wake_driver();
 	return true;
+}
+
+/* Returns whether there was room. */
+static __always_inline bool send_call(struct call *call)
+{
+	bool sent = put_call(call);
+
+	if (!sent)
+		lose(call->op, COUNT_LOST_RING);
+	return sent;
+}
+
+static __always_inline void put_filtered(struct call *call)
+{
+	call->flags |= CALL_FILTERED;
+	if (!put_call(call))
+		__sync_fetch_and_add(&losses, 1);
 }

@@ -1,56 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/*
- * The pairing of entry and exit. The state of a call in flight is the record itself, built in the storage of the thread
- * that makes the call: a thread is in one call at a time, its storage goes with it, and no other thread can touch it.
- */
+/* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
 #include "filter.h"
 #include "output.h"
-
-/*
- * A record with what stays the same from one call to the next and is not looked up again: who the thread is, and the
- * queue, which costs ten reads of kernel memory to describe and two to recognise.
- */
-struct slot {
-	__u32 exec_id;	    /* the image that the record names, plus 1; 0: none yet */
-	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
-	__u32 queue_len;    /* of its name, at the beginning of the record's names */
-	__u32 unused;
-	__u64 queue_hash;   /* of its name, 0: not worked out yet */
-	struct call call;
-};
-
-/* Descriptors side by side take different slots, so that a thread that reads one queue and writes another keeps both. */
-#define SLOTS 2
-
-struct thread {
-	__u32 in_flight; /* 1 + op, 0 where no call is under way */
-	__u32 slot;	 /* ... of the call under way */
-	__u64 ids[3];	 /* where the thread's trace and span ids come from; 0: not seeded */
-	__u64 switches;	 /* voluntary context switches at entry */
-	__u64 message;	 /* that the send under way has made, see message.h */
-	struct slot slots[SLOTS];
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct thread);
-} threads SEC(".maps");
-
-static __always_inline struct slot *slot_of(struct thread *thread)
-{
-	return &thread->slots[thread->slot % SLOTS];
-}
-
-static __always_inline struct call *call_of(struct thread *thread)
-{
-	return &slot_of(thread)->call;
-}
-
-#define ARGS(type, call) ((struct type *)(call)->args)
+#include "turn.h"
 
 /* SplitMix64: distinct and evenly spread for each step of the state. */
 static __always_inline __u64 next_id(__u64 *state)
@@ -104,6 +58,7 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 	call->process_started_ns = task->group_leader->start_boottime;
 	call->exec_id = exec_id;
 	slot->exec_id = exec_id + 1;
+	slot->in_tree = is_in_tree(call->pid);
 }
 
 #ifdef __TARGET_ARCH_arm64
@@ -127,11 +82,13 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	struct call *call;
 
 	if (!thread) {
-		count(COUNT_LOST_STATE);
+		lose(op, COUNT_LOST_STATE);
 		return 0;
 	}
-	if (thread->in_flight)
-		count(COUNT_LOST_NO_EXIT);
+	if (thread->in_flight) {
+		lose(thread->in_flight - 1, COUNT_LOST_NO_EXIT);
+		end_turn(thread, thread->in_flight - 1);
+	}
 	thread->in_flight = 1 + op;
 	thread->slot = (__u32)fd % SLOTS;
 	call = call_of(thread);
@@ -155,7 +112,7 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
-		count(COUNT_UNPAIRED);
+		lose(op, COUNT_UNPAIRED);
 		return 0;
 	}
 	thread->in_flight = 0;
@@ -163,6 +120,15 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	call->left_ns = now;
 	call->ret = ret;
 	return thread;
+}
+
+/* As bpf_get_current_comm() and bpf_get_current_cgroup_id() do, in a tenth of their time. */
+static __always_inline void read_comm(struct call *call, struct task_struct *task)
+{
+	volatile char *from = task->comm, *to = call->comm; /* the verifier takes no wider loads of an array */
+
+	for (int i = 0; i < COMM_SIZE; i++)
+		to[i] = from[i];
 }
 
 /* The hash of the call's name; that of a slot's queue is worked out once. */
@@ -185,26 +151,30 @@ static __always_inline __u64 name_hash(struct slot *slot)
 	return hash;
 }
 
+/* A filter refuses the call; where links are inferred, they need it all the same. */
+static __always_inline bool refuse(enum op op, struct call *call)
+{
+	count(COUNT_FILTERED);
+	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
+		put_filtered(call);
+	return false;
+}
+
 /* The call is described: counts it, and sends it if it is wanted; returns whether it has a record. */
-static __always_inline bool finish(struct slot *slot, struct task_struct *task)
+static __always_inline bool finish(enum op op, struct slot *slot, struct task_struct *task)
 {
 	struct call *call = &slot->call;
 
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	if (!is_of_interest(call)) {
-		count(COUNT_FILTERED);
-		return false;
-	}
-	call->cgroup_id = bpf_get_current_cgroup_id();
-	bpf_get_current_comm(call->comm, sizeof(call->comm));
+	if (!slot->in_tree || !is_of_interest(call))
+		return refuse(op, call);
+	call->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
+	read_comm(call, task);
 	send_image(call, task);
 	if (aggregates)
 		aggregate(call, name_hash(slot));
 	if (!makes_records)
 		return false;
-	if (is_wanted(call))
-		return send_call(call);
-	count(COUNT_FILTERED);
-	return false;
+	return is_wanted(call) ? send_call(call) : refuse(op, call);
 }

@@ -103,6 +103,8 @@ pub struct Message {
     pub sent_by: Option<Sender>,
     /// Whether the receive of a message that was sent is told by whose it is.
     pub tracked: bool,
+    /// What was under way beside it.
+    pub turn: Turn,
 }
 
 /// The span that sent a message, and how it was found.
@@ -110,6 +112,8 @@ pub struct Message {
 pub struct Sender {
     /// The span.
     pub ids: Ids,
+    /// Name of the thread that sent it, NUL-terminated where shorter.
+    pub comm: [u8; 16],
     /// How.
     pub method: Method,
 }
@@ -119,6 +123,27 @@ pub struct Sender {
 pub enum Method {
     /// By the message's identity in the kernel.
     Message,
+    /// Inferred from the order of calls.
+    Sequence,
+}
+
+/// What was under way on the queue beside a call, by tracepoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// No other call of its kind meanwhile.
+    pub alone: bool,
+    /// No other call at all when the depth was read.
+    pub quiet: bool,
+    /// Receives at a send's exit, sends at a receive's; at most one too many.
+    pub opposite: u32,
+    /// Its number among the calls of its kind, on this queue rising; from 1, 0 where none was given.
+    pub number: u64,
+    /// Calls of the other kind that had begun at its exit, by such numbers.
+    pub begun: u64,
+    /// At its entry; `u64::MAX` where one was under way then.
+    pub begun_before: u64,
+    /// Calls of the host that were not seen whole, until now.
+    pub losses: u32,
 }
 
 /// What a call was passed.
@@ -208,6 +233,8 @@ pub struct Call {
     pub queue: Option<Queue>,
     /// Name of the thread, NUL-terminated where shorter.
     pub comm: [u8; 16],
+    /// Whether a filter refused it: it is here for its message's sake alone.
+    pub filtered: bool,
 }
 
 /// Who made calls: a process image, as it was at its first call.
@@ -291,7 +318,7 @@ pub fn op_of(number: u32) -> Option<Op> {
 fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
     let op = op_of(raw.op.into())?;
     let bytes = raw.args.map(u64::to_ne_bytes);
-    let (fd, bytes) = (raw.fd, bytes.as_flattened());
+    let (fd, losses, bytes) = (raw.fd, raw.losses, bytes.as_flattened());
     let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
     let message = || {
         let raw: message_args = head(bytes);
@@ -304,8 +331,21 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
             timeout: Passed { ptr: raw.timeout_ptr, value: has(call_flag::CALL_DEADLINE).then_some(deadline) },
             blocked: has(call_flag::CALL_BLOCKED),
             wait_ns: has(call_flag::CALL_WAIT).then_some(raw.wait_ns),
-            sent_by: has(call_flag::CALL_LINK).then_some(Sender { ids, method: Method::Message }),
+            sent_by: has(call_flag::CALL_LINK).then_some(Sender {
+                ids,
+                comm: raw.sent_comm.map(i8::cast_unsigned),
+                method: Method::Message,
+            }),
             tracked: has(call_flag::CALL_TRACKED),
+            turn: Turn {
+                alone: has(call_flag::CALL_ALONE),
+                quiet: has(call_flag::CALL_QUIET),
+                opposite: raw.opposite,
+                number: raw.turn,
+                begun: raw.begun,
+                begun_before: raw.begun_before,
+                losses,
+            },
         }
     };
     let args = match op {
@@ -371,6 +411,7 @@ impl Call {
                 mode: raw.queue_mode,
             }),
             comm: raw.comm.map(i8::cast_unsigned),
+            filtered: has(call_flag::CALL_FILTERED),
         })
     }
 
@@ -381,8 +422,19 @@ impl Call {
 
     /// The thread's name, without its padding.
     pub fn comm(&self) -> &[u8] {
-        self.comm.split(|byte| *byte == 0).next().unwrap_or_default()
+        unpadded(&self.comm)
     }
+
+    /// Forgets which span sent the message that was received, unless the sending thread's name is kept.
+    pub fn drop_sender_unless(&mut self, keeps: impl Fn(&[u8]) -> bool) {
+        if let Args::Receive(message) = &mut self.args {
+            message.sent_by = message.sent_by.filter(|sender| keeps(unpadded(&sender.comm)));
+        }
+    }
+}
+
+fn unpadded(comm: &[u8]) -> &[u8] {
+    comm.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 impl Image {

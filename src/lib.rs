@@ -14,6 +14,7 @@ pub mod event;
 pub mod export;
 pub mod health;
 pub mod internal;
+pub mod links;
 pub mod meter;
 pub mod metrics;
 pub mod pipeline;

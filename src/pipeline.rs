@@ -11,6 +11,7 @@ use crate::bpf::driver::Records;
 use crate::bpf::programs::Counts;
 use crate::clock::Clock;
 use crate::config::filter::Filters;
+use crate::config::values::Receive;
 use crate::event::{Call, Image, ImageKey, Name};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
@@ -39,6 +40,7 @@ pub struct Pipeline {
     clock: Clock,
     registry: Registry,
     traces: bool,
+    receive: Receive,
     meter: Option<Meter>,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
@@ -68,6 +70,8 @@ pub struct Parts {
     pub registry: Registry,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
+    /// Where a receive span hangs.
+    pub receive: Receive,
     /// What makes metrics, where they are made.
     pub meter: Option<Meter>,
     /// Beats while the pipeline is at work.
@@ -79,7 +83,7 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, clock, registry, traces, meter, pulse, color } = parts;
+        let Parts { ledger, sinks, filters, clock, registry, traces, receive, meter, pulse, color } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -91,6 +95,7 @@ impl Pipeline {
             clock,
             registry,
             traces,
+            receive,
             meter,
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
@@ -150,10 +155,12 @@ impl Records for Pipeline {
         self.registry.add_from_proc(call);
     }
 
-    fn call(&mut self, call: Call) {
+    fn call(&mut self, mut call: Call) {
         self.ledger.received();
-        let view = View::new(&call, self.clock.wall_ns(call.entered_ns));
         let Filters { queue, comm, .. } = &*self.filters;
+        // A send that is filtered here has no span to link to; its queue is the receive's.
+        call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));
+        let view = View::new(&call, self.clock.wall_ns(call.entered_ns)).received_as(self.receive);
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }

@@ -22,6 +22,7 @@ use super::programs::{Config, Counts, Programs};
 use crate::config::filter::Filters;
 use crate::config::values::HookKind;
 use crate::event::{Call, Image, ImageKey, Name};
+use crate::links::sequence::Sequence;
 use crate::metrics::reading::Reading;
 
 /// As many records are taken before anything else is looked at.
@@ -145,7 +146,8 @@ fn drive(
         }
     };
     let records = RefCell::new(records);
-    let aggregates = match follow(&programs, &records, stop, metrics, ready) {
+    let sequence = RefCell::new(Sequence::default());
+    let aggregates = match follow(&programs, &sequence, &records, stop, metrics, ready) {
         Ok(aggregates) => aggregates,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -154,25 +156,27 @@ fn drive(
     };
     // The rings outlive the links: what is committed until now is still there.
     programs.detach();
-    if let Ok(rings) = Rings::open(&programs, &records) {
+    if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
         while take(&rings.calls) > 0 {}
+        rings.release();
         for readings in aggregates.map(Aggregates::stop).unwrap_or_default() {
-            take_metrics(&rings, &records, readings);
+            take_metrics(&rings, readings);
         }
     }
-    records.borrow_mut().counts(programs.counts());
+    records.borrow_mut().counts(counts(&programs, &sequence));
     programs.unmatched(filters, own_ipc_namespace)
 }
 
 /// Hands on what comes, until it is told to stop.
 fn follow(
     programs: &Programs<'_>,
+    sequence: &RefCell<Sequence>,
     records: &RefCell<impl Records>,
     stop: &Arc<Stop>,
     metrics: Option<Duration>,
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Result<Option<Aggregates>, String> {
-    let rings = Rings::open(programs, records).map_err(|error| error.to_string())?;
+    let rings = Rings::open(programs, sequence, records).map_err(|error| error.to_string())?;
     let woken = stop.clone();
     let start = |interval| Aggregates::start(programs, interval, move || woken.wake());
     let aggregates = metrics.map(start).transpose()?;
@@ -185,12 +189,12 @@ fn follow(
         }
         let taken = take(&rings.calls);
         for readings in aggregates.iter().flat_map(Aggregates::fetch) {
-            take_metrics(&rings, records, readings);
+            take_metrics(&rings, readings);
         }
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
-            records.borrow_mut().counts(programs.counts());
+            records.borrow_mut().counts(counts(programs, sequence));
         }
         let again = records.borrow_mut().tick(now);
         if taken >= AT_ONCE {
@@ -200,6 +204,7 @@ fn follow(
             wait(&[stop.event.as_fd()], GATHER);
             continue;
         }
+        rings.release();
         programs.armed().store(1, Ordering::Relaxed);
         // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
         fence(Ordering::SeqCst);
@@ -211,9 +216,13 @@ fn follow(
 }
 
 /// The images and names that the readings speak of came before them.
-fn take_metrics(rings: &Rings<'_>, records: &RefCell<impl Records>, readings: Vec<Reading>) {
+fn take_metrics<R: Records>(rings: &Rings<'_, R>, readings: Vec<Reading>) {
     rings.images.consume_raw();
-    records.borrow_mut().metrics(readings);
+    rings.records.borrow_mut().metrics(readings);
+}
+
+fn counts(programs: &Programs<'_>, sequence: &RefCell<Sequence>) -> Counts {
+    Counts { unlinked: sequence.borrow().unlinked(), ..programs.counts() }
 }
 
 /// How many records there were, up to [`AT_ONCE`].
@@ -222,13 +231,19 @@ fn take(ring: &RingBuffer<'_>) -> usize {
     ring.consume_raw_n(AT_ONCE).try_into().unwrap_or(0)
 }
 
-struct Rings<'a> {
+struct Rings<'a, R> {
     calls: RingBuffer<'a>,
     images: Rc<RingBuffer<'a>>,
+    sequence: &'a RefCell<Sequence>,
+    records: &'a RefCell<R>,
 }
 
-impl<'a> Rings<'a> {
-    fn open<'obj>(programs: &'a Programs<'obj>, records: &'a RefCell<impl Records>) -> libbpf_rs::Result<Self> {
+impl<'a, R: Records> Rings<'a, R> {
+    fn open<'obj>(
+        programs: &'a Programs<'obj>,
+        sequence: &'a RefCell<Sequence>,
+        records: &'a RefCell<R>,
+    ) -> libbpf_rs::Result<Self> {
         let mut images = RingBufferBuilder::new();
         images.add(programs.images(), |bytes| {
             if let Ok(name) = Name::decode(bytes) {
@@ -239,24 +254,33 @@ impl<'a> Rings<'a> {
             0
         })?;
         let images = Rc::new(images.build()?);
-        let for_calls = images.clone();
+        let images_of_calls = images.clone();
         let mut calls = RingBufferBuilder::new();
         calls.add(programs.calls(), move |bytes| {
             match Call::decode(bytes) {
-                Ok(call) => {
-                    learn(&call, &for_calls, records);
-                    records.borrow_mut().call(call);
-                }
+                Ok(call) => sequence.borrow_mut().offer(call, &mut |call| hand_on(call, &images_of_calls, records)),
                 Err(_) => records.borrow_mut().malformed(),
             }
             0
         })?;
-        Ok(Self { calls: calls.build()?, images })
+        Ok(Self { calls: calls.build()?, images, sequence, records })
+    }
+
+    /// Hands on what waited for more.
+    fn release(&self) {
+        self.sequence.borrow_mut().release(&mut |call| hand_on(call, &self.images, self.records));
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring's own epoll descriptor, open as long as the ring is.
         unsafe { BorrowedFd::borrow_raw(self.calls.epoll_fd()) }
+    }
+}
+
+fn hand_on(call: Call, images: &RingBuffer<'_>, records: &RefCell<impl Records>) {
+    if !call.filtered {
+        learn(&call, images, records);
+        records.borrow_mut().call(call);
     }
 }
 

@@ -57,6 +57,7 @@ const FAULTABLE: &str = "trace_call_bpf_faultable";
 impl Facts {
     /// Looks at this host, where hooks of the kinds that are asked for, in their order, are wanted; none: any.
     pub fn gather(asked: &[HookKind]) -> Self {
+        programs::keep_warnings();
         let uname = uname().ok();
         let word = |text: Option<&std::ffi::OsStr>| text.unwrap_or_default().to_string_lossy().into_owned();
         let tracefs = TRACEFS.iter().map(PathBuf::from).find(|root| root.join("events").is_dir());

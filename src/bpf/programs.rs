@@ -18,7 +18,7 @@ use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use crate::config::filter::Filters;
-use crate::config::values::{HookKind, Namespace};
+use crate::config::values::{HookKind, Namespace, Op};
 use crate::metrics::buckets::{duration_bounds, size_bounds};
 
 /// What the kernel side is told before it is loaded.
@@ -67,6 +67,8 @@ pub struct Counts {
     pub missed_inside: u64,
     /// Messages that found no room to be registered.
     pub untracked: u64,
+    /// Messages received whose send could not be inferred.
+    pub unlinked: u64,
 }
 
 /// The programs, attached.
@@ -95,6 +97,12 @@ fn end_of(text: &str) -> String {
     let mut lines: Vec<&str> = text.lines().rev().filter(|line| !is_framed(line)).take(3).collect();
     lines.reverse();
     lines.join(" ").chars().take(300).collect()
+}
+
+/// From now on libbpf's warnings are kept, not printed.
+pub fn keep_warnings() {
+    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    set_print(Some((PrintLevel::Warn, keep_warning)));
 }
 
 /// The error with what libbpf had to say, in one line.
@@ -126,8 +134,7 @@ pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<(), String> 
 impl<'obj> Programs<'obj> {
     /// Loads and attaches. Calls whose entry comes after the return are seen.
     pub fn attach(storage: &'obj mut MaybeUninit<OpenObject>, config: &Config<'_>) -> Result<Self, String> {
-        WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        set_print(Some((PrintLevel::Warn, keep_warning)));
+        keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
@@ -247,6 +254,7 @@ impl<'obj> Programs<'obj> {
             missed,
             missed_inside,
             untracked: read(counter::COUNT_UNTRACKED),
+            unlinked: 0,
         }
     }
 
@@ -300,6 +308,8 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
         rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
+        let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
+        rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;

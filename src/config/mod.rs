@@ -24,7 +24,7 @@ use self::error::Error;
 use self::file::File;
 use self::filter::{Filter, Filters};
 use self::otlp::{Layer, Layers, Otlp};
-use self::values::{Color, CpuList, HookKind, Op, Output, Signal, Temporality, choice};
+use self::values::{Color, CpuList, HookKind, Op, Output, Receive, Signal, Temporality, choice};
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
 
 /// Everything that a run is told.
@@ -40,6 +40,8 @@ pub struct Settings {
     pub filters: Filters,
     /// Spans or log records a second for each queue and operation; 0: every call.
     pub max_rate: u64,
+    /// Where a receive span hangs.
+    pub receive: Receive,
     /// The user that the command runs as.
     pub user: Option<String>,
     /// The CPUs that mqspan's own threads may run on; None: any.
@@ -165,6 +167,7 @@ impl Settings {
             otlp: Otlp::resolve(&options, &otlp_variables, &file.otlp)?,
             filters: filters(run.filters),
             max_rate: run.max_rate.unwrap_or(0),
+            receive: run.later.receive.unwrap_or(Receive::Link),
             user: run.user,
             cpus: run.cpus,
             duration: run.duration,

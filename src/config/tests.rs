@@ -148,7 +148,6 @@ fn later_options_are_refused() {
         ("--container ab", "--container"),
         ("--slow 1ms", "--slow"),
         ("--template /reply-*", "--template"),
-        ("--receive child", "--receive child"),
         ("--spool /s", "--spool"),
         ("--spool-size 1GiB", "--spool-size"),
         ("--spool-sync", "--spool-sync"),
@@ -164,6 +163,7 @@ fn later_options_are_refused() {
     assert!(load("", &[], "spool: /s").is_err());
     for arguments in [
         "--receive link",
+        "--receive child",
         "--max-rate 0",
         "--hooks auto",
         "--hooks fsession,fentry",

@@ -2,7 +2,7 @@
 //! builds a feature deletes its line here.
 
 use super::error::Error;
-use super::values::{HookKind, Receive};
+use super::values::HookKind;
 use crate::cli::RunArgs;
 
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
@@ -13,7 +13,6 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
         (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
         (later.slow.is_some(), "--slow", "leave it out: no call is limited"),
         (!later.template.is_empty(), "--template", "leave it out"),
-        (later.receive == Some(Receive::Child), "--receive child", "leave it out"),
         (later.spool.is_some(), "--spool", "leave it out; what can't be sent is counted as lost"),
         (later.spool_size.is_some(), "--spool-size", "leave it out"),
         (later.spool_sync, "--spool-sync", "leave it out"),

@@ -23,6 +23,7 @@ pub(crate) fn message() -> Message {
         wait_ns: None,
         sent_by: None,
         tracked: false,
+        turn: Turn::default(),
     }
 }
 
@@ -86,17 +87,27 @@ fn arguments_of_each_call() {
         wait_ns: 7,
         sent_trace_id: [8, 9],
         sent_span_id: 10,
+        sent_comm: [97; 16],
         priority: 6,
-        unused: 0,
+        opposite: 11,
+        turn: 13,
+        begun: 14,
+        begun_before: 15,
     });
     let notify = raw_args(&notify_args { event_ptr: 1, method: 2, signo: 3 });
     let attr = |value| Passed { ptr: 2, value };
     let mut trace = [0; 16];
     trace[..8].copy_from_slice(&8u64.to_ne_bytes());
     trace[8..].copy_from_slice(&9u64.to_ne_bytes());
-    let sent_by = Sender { ids: Ids { trace, span: 10u64.to_ne_bytes() }, method: Method::Message };
-    let nothing =
-        Message { fd: 9, size: 1, priority: None, timeout: Passed { ptr: 2, value: None }, ..self::message() };
+    let sent_by = Sender { ids: Ids { trace, span: 10u64.to_ne_bytes() }, comm: [b'a'; 16], method: Method::Message };
+    let nothing = Message {
+        fd: 9,
+        size: 1,
+        priority: None,
+        timeout: Passed { ptr: 2, value: None },
+        turn: Turn { opposite: 11, number: 13, begun: 14, begun_before: 15, losses: 12, ..Turn::default() },
+        ..self::message()
+    };
     let everything = Message {
         priority: Some(6),
         timeout: Passed { ptr: 2, value: Some(Deadline { s: 3, ns: 4 }) },
@@ -104,6 +115,7 @@ fn arguments_of_each_call() {
         wait_ns: Some(7),
         sent_by: Some(sent_by),
         tracked: true,
+        turn: Turn { alone: true, quiet: true, opposite: 11, number: 13, begun: 14, begun_before: 15, losses: 12 },
         ..nothing
     };
     let opened = |attr, attr_changed| Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr, attr_changed };
@@ -118,6 +130,8 @@ fn arguments_of_each_call() {
         call_flag::CALL_WAIT,
         call_flag::CALL_LINK,
         call_flag::CALL_TRACKED,
+        call_flag::CALL_ALONE,
+        call_flag::CALL_QUIET,
     ]);
     for (op, args, flags, expected) in [
         (0, open, 0, opened(attr(None), false)),
@@ -131,7 +145,7 @@ fn arguments_of_each_call() {
         (5, open, 0, Args::Getsetattr { fd: 9, attr: attr(None) }),
         (5, open, all, Args::Getsetattr { fd: 9, attr: attr(Some([3, 4, 5, 6])) }),
     ] {
-        let raw = call { op, args, flags, fd: 9, ..Default::default() };
+        let raw = call { op, args, flags, fd: 9, losses: 12, ..Default::default() };
         assert_eq!(Call::decode(&record(&raw, b"", b"")).unwrap().args, expected, "{op} {flags:#x}");
     }
 }

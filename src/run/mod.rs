@@ -95,6 +95,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         clock: Clock::start().map_err(no_thread)?,
         registry: Registry::new(host),
         traces: settings.signals.traces,
+        receive: settings.receive,
         meter,
         pulse: pulse.clone(),
         color: is_colored(settings.color),

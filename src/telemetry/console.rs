@@ -106,7 +106,7 @@ mod tests {
             ..example()
         };
         let receive = |message| Call { op: Op::MqTimedreceive, args: Args::Receive(message), ret: 64, ..example() };
-        let sent_by = Some(Sender { ids, method: Method::Message });
+        let sent_by = Some(Sender { ids, comm: *b"orders\0\0\0\0\0\0\0\0\0\0", method: Method::Message });
         for (call, expected) in [
             (send(Message { tracked: true, ..message() }, 0), "depth 3/10 →a3f9"),
             (send(Message { tracked: true, ..message() }, -11), "depth 3/10"),

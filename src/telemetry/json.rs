@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use super::record::{LOG_FLAGS, Record, Resource, SCHEMA_URL, SCOPE, SPAN_FLAGS, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, LOG_FLAGS, REMOTE_FLAGS, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
 use crate::config::values::Signal;
 
@@ -123,7 +123,7 @@ fn field_ns(out: &mut Vec<u8>, name: &str, value: u64) {
 
 /// Appends a `Span`; a comma parts it from one before.
 pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
-    let Some(ids) = record.ids else { return };
+    let Some(ids) = record.span() else { return };
     if !out.is_empty() {
         out.push(b',');
     }
@@ -131,6 +131,10 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
     hex(out, &ids.trace);
     out.extend_from_slice(b"\",\"spanId\":\"");
     hex(out, &ids.span);
+    if let Some(parent) = record.parent() {
+        out.extend_from_slice(b"\",\"parentSpanId\":\"");
+        hex(out, &parent.span);
+    }
     out.extend_from_slice(b"\",\"name\":");
     string(out, &record.view.span_name());
     put!(out, ",\"kind\":{}", record.kind());
@@ -138,13 +142,22 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
     field_ns(out, "\",\"endTimeUnixNano\":\"", record.end_ns());
     out.extend_from_slice(b"\",\"attributes\":[");
     record.view.attributes(&mut KeyValues::new(out));
+    if let Some((ids, method)) = record.link() {
+        out.extend_from_slice(b"],\"links\":[{\"traceId\":\"");
+        hex(out, &ids.trace);
+        out.extend_from_slice(b"\",\"spanId\":\"");
+        hex(out, &ids.span);
+        out.extend_from_slice(b"\",\"attributes\":[");
+        KeyValues::new(out).text(LINK_METHOD, method);
+        put!(out, "],\"flags\":{REMOTE_FLAGS}}}");
+    }
     out.extend_from_slice(b"],\"status\":{");
     if let Some(error) = record.view.error() {
         out.extend_from_slice(b"\"message\":");
         string(out, &error);
         put!(out, ",\"code\":{STATUS_ERROR}");
     }
-    put!(out, "}},\"flags\":{SPAN_FLAGS}}}");
+    put!(out, "}},\"flags\":{}}}", record.flags());
 }
 
 /// Appends a `LogRecord`; a comma parts it from one before.
@@ -160,7 +173,7 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"},\"attributes\":[");
     record.log_attributes(&mut KeyValues::new(out));
     put!(out, "],\"eventName\":\"{}\"", record.event_name());
-    if let Some(ids) = record.ids {
+    if let Some(ids) = record.span() {
         put!(out, ",\"flags\":{LOG_FLAGS},\"traceId\":\"");
         hex(out, &ids.trace);
         out.extend_from_slice(b"\",\"spanId\":\"");

@@ -2,7 +2,7 @@
 //! trace.proto, logs.proto, common.proto and resource.proto, with whose generated types a test reads it back. Pure
 //! code.
 
-use super::record::{LOG_FLAGS, Record, Resource, SCHEMA_URL, SCOPE, SPAN_FLAGS, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, LOG_FLAGS, REMOTE_FLAGS, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
 
 const VARINT: u8 = 0;
@@ -122,22 +122,33 @@ impl Attributes for KeyValues<'_> {
 
 /// Appends a `Span`, as a field of `ScopeSpans`.
 pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
-    let Some(ids) = record.ids else { return };
+    let Some(ids) = record.span() else { return };
     nested(out, 2, |out| {
         bytes(out, 1, &ids.trace);
         bytes(out, 2, &ids.span);
+        if let Some(parent) = record.parent() {
+            bytes(out, 4, &parent.span);
+        }
         bytes(out, 5, record.view.span_name().as_bytes());
         number(out, 6, record.kind().into());
         fixed64(out, 7, record.start_ns());
         fixed64(out, 8, record.end_ns());
         record.view.attributes(&mut KeyValues { out, field: 9 });
+        if let Some((ids, method)) = record.link() {
+            nested(out, 13, |out| {
+                bytes(out, 1, &ids.trace);
+                bytes(out, 2, &ids.span);
+                KeyValues { out, field: 4 }.text(LINK_METHOD, method);
+                fixed32(out, 6, REMOTE_FLAGS);
+            });
+        }
         if let Some(error) = record.view.error() {
             nested(out, 15, |out| {
                 bytes(out, 2, error.as_bytes());
                 number(out, 3, STATUS_ERROR.into());
             });
         }
-        fixed32(out, 16, SPAN_FLAGS);
+        fixed32(out, 16, record.flags());
     });
 }
 
@@ -150,7 +161,7 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
         bytes(out, 3, severity_text.as_bytes());
         nested(out, 5, |out| bytes(out, 1, record.view.line().as_bytes()));
         record.log_attributes(&mut KeyValues { out, field: 6 });
-        if let Some(ids) = record.ids {
+        if let Some(ids) = record.span() {
             fixed32(out, 8, LOG_FLAGS);
             bytes(out, 9, &ids.trace);
             bytes(out, 10, &ids.span);

@@ -3,6 +3,7 @@
 use super::view::{Attributes, View};
 use crate::config::values::Op;
 pub use crate::event::Ids;
+use crate::event::{Method, Sender};
 
 /// The semantic conventions that the attributes follow.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -13,6 +14,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Span flags (opentelemetry/proto/trace/v1): sampled, and that it is known that no parent is remote.
 pub const SPAN_FLAGS: u32 = 0x101;
+/// The same for a span whose parent, or a link whose span, is known to be remote: in another process, by a message.
+pub const REMOTE_FLAGS: u32 = 0x301;
 /// Log record flags: sampled.
 pub const LOG_FLAGS: u32 = 0x001;
 /// `SpanKind`.
@@ -21,6 +24,8 @@ pub const KIND_INTERNAL: u8 = 1;
 pub const KIND_CLIENT: u8 = 3;
 /// The same: the context that a message is made in.
 pub const KIND_PRODUCER: u8 = 4;
+/// The same: goes on from a message.
+pub const KIND_CONSUMER: u8 = 5;
 /// `StatusCode`.
 pub const STATUS_ERROR: u8 = 2;
 
@@ -33,10 +38,37 @@ pub struct Record<'a> {
     pub ids: Option<Ids>,
 }
 
+/// What links to a span say besides which it is.
+pub const LINK_METHOD: &str = "posix_mq.link.method";
+
 impl Record<'_> {
     /// Its exit, ns since 1970.
     pub fn end_ns(&self) -> u64 {
         self.view.start_ns + self.view.call.duration_ns()
+    }
+
+    /// The span of this call, where one is made, in the trace that it belongs to.
+    pub fn span(&self) -> Option<Ids> {
+        let trace = self.parent().map(|parent| parent.trace);
+        self.ids.map(|ids| Ids { trace: trace.unwrap_or(ids.trace), ..ids })
+    }
+
+    /// The span's parent.
+    pub fn parent(&self) -> Option<Ids> {
+        self.view.sender().filter(|_| self.view.is_child).map(|sender| sender.ids)
+    }
+
+    /// The span that it links to, and how that was found.
+    pub fn link(&self) -> Option<(Ids, &'static str)> {
+        self.view.sender().map(|Sender { ids, method, .. }| match method {
+            Method::Message => (ids, "message"),
+            Method::Sequence => (ids, "sequence"),
+        })
+    }
+
+    /// The span's flags.
+    pub fn flags(&self) -> u32 {
+        if self.view.is_child { REMOTE_FLAGS } else { SPAN_FLAGS }
     }
 
     /// Its entry, ns since 1970.
@@ -48,6 +80,7 @@ impl Record<'_> {
     pub fn kind(&self) -> u8 {
         match self.view.call.op {
             Op::MqTimedsend => KIND_PRODUCER,
+            Op::MqTimedreceive if self.view.is_child => KIND_CONSUMER,
             Op::MqTimedreceive => KIND_CLIENT,
             _ => KIND_INTERNAL,
         }

@@ -6,15 +6,16 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
+use opentelemetry_proto::tonic::trace::v1::span::Link;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 use prost::Message as _;
 
 use super::record::{Ids, Record, Resource, SCHEMA_URL, VERSION, Value};
 use super::view::{Attributes, View};
 use super::{json, protobuf};
-use crate::config::values::{Op, Signal};
+use crate::config::values::{Op, Receive, Signal};
 use crate::event::tests::{example, message, queue};
-use crate::event::{Args, Call, Deadline, Message, Passed};
+use crate::event::{Args, Call, Deadline, Message, Method, Passed, Sender};
 
 fn call(name: &[u8]) -> Call {
     Call {
@@ -43,6 +44,14 @@ fn send() -> Call {
     let timeout = Passed { ptr: 1, value: Some(deadline) };
     let message = Message { size: 8192, priority: Some(32_767), timeout, blocked: true, ..message() };
     Call { op: Op::MqTimedsend, asked: None, args: Args::Send(message), ..call(b"") }
+}
+
+/// A receive whose send is known.
+fn receive() -> Call {
+    let ids = Ids { trace: [7; 16], span: [8; 8] };
+    let sent_by = Some(Sender { ids, comm: [0; 16], method: Method::Message });
+    let message = Message { sent_by, wait_ns: Some(1), ..message() };
+    Call { op: Op::MqTimedreceive, asked: None, args: Args::Receive(message), ..call(b"") }
 }
 
 /// The attributes by the generated types.
@@ -101,16 +110,29 @@ const START: u64 = 1_790_000_000_123_456_789;
 fn expected_span(record: &Record<'_>) -> Span {
     let mut attributes = Proto::default();
     record.view.attributes(&mut attributes);
+    let sender = record.view.sender().map(|sender| sender.ids);
+    let parent = sender.filter(|_| record.view.is_child);
+    let mut link_attributes = Proto::default();
+    link_attributes.text("posix_mq.link.method", "message");
+    let link = |ids: Ids| Link {
+        trace_id: ids.trace.into(),
+        span_id: ids.span.into(),
+        attributes: link_attributes.0.clone(),
+        flags: 0x301,
+        ..Default::default()
+    };
     Span {
-        trace_id: IDS.trace.into(),
+        trace_id: parent.map_or(IDS.trace, |parent| parent.trace).into(),
         span_id: IDS.span.into(),
+        parent_span_id: parent.map_or(Vec::new(), |parent| parent.span.into()),
+        links: sender.map(link).into_iter().collect(),
         name: record.view.span_name(),
         kind: record.kind().into(),
         start_time_unix_nano: START,
         end_time_unix_nano: START + 14_200,
         attributes: attributes.0,
         status: Some(Status { message: "No such file or directory".into(), code: 2 }),
-        flags: 0x101,
+        flags: if parent.is_some() { 0x301 } else { 0x101 },
         ..Default::default()
     }
 }
@@ -128,7 +150,7 @@ fn expected_log(record: &Record<'_>) -> LogRecord {
         attributes: attributes.0,
         event_name: record.event_name().into(),
         flags: record.ids.map_or(0, |_| 1),
-        trace_id: record.ids.map_or(Vec::new(), |ids| ids.trace.into()),
+        trace_id: record.span().map_or(Vec::new(), |ids| ids.trace.into()),
         span_id: record.ids.map_or(Vec::new(), |ids| ids.span.into()),
         ..Default::default()
     }
@@ -168,8 +190,10 @@ fn as_protobuf(records: &[u8]) -> Vec<u8> {
 fn written_by_hand_read_by_the_generated_types() {
     let mut names: Vec<Vec<u8>> = vec![b"".to_vec(), b"q\x1b\"\\\x7f".to_vec(), b"\xff\xfe".to_vec(), "ü/€".into()];
     names.extend((1..=255).map(|len| vec![b'n'; len]));
-    for call in names.iter().map(|name| call(name)).chain([send()]) {
-        let view = View::new(&call, START);
+    let hang = [Receive::Link, Receive::Child];
+    let calls = names.iter().map(|name| call(name)).chain([send(), receive()]);
+    for (call, receive) in calls.flat_map(|call| hang.map(|receive| (call.clone(), receive))) {
+        let view = View::new(&call, START).received_as(receive);
         for ids in [Some(IDS), None] {
             let record = Record { view: &view, ids };
             let (mut proto_span, mut json_span, mut proto_log, mut json_log) = Default::default();

@@ -8,8 +8,8 @@ use super::notify::{self, SIGEV_SIGNAL};
 use super::oflag::{self, O_CREAT};
 use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type};
 use super::text::{printable, utf8};
-use crate::config::values::Op;
-use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed};
+use crate::config::values::{Op, Receive};
+use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed, Sender};
 
 /// Takes attributes, each once, with its key.
 pub trait Attributes {
@@ -32,6 +32,8 @@ pub struct View<'a> {
     pub call: &'a Call,
     /// Its entry, ns since 1970.
     pub start_ns: u64,
+    /// Whether it is the child of the span that sent its message.
+    pub is_child: bool,
     /// The queue's name with its slash: the kernel's own where a queue was reached, else the one asked for.
     pub destination: Option<Cow<'a, str>>,
     requested: Option<Cow<'a, str>>,
@@ -50,9 +52,20 @@ impl<'a> View<'a> {
         Self {
             call,
             start_ns,
+            is_child: false,
             destination: actual.or(asked).map(slashed),
             requested: asked.filter(|asked| actual.is_some_and(|actual| actual != *asked)).map(slashed),
         }
+    }
+
+    /// A receive hangs as `--receive` says.
+    pub fn received_as(self, receive: Receive) -> Self {
+        Self { is_child: receive == Receive::Child && self.sender().is_some(), ..self }
+    }
+
+    /// The span that sent the message which was received.
+    pub fn sender(&self) -> Option<Sender> {
+        self.message().and_then(|message| message.sent_by)
     }
 
     /// The system call's name, `mq_open`.
@@ -122,7 +135,7 @@ impl<'a> View<'a> {
         to.text("messaging.system", "posix_mq");
         to.text("messaging.operation.name", self.operation());
         if let Some(kind) = operation_type(call.op) {
-            to.text("messaging.operation.type", kind);
+            to.text("messaging.operation.type", if self.is_child { "process" } else { kind });
         }
         if let Some(name) = &self.destination {
             to.text("messaging.destination.name", name);

@@ -84,10 +84,7 @@ fn log_records_of_a_command_are_what_strace_sees() -> Result<()> {
     let (log, record) = (mqspan.file("strace.log"), mqspan.file("record"));
     let (calls, path) = (CALLS.to_string(), record.display().to_string());
     let strace = workload::under_strace("mq_open", &log, &mqspan.workload(), &arguments("12", &calls, &path));
-    let words = [strace.get_program()].into_iter().chain(strace.get_args());
-    let words = words.map(|word| word.to_str().context("not UTF-8")).collect::<Result<Vec<_>>>()?;
-    let file = mqspan.to_file("logs");
-    mqspan.run_counted(&[&["--signals=logs", "--call=mq_open", &*file, "--"], &words[..]].concat())?;
+    mqspan.run_counted_command(&["--signals=logs", "--call=mq_open", &mqspan.to_file("logs")], &strace)?;
     let seen = Seen::read(&log, &record)?;
     let logs = otlp::logs(&mqspan.file("logs"))?;
     ensure!(logs.len() == CALLS, "{} log records of a command that makes {CALLS} calls", logs.len());

@@ -1,8 +1,9 @@
 //! Calls described: by tables, a row for each thing that could be said wrongly.
 
 use super::*;
+use crate::config::values::Receive;
 use crate::event::tests::{self, example, queue};
-use crate::event::{Event, Queue};
+use crate::event::{Event, Method, Queue};
 
 const START: u64 = 1_000_000_000;
 
@@ -196,6 +197,14 @@ fn attributes_by_call() {
         (getsetattr(Passed { ptr: 1, value: Some([2048, 0, 0, 0]) }), "posix_mq.attr.flags", Some("2048")),
     ] {
         assert_eq!(value(&attributes(&call), key), expected, "{key} of {call:?}");
+    }
+    let mut linked = receive(Some(5), FOREVER, 8);
+    let sent_by = Some(Sender { ids: linked.ids, comm: linked.comm, method: Method::Message });
+    linked.args = Args::Receive(Message { sent_by, ..tests::message() });
+    for (call, kind) in [(&linked, "process"), (&receive(Some(5), FOREVER, 8), "receive")] {
+        let mut seen = Seen::default();
+        View::new(call, START).received_as(Receive::Child).attributes(&mut seen);
+        assert_eq!(value(&seen.0, "messaging.operation.type"), Some(kind));
     }
     assert!(value(&attributes(&compat), "posix_mq.syscall.abi").is_some());
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use opentelemetry_proto::tonic::{logs::v1::LogRecord, trace::v1::Span};
 
 use crate::{
+    expect::{Expect, differences},
     otlp::{self, Attributes, Record, Value},
     ready,
     strace::{Arg, Returned, Syscall},
@@ -108,8 +109,8 @@ impl Open {
         })
     }
 
-    /// What the contract makes of it; `*` stands for a value that the oracle doesn't know but that must be there.
-    fn attributes(&self, ipc_namespace: i64) -> BTreeMap<&'static str, Option<Value>> {
+    /// What the contract makes of it; None stands for a value that the oracle doesn't know but that must be there.
+    pub(crate) fn attributes(&self, ipc_namespace: i64) -> BTreeMap<&'static str, Option<Value>> {
         let mut all = BTreeMap::from([
             ("messaging.system", Some("posix_mq".into())),
             ("messaging.operation.name", Some("mq_open".into())),
@@ -198,14 +199,14 @@ impl fmt::Display for Open {
 }
 
 /// Their status stays Unset: polling is not failing.
-const POLLING: [&str; 4] = ["EAGAIN", "ETIMEDOUT", "EINTR", "ERESTARTSYS"];
+pub(crate) const POLLING: [&str; 4] = ["EAGAIN", "ETIMEDOUT", "EINTR", "ERESTARTSYS"];
 
 /// `0640`, and a zero before fewer than three digits too.
 fn octal(bits: u32) -> String {
     format!("0{bits:03o}")
 }
 
-fn errno_of(name: &str) -> Option<i32> {
+pub(crate) fn errno_of(name: &str) -> Option<i32> {
     (1..200).find(|errno| format!("{:?}", nix::errno::Errno::from_raw(*errno)) == name)
 }
 
@@ -389,16 +390,7 @@ pub fn compare<T: Form>(calls: &[Open], records: &[Record<T>]) -> Result<Compari
 }
 
 fn differing_attributes<T: Form>(call: &Open, record: &Record<T>, ipc_namespace: i64) -> Vec<String> {
-    let expected = call.attributes(ipc_namespace);
-    let mut found: Vec<_> = expected
-        .iter()
-        .filter_map(|(key, expected)| match (record.attributes.get(*key), expected) {
-            (None, _) => Some(format!("{key} is missing")),
-            (Some(value), Some(expected)) => differs(key, value, expected),
-            (Some(_), None) => None,
-        })
-        .collect();
-    let known = |key: &&String| expected.contains_key(&***key) || T::MORE.contains(&&***key);
-    found.extend(record.attributes.keys().filter(|key| !known(key)).map(|key| format!("{key} should not be there")));
-    found
+    let known = |value: Option<Value>| value.map_or(Expect::Present, Expect::Is);
+    let expected = call.attributes(ipc_namespace).into_iter().map(|(key, value)| (key, known(value))).collect();
+    differences(&expected, &record.attributes, T::MORE)
 }

@@ -4,6 +4,8 @@
 pub mod calls;
 pub mod certificates;
 pub mod collector;
+pub mod expect;
+pub mod family;
 pub mod otlp;
 pub mod program;
 pub mod ready;

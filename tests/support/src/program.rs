@@ -117,6 +117,13 @@ impl Mqspan {
         Ended::of(finish(command)?).ok()
     }
 
+    /// The same with another command to trace.
+    pub fn run_counted_command(&self, args: &[&str], traced: &Command) -> Result<Ended> {
+        let mut command = self.command(["run", &self.stats_option()]);
+        command.args(args).arg("--").arg(traced.get_program()).args(traced.get_args());
+        Ended::of(finish(command)?).ok()
+    }
+
     fn stats_option(&self) -> String {
         format!("--stats-file={}", self.file("stats.json").display())
     }

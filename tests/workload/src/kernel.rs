@@ -1,8 +1,8 @@
-//! The system calls. All are safe with any address: the kernel checks it and only reads.
+//! The system calls. The kernel checks each address: what can't be read or written is an EFAULT.
 
 use std::{
     ffi::{CString, c_long},
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use nix::errno::Errno;
@@ -14,16 +14,90 @@ pub fn mq_open(name: usize, oflag: u32, mode: u32, attr: usize) -> i64 {
     // A C caller's int may arrive with its sign in the upper half of the register.
     let oflag = c_long::from(oflag.cast_signed());
     // SAFETY: the kernel reads what the two addresses point to, and answers EFAULT where it can't.
-    match unsafe { libc::syscall(libc::SYS_mq_open, name, oflag, c_long::from(mode), attr) } {
-        -1 => -i64::from(Errno::last_raw()),
-        descriptor => descriptor,
-    }
+    returned(unsafe { libc::syscall(libc::SYS_mq_open, name, oflag, c_long::from(mode), attr) })
+}
+
+fn returned(result: c_long) -> i64 {
+    if result == -1 { -i64::from(Errno::last_raw()) } else { result }
 }
 
 /// The queue may be gone already: another thread has unlinked it.
 pub fn mq_unlink(name: &CString) {
-    // SAFETY: the name is a C string that outlives the call.
-    unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) };
+    mq_unlink_at(name.as_ptr().addr());
+}
+
+/// 0 or a negative errno, as those that follow.
+pub fn mq_unlink_at(name: usize) -> i64 {
+    // SAFETY: the kernel reads what the address points to.
+    returned(unsafe { libc::syscall(libc::SYS_mq_unlink, name) })
+}
+
+/// `struct timespec` as the kernel reads it, valid or not.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Timespec {
+    pub sec: i64,
+    pub nsec: i64,
+}
+
+pub fn mq_timedsend(queue: RawFd, body: usize, length: usize, priority: u32, deadline: usize) -> i64 {
+    let priority = u64::from(priority);
+    // SAFETY: the kernel reads what the two addresses point to.
+    returned(unsafe { libc::syscall(libc::SYS_mq_timedsend, c_long::from(queue), body, length, priority, deadline) })
+}
+
+/// `body` and `priority` are addresses of memory that the caller has for a message and a u32, or none at all.
+pub fn mq_timedreceive(queue: RawFd, body: usize, length: usize, priority: usize, deadline: usize) -> i64 {
+    // SAFETY: the kernel writes where the caller has memory for it, as demanded above.
+    returned(unsafe { libc::syscall(libc::SYS_mq_timedreceive, c_long::from(queue), body, length, priority, deadline) })
+}
+
+/// `struct sigevent` as the kernel reads it.
+#[repr(C)]
+pub struct Event {
+    value: usize,
+    signal: i32,
+    method: i32,
+    rest: [u64; 6],
+}
+
+impl Event {
+    pub fn new(method: i32, signal: i32) -> Self {
+        Self { value: 0, signal, method, rest: [0; 6] }
+    }
+}
+
+pub fn mq_notify(queue: RawFd, event: usize) -> i64 {
+    // SAFETY: the kernel reads what the address points to.
+    returned(unsafe { libc::syscall(libc::SYS_mq_notify, c_long::from(queue), event) })
+}
+
+/// `old` is the address of memory that the caller has for a `struct mq_attr`, or none at all.
+pub fn mq_getsetattr(queue: RawFd, new: usize, old: usize) -> i64 {
+    // SAFETY: the kernel writes where the caller has memory for it, as demanded above.
+    returned(unsafe { libc::syscall(libc::SYS_mq_getsetattr, c_long::from(queue), new, old) })
+}
+
+/// A queue's descriptor.
+pub fn open_queue(name: &CString, oflag: u32, attr: &Attr) -> Result<OwnedFd, Errno> {
+    match i32::try_from(mq_open(name.as_ptr().addr(), oflag, 0o600, attr.as_ptr().addr())) {
+        // SAFETY: the call has just returned this descriptor, and nothing else owns it.
+        Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+        Ok(errno) => Err(Errno::from_raw(-errno)),
+        Err(_) => Err(Errno::EOVERFLOW),
+    }
+}
+
+/// Ends a sleep of another thread of this process.
+pub fn interrupt(thread: i32) {
+    // SAFETY: SIGUSR2 has a handler; a thread that is not there is an error.
+    unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), thread, libc::SIGUSR2) };
+}
+
+/// Real-time signals are none of nix's.
+pub fn ignore_signal(signal: i32) {
+    // SAFETY: ignoring runs no code.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
 /// What the queue says of itself.

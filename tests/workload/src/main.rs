@@ -1,8 +1,10 @@
-//! Makes mq_open calls for mqspan's tests and benchmarks to watch: by the raw system call, so that they arrive in the
+//! Makes calls of the family for mqspan's tests and benchmarks to watch: by the raw system call, so that they arrive in the
 //! kernel as they are written here, without glibc's checks and without its removing the slash.
 
 mod call;
+mod family;
 mod kernel;
+mod ledger;
 mod memory;
 mod open;
 mod rng;
@@ -13,11 +15,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Parser};
 
-/// Makes mq_open calls for mqspan's tests and benchmarks to watch
+/// Makes calls of the family for mqspan's tests and benchmarks to watch
 #[derive(Parser)]
 enum Workload {
     /// Makes randomised calls, the same ones for the same seed, threads and processes
     Open(Open),
+
+    /// Makes randomised calls of all six
+    Calls(Calls),
+
+    /// Passes numbered messages through one queue, with failures among the calls; writes who sent and who received which
+    Ledger(Ledger),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
@@ -75,9 +83,70 @@ struct Open {
     print: Option<PathBuf>,
 }
 
+#[derive(Args)]
+struct Calls {
+    /// How many, over all threads of all processes; those that make and remove the queues come on top
+    #[arg(long, default_value_t = 10_000)]
+    calls: u64,
+
+    /// Of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// In each process
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    threads: u64,
+
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    processes: u64,
+
+    /// Write every call of the threads to this file, a tab between the fields: thread id, name, the queue that the
+    /// descriptor is (its name, maxmsg, msgsize, and whether calls by it never sleep), the time before and after in ns,
+    /// result, process id; `-` where it is no queue
+    #[arg(long, value_name = "PATH")]
+    print: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Ledger {
+    #[arg(long, default_value_t = 50_000)]
+    messages: u64,
+
+    /// Of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// Processes on each side
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    processes: u64,
+
+    /// In each process
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
+    threads: u64,
+
+    /// 0 to one below this
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=32_768))]
+    priorities: u32,
+
+    /// Receivers pass NULL for the priority, as most programs do
+    #[arg(long)]
+    null_priority: bool,
+
+    /// Microseconds that each sender sleeps after every tenth message
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
+
+    /// The truth, a tab between the fields: send or receive, the message's number, thread id, priority; a thread's in
+    /// the order of its calls
+    #[arg(long, value_name = "PATH")]
+    print: PathBuf,
+}
+
 fn main() -> Result<()> {
     match Workload::parse() {
         Workload::Open(options) => open::run(&options),
+        Workload::Calls(options) => family::run(&options),
+        Workload::Ledger(options) => ledger::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),

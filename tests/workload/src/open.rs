@@ -57,7 +57,7 @@ pub fn short_lived(calls: u64) -> Result<()> {
 }
 
 /// Runs `work` in a child process, which ends with it.
-fn spawn(work: impl FnOnce() -> Result<()>) -> Result<Pid> {
+pub fn spawn(work: impl FnOnce() -> Result<()>) -> Result<Pid> {
     // SAFETY: this process has a single thread, so that no lock can be held by another one.
     match unsafe { fork() }? {
         ForkResult::Parent { child } => Ok(child),
@@ -71,7 +71,7 @@ fn spawn(work: impl FnOnce() -> Result<()>) -> Result<Pid> {
     }
 }
 
-fn reap(child: Pid) -> Result<()> {
+pub fn reap(child: Pid) -> Result<()> {
     let status = waitpid(child, None)?;
     ensure!(matches!(status, WaitStatus::Exited(_, 0)), "a process failed: {status:?}");
     Ok(())
@@ -147,7 +147,7 @@ fn limits(queue: OwnedFd) -> Result<String> {
 }
 
 /// CLOCK_REALTIME in nanoseconds.
-fn wall_clock() -> Result<u128> {
+pub fn wall_clock() -> Result<u128> {
     Ok(Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?).as_nanos())
 }
 

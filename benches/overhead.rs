@@ -1,0 +1,106 @@
+//! What a traced call costs its caller, and what a million of them cost mqspan. Figures, no verdict: `make bench`.
+//!
+//! The cheapest call that runs all of mq_open, that of a missing queue, is timed with nothing attached, with programs
+//! that do nothing on the same hooks, and with mqspan. The three take turns, so that what else the machine does falls on
+//! all alike; the caller has one CPU, mqspan the others.
+
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    time::TimeValLike,
+};
+use support::{program::Mqspan, stats::Stats, workload};
+
+const ROUNDS: usize = 15;
+/// As many as the ring holds while mqspan is busy: lost calls would be cheaper ones.
+const CALLS: u64 = 100_000;
+const FLAT_OUT: u64 = 1_000_000;
+
+fn main() -> Result<()> {
+    // cargo bench passes --bench.
+    let mqspan = Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))?;
+    let cpus = thread::available_parallelism()?.get();
+    let caller = cpus - 1;
+    let others = if cpus > 1 { format!("--cpus=0-{}", cpus - 2) } else { "--cpus=0".into() };
+    println!("{cpus} CPUs, the caller on CPU {caller}, mqspan with {others}");
+    overhead(&mqspan, caller, &others)?;
+    flat_out(&mqspan, caller, &others)
+}
+
+/// Nanoseconds of a failing mq_open, now.
+fn time(mqspan: &Mqspan, cpu: usize) -> Result<f64> {
+    let (calls, cpu) = (CALLS.to_string(), cpu.to_string());
+    let printed = workload::run(&mqspan.workload(), &["flat", "--calls", &calls, "--cpu", &cpu])?;
+    printed.trim().parse().with_context(|| printed.clone())
+}
+
+fn overhead(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
+    let [mut bare, mut empty, mut traced] = [const { Vec::new() }; 3];
+    let mut lost = 0;
+    for _ in 0..ROUNDS {
+        bare.push(time(mqspan, cpu)?);
+
+        let attached = empty::attach()?;
+        empty.push(time(mqspan, cpu)?);
+        drop(attached);
+
+        let tracing = mqspan.trace_counted(&["--output=none", "--hooks=tracepoint", others])?;
+        traced.push(time(mqspan, cpu)?);
+        tracing.stop()?.ok()?;
+        lost += mqspan.stats()?.lost_sum();
+    }
+    println!("\nns of mq_open of a missing queue, {ROUNDS} rounds of {CALLS} calls each, tracepoints");
+    println!("{:34} {:>8} {:>6} {:>8} {:>6}", "", "median", "ratio", "least", "ratio");
+    let (bare_median, bare_least) = middle_and_least(&mut bare);
+    for (what, mut times) in
+        [("nothing attached", bare), ("empty programs", empty), ("mqspan run --output none", traced)]
+    {
+        let (median, least) = middle_and_least(&mut times);
+        let ratios = (median / bare_median, least / bare_least);
+        println!("{what:34} {median:8.1} {:6.2} {least:8.1} {:6.2}", ratios.0, ratios.1);
+    }
+    println!("{lost} of {} calls were lost with mqspan; a lost call is a cheap one", CALLS * ROUNDS as u64);
+    Ok(())
+}
+
+fn middle_and_least(times: &mut [f64]) -> (f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2], times[0])
+}
+
+fn flat_out(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
+    println!("\n{FLAT_OUT} mq_open flat out on one CPU, OTLP JSON to /dev/null");
+    let tracing =
+        mqspan.trace_counted(&["--output=file:/dev/null", "--signals=traces", "--hooks=tracepoint", others])?;
+    let (calls, cpu) = (FLAT_OUT.to_string(), cpu.to_string());
+    let printed = workload::run(&mqspan.workload(), &["flat", "--calls", &calls, "--cpu", &cpu])?;
+    let path = format!("/proc/{}/status", tracing.pid());
+    let status = std::fs::read_to_string(&path)?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?.trim().to_owned();
+    // mqspan is the one child that has not been waited for yet.
+    let before = children_seconds()?;
+    tracing.stop()?.ok()?;
+    let seconds = children_seconds()? - before;
+    let stats = mqspan.stats()?;
+    let Stats { captured, exported, .. } = stats;
+    ensure!(captured >= FLAT_OUT, "{stats:?}");
+    println!(
+        "{} ns a call; {captured} captured, {exported} exported, {} lost: {:?}",
+        printed.trim(),
+        stats.lost_sum(),
+        stats.lost
+    );
+    println!(
+        "mqspan: {seconds:.2} s of CPU, {:.0} ns a call; {peak} resident at most",
+        seconds * 1e9 / captured as f64
+    );
+    Ok(())
+}
+
+/// User and system time of the children that were waited for.
+fn children_seconds() -> Result<f64> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
+}

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The state of a call in flight is the record itself, built in the storage of the thread that makes the call: a thread
+ * is in one call at a time, its storage goes with it, and no other thread can touch it.
+ */
+#pragma once
+#include "event.h"
+
+/*
+ * A record with what stays the same from one call to the next and is not looked up again: who the thread is, and the
+ * queue, which costs ten reads of kernel memory to describe and two to recognise.
+ */
+struct slot {
+	__u32 exec_id;	    /* the image that the record names, plus 1; 0: none yet */
+	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
+	__u32 queue_len;    /* of its name, at the beginning of the record's names */
+	__u32 in_tree;	    /* whether the process descends from the traced command, which never changes */
+	__u64 queue_hash;   /* of the queue's name, 0: not worked out yet */
+	struct call call;
+};
+
+/* Descriptors side by side take different slots, so that a thread that reads one queue and writes another keeps both. */
+#define SLOTS 2
+
+struct thread {
+	__u32 in_flight; /* 1 + op, 0 where no call is under way */
+	__u32 slot;	 /* ... of the call under way */
+	__u64 ids[3];	 /* where the thread's trace and span ids come from; 0: not seeded */
+	__u64 switches;	 /* voluntary context switches at entry */
+	__u64 message;	 /* that the send under way has made, see message.h */
+	__u64 turn;	 /* number of the call under way among those of its kind on the queue, from 1; see turn.h */
+	__u64 others;	 /* calls of the other kind that had begun when it ended */
+	__u32 turn_place;
+	bool alone; /* until now */
+	bool quiet; /* alone, and none of the other kind under way */
+	struct slot slots[SLOTS];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+static __always_inline struct slot *slot_of(struct thread *thread)
+{
+	return &thread->slots[thread->slot % SLOTS];
+}
+
+static __always_inline struct call *call_of(struct thread *thread)
+{
+	return &slot_of(thread)->call;
+}
+
+#define ARGS(type, call) ((struct type *)(call)->args)

@@ -1,0 +1,165 @@
+//! Which receive got the message of which send: mqspan's links and the truth that the workload writes. Needs root and
+//! tracefs.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use support::{
+    otlp::{self, Record, Value, made_by, of_operation},
+    program::Mqspan,
+};
+
+fn mqspan() -> Result<Mqspan> {
+    Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
+}
+
+/// A message's number, for each thread in the order of its calls.
+#[derive(Default)]
+struct Truth {
+    sent: BTreeMap<u32, Vec<u64>>,
+    received: BTreeMap<u32, Vec<u64>>,
+}
+
+impl Truth {
+    fn read(path: &Path) -> Result<Self> {
+        let mut truth = Self::default();
+        for line in fs::read_to_string(path)?.lines() {
+            let [side, number, tid, _] = line.split('\t').collect::<Vec<_>>()[..] else { bail!("{line}") };
+            let side = match side {
+                "send" => &mut truth.sent,
+                "receive" => &mut truth.received,
+                _ => bail!("{line}"),
+            };
+            side.entry(tid.parse()?).or_default().push(number.parse()?);
+        }
+        Ok(truth)
+    }
+}
+
+/// What the links of a run are worth.
+#[derive(Debug, Default)]
+struct Verdict {
+    received: usize,
+    right: usize,
+    wrong: usize,
+    methods: BTreeMap<String, usize>,
+    /// Receives whose wait is not what their send and they themselves allow.
+    bad_waits: usize,
+}
+
+impl Verdict {
+    /// Of all receives, those that are linked.
+    fn recall(&self) -> f64 {
+        self.right as f64 / self.received as f64
+    }
+}
+
+/// The spans of the messages that were passed, by number: a thread's n-th success is its n-th in the truth.
+fn by_number(
+    spans: &[Record<Span>],
+    operation: &str,
+    returned: i64,
+    truth: &BTreeMap<u32, Vec<u64>>,
+) -> Result<HashMap<u64, Record<Span>>> {
+    let mut by_thread: BTreeMap<u32, Vec<Record<Span>>> = BTreeMap::new();
+    for span in of_operation(spans.to_vec(), operation) {
+        if span.int("posix_mq.return_value") == Some(returned) {
+            by_thread.entry(span.tid()?).or_default().push(span);
+        }
+    }
+    let found: Vec<_> = by_thread.iter().map(|(tid, spans)| (*tid, spans.len())).collect();
+    let expected: Vec<_> = truth.iter().map(|(tid, numbers)| (*tid, numbers.len())).collect();
+    ensure!(found == expected, "{operation}: thread and messages {found:?}, in truth {expected:?}");
+    let numbered =
+        truth.iter().flat_map(|(tid, numbers)| numbers.iter().copied().zip(by_thread.remove(tid).unwrap_or_default()));
+    Ok(numbered.collect())
+}
+
+fn judge(mqspan: &Mqspan, options: &[&str]) -> Result<Verdict> {
+    let record = mqspan.file("truth");
+    let (file, workload, print) = (mqspan.to_file("spans"), mqspan.workload_arg(), record.display().to_string());
+    let command = ["--signals=traces", &file, "--", &workload, "ledger", "--print", &print];
+    let ended = mqspan.run_counted(&[&command, options].concat())?;
+    let stats = mqspan.stats()?;
+    ensure!(stats.lost_sum() == 0, "the truth can't be joined with records that were lost: {stats:?}");
+
+    let truth = Truth::read(&record)?;
+    let spans = made_by(otlp::spans(&mqspan.file("spans"))?, &mqspan.workload());
+    let sent = by_number(&spans, "mq_timedsend", 0, &truth.sent)?;
+    let received = by_number(&spans, "mq_timedreceive", 8, &truth.received)?;
+    let mut verdict = Verdict::default();
+    for (number, receive) in &received {
+        verdict.received += 1;
+        let send = sent.get(number).with_context(|| format!("message {number} was never sent"))?;
+        let span = &receive.body;
+        let link = match &span.links[..] {
+            [] => continue,
+            [link] => link,
+            links => bail!("{} links: {links:?}", links.len()),
+        };
+        let method = otlp::attributes(&link.attributes)?;
+        let method = otlp::text(&method, "posix_mq.link.method").context("a link without a method")?;
+        *verdict.methods.entry(method.into()).or_default() += 1;
+        let is_right = (&link.trace_id, &link.span_id) == (&send.body.trace_id, &send.body.span_id);
+        *if is_right { &mut verdict.right } else { &mut verdict.wrong } += 1;
+        // No message waits longer than from its send's start to its receive's end.
+        let most = span.end_time_unix_nano.saturating_sub(send.body.start_time_unix_nano) as f64 / 1e9;
+        let wait = receive.attributes.get("posix_mq.message.wait");
+        let is_possible = matches!(wait, Some(Value::Double(wait)) if (0. ..=most + 1e-6).contains(wait));
+        verdict.bad_waits += usize::from(!is_possible);
+    }
+    println!("{options:?}: {verdict:?}, recall {:.3}; {:?}", verdict.recall(), ended.stderr.last());
+    ensure!(verdict.wrong == 0, "wrong links: {verdict:?}");
+    ensure!(verdict.bad_waits == 0, "impossible waits: {verdict:?}");
+    let by_message = verdict.methods.get("message").copied().unwrap_or_default();
+    ensure!(
+        by_message == 0 || verdict.recall() == 1.,
+        "by the message's identity every receive is linked: {verdict:?}"
+    );
+    Ok(verdict)
+}
+
+/// Prevents a link from being wrong in a crowd: two processes of two threads on each side, three priorities.
+#[test]
+fn no_link_is_wrong_in_a_crowd() -> Result<()> {
+    let verdict = judge(&mqspan()?, &["--messages=50000", "--seed=71", "--pause=2000"])?;
+    ensure!(verdict.received >= 50_000, "{verdict:?}");
+    Ok(())
+}
+
+/// Prevents links from being left out where only one order is possible: one sender, one receiver.
+#[test]
+fn one_sender_and_one_receiver_are_linked() -> Result<()> {
+    let options = ["--messages=20000", "--seed=72", "--processes=1", "--threads=1", "--pause=1000"];
+    let verdict = judge(&mqspan()?, &options)?;
+    ensure!(verdict.recall() >= 0.95, "{verdict:?}");
+    Ok(())
+}
+
+/// Prevents links from being left out for most programs: they pass NULL for the priority and use one.
+#[test]
+fn receivers_that_do_not_ask_for_the_priority_are_linked() -> Result<()> {
+    let options = [
+        "--messages=20000",
+        "--seed=73",
+        "--processes=1",
+        "--threads=1",
+        "--priorities=1",
+        "--null-priority",
+        "--pause=1000",
+    ];
+    let verdict = judge(&mqspan()?, &options)?;
+    ensure!(verdict.recall() >= 0.95, "{verdict:?}");
+    Ok(())
+}
+
+/// Prevents a message of another priority from being taken for the one received, where the priority can't be read.
+#[test]
+fn no_link_is_wrong_where_priorities_are_unknown() -> Result<()> {
+    judge(&mqspan()?, &["--messages=20000", "--seed=74", "--null-priority", "--pause=2000"]).map(drop)
+}
