@@ -74,14 +74,16 @@ const volatile __u64 size_bounds[BOUNDS];
 
 static const struct points no_points;
 
-/* The number of bounds below the value, which is the number of its bucket: the upper bound of a bucket belongs to it. */
+/*
+ * The number of bounds below the value, which is the number of its bucket: the upper bound of a bucket belongs to it.
+ * Without a branch, whose ways the verifier would have to follow: bounds and values are below 2^63.
+ */
 static __always_inline __u32 bucket_of(const volatile __u64 *bounds, __u64 value)
 {
 	__u32 at = 0;
 
 	for (__u32 step = BOUNDS / 2; step; step >>= 1)
-		if (bounds[(at + step - 1) % BOUNDS] < value)
-			at += step;
+		at += step * (__u32)((bounds[(at + step - 1) % BOUNDS] - value) >> 63);
 	return at;
 }
 
@@ -138,10 +140,13 @@ static __always_inline void add_point(struct series *key, const struct call *cal
 	__sync_fetch_and_add(&points->buckets[bucket], 1);
 }
 
-/* Adds a call that passes the filters on whose calls; `name` is the hash of its name. */
-static __always_inline void aggregate(const struct call *call, __u64 name)
+/* Adds a call that passes the filters on whose calls; `name` is the hash of its name. Global: it is verified once. */
+__noinline int aggregate(const struct call *call, __u64 name)
 {
 	const struct message_args *message;
+
+	if (!call)
+		return 0;
 	struct series key = {
 		.name = name,
 		.process_started_ns = call->process_started_ns,
@@ -157,7 +162,7 @@ static __always_inline void aggregate(const struct call *call, __u64 name)
 		__builtin_memcpy(key.comm, call->comm, sizeof(key.comm));
 	add_point(&key, call, duration_bounds, call->left_ns - call->entered_ns);
 	if (call->ret < 0 || (call->op != OP_SEND && call->op != OP_RECEIVE))
-		return;
+		return 0;
 	message = (const struct message_args *)call->args;
 	key.metric = METRIC_SIZE;
 	add_point(&key, call, size_bounds, call->op == OP_SEND ? message->size : call->ret);
@@ -165,4 +170,5 @@ static __always_inline void aggregate(const struct call *call, __u64 name)
 		key.metric = METRIC_WAIT;
 		add_point(&key, call, duration_bounds, message->wait_ns);
 	}
+	return 0;
 }

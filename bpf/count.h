@@ -22,10 +22,17 @@ static __always_inline void count(__u32 counter)
 		__sync_fetch_and_add(n, 1);
 }
 
-/* A call that was not seen whole. A full barrier: who finds it ended finds the loss. */
+/* Adds 1 after everything before: the kernel orders an addition only where its result is used (arm64). */
+#define add_in_order(number)                                                                                      \
+	({                                                                                                        \
+		__u64 before = __sync_fetch_and_add(number, 1);                                                   \
+		asm volatile("" : : "r"(before));                                                                 \
+	})
+
+/* A call that was not seen whole: who finds it ended finds the loss. */
 static __always_inline void lose(enum op op, __u32 counter)
 {
 	count(counter);
 	if (op == OP_SEND || op == OP_RECEIVE)
-		__sync_fetch_and_add(&losses, 1);
+		add_in_order(&losses);
 }

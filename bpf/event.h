@@ -33,6 +33,8 @@ enum call_flag {
 	CALL_ALONE = 1 << 14,	     /* no other call of its kind on the queue was under way meanwhile */
 	CALL_QUIET = 1 << 15,	     /* no other call at all was when queue_curmsgs was read */
 	CALL_FILTERED = 1 << 16,     /* refused by a filter: only its message matters */
+	CALL_DECIDED = 1 << 17,	     /* whether it has a record was decided with its message, see limit.h */
+	CALL_LIMITED = 1 << 18,	     /* it has none for the rate's sake */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */
@@ -76,6 +78,8 @@ struct message_args {
 	__u32 opposite; /* receives under way at a send's exit, and the reverse: at most one too many */
 	__u64 turn;	/* number of the call among those of its kind, from 1; 0: not counted */
 	__u64 begun;	/* calls of the other kind that had begun at its exit */
+	__u32 limited_calls; /* of this queue and kind that had no record since the last one */
+	__u32 unused;
 	__u64 begun_before; /* ... at its entry, or ~0 where one was under way then */
 };
 
@@ -124,7 +128,7 @@ struct call {
 	__u32 losses; /* sends and receives that were not seen whole, until now */
 	char comm[COMM_SIZE];
 	__u64 args[ARGS_SIZE / 8]; /* struct open_args, message_args or notify_args */
-	char names[2 * NAME_SIZE];
+	char names[2 * NAME_SIZE + 8]; /* the last eight are never set: the end of a name is read by the word */
 };
 
 /* struct image, flags */
@@ -168,6 +172,8 @@ enum counter {
 	COUNT_LOST_NO_EXIT, /* entries whose exit never came */
 	COUNT_UNPAIRED,	    /* exits without an entry */
 	COUNT_TREE_FULL,    /* forks of the traced command that found the set of processes full */
+	COUNT_LIMITED,	    /* pairs without a record for the rate's sake */
+	COUNT_QUEUES_FULL,  /* calls whose queue found no room for its state */
 	COUNT_UNTRACKED,    /* messages that found no room to be registered */
 	COUNTERS,
 };

@@ -80,19 +80,17 @@ static __always_inline void read_environ(struct image *image, struct mm_struct *
 	image->environ_len = len;
 }
 
-/* Sends the current process's image unless that was done; the call's identity is filled in already. */
-static __always_inline void send_image(const struct call *call, struct task_struct *task)
+/* Fills in the record of the current process's image and sends it. Global: it is verified once. */
+__noinline int put_image(const struct call *call)
 {
-	__u64 hash = (call->process_started_ns ^ ((__u64)call->pid << 32 | call->exec_id)) * 0x9e3779b97f4a7c15;
-	__u32 slot = hash >> 52;
-	__u64 *last = bpf_map_lookup_elem(&sent, &slot);
+	struct task_struct *task = bpf_get_current_task_btf();
 	struct image *image;
 
-	if (!last || *last == hash)
-		return;
+	if (!call)
+		return false;
 	image = bpf_ringbuf_reserve(&images, sizeof(*image), 0);
 	if (!image)
-		return; /* not marked as sent: the next call of the process tries again */
+		return false;
 	image->pid = call->pid;
 	image->vpid = call->vpid;
 	image->ppid = task->real_parent->tgid;
@@ -105,5 +103,17 @@ static __always_inline void send_image(const struct call *call, struct task_stru
 	read_path(image, task->mm->exe_file);
 	read_environ(image, task->mm);
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
-	*last = hash;
+	return true;
+}
+
+/* Sends the current process's image unless that was done; the call's identity is filled in already. */
+static __always_inline void send_image(const struct call *call)
+{
+	__u64 hash = (call->process_started_ns ^ ((__u64)call->pid << 32 | call->exec_id)) * 0x9e3779b97f4a7c15;
+	__u32 slot = hash >> 52;
+	__u64 *last = bpf_map_lookup_elem(&sent, &slot);
+
+	/* Where there is no room it is not marked as sent: the next call of the process tries again. */
+	if (last && *last != hash && put_image(call))
+		*last = hash;
 }

@@ -24,6 +24,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
@@ -43,6 +44,11 @@ struct bpf_raw_tracepoint_args {
 /* include/uapi/asm-generic/fcntl.h, include/uapi/linux/magic.h: the same on x86 and arm64 */
 #define O_CREAT 0100
 #define O_NONBLOCK 04000
+/* include/uapi/asm-generic/errno.h, include/linux/errno.h */
+#define EINTR 4
+#define EAGAIN 11
+#define ETIMEDOUT 110
+#define ERESTARTSYS 512
 #define MQUEUE_MAGIC 0x19800202
 
 /* include/uapi/linux/mqueue.h, struct mq_attr as a caller passes it: flags, maxmsg, msgsize, curmsgs */

@@ -9,12 +9,15 @@
 
 #define MESSAGES 65536
 
+/* Whether a send has a record, and so, unless it is exempt, the receive of its message. */
+enum verdict { VERDICT_FILTERED, VERDICT_KEPT, VERDICT_LIMITED };
+
 struct message {
 	__u64 trace_id[2]; /* of the span that sent it */
 	__u64 span_id;
 	__u64 queue_inode;
 	__u64 inserted_ns; /* into the queue; 0: not yet, or handed to a waiting receiver */
-	__u64 kept;	   /* whether that span has a record */
+	__u64 verdict;	   /* enum verdict, of its send */
 	char comm[COMM_SIZE];
 };
 
@@ -49,7 +52,9 @@ static __always_inline void at_load_msg(__u64 made)
 	message.queue_inode = call->queue_inode;
 	message.inserted_ns = 0;
 	/* Where a span's record depends on how the call ends, finish_send() says so. */
-	message.kept = makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns;
+	message.verdict = VERDICT_FILTERED;
+	if (makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns)
+		message.verdict = is_limited_early(call) ? VERDICT_LIMITED : VERDICT_KEPT;
 	bpf_get_current_comm(message.comm, sizeof(message.comm));
 	thread->message = made;
 	if (bpf_map_update_elem(&messages, &made, &message, BPF_ANY)) {
@@ -88,7 +93,9 @@ static __always_inline void at_store_msg(__u64 msg)
 		return;
 	args->wait_ns = message->inserted_ns ? now - message->inserted_ns : 0;
 	call->flags |= CALL_WAIT;
-	if (!message->kept)
+	if (max_rate && message->verdict != VERDICT_FILTERED)
+		call->flags |= CALL_DECIDED | (message->verdict == VERDICT_LIMITED ? CALL_LIMITED : 0);
+	if (message->verdict != VERDICT_KEPT)
 		return;
 	args->sent_trace_id[0] = message->trace_id[0];
 	args->sent_trace_id[1] = message->trace_id[1];
@@ -110,9 +117,9 @@ static __always_inline void finish_send(struct thread *thread, bool kept)
 	struct message *message;
 
 	thread->message = 0;
-	if (!msg || (kept && !min_duration_ns))
+	if (!msg || (kept && !min_duration_ns && !max_rate))
 		return;
 	message = bpf_map_lookup_elem(&messages, &msg);
 	if (message && message->span_id == call_of(thread)->span_id)
-		message->kept = kept;
+		message->verdict = kept ? VERDICT_KEPT : call_of(thread)->flags & CALL_LIMITED ? VERDICT_LIMITED : VERDICT_FILTERED;
 }

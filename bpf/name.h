@@ -16,50 +16,59 @@ struct {
 /* Random, so that nobody can make two names meet. */
 const volatile __u64 name_seed[2];
 
-/* Eight bytes at a time; what lies behind the end does not count. Never 0. */
-static __always_inline __u64 hash_name(const char *name, __u32 len)
+/* Where the name that the call is known by stands: the queue's own, else the one asked for. False: it has none. */
+static __always_inline bool find_name(const struct call *call, __u32 *start, __u32 *len)
 {
-	__u64 hash = name_seed[0] ^ len;
+	bool reached = call->flags & CALL_QUEUE;
 
-	for (__u32 at = 0; at < NAME_SIZE && at < len; at += 8) {
-		__u64 chunk = *(const __u64 *)(name + at);
-
-		if (len - at < 8)
-			chunk &= ~0ULL >> 8 * (8 - (len - at));
-		hash = (hash ^ chunk) * 0x9fb21c651e98df25;
-		hash ^= hash >> 29 ^ name_seed[1];
-	}
-	hash *= 0xd6e8feb86659fd93;
-	return (hash ^ hash >> 32) | 1;
+	*start = reached ? call->asked_len : 0;
+	*len = reached ? call->actual_len : call->asked_len;
+	return reached || !(call->flags & CALL_NAME_BAD);
 }
 
-/* The name that the call is known by: the queue's own, else the one asked for; 0 where there is none. */
-static __always_inline const char *name_of(const struct call *call, __u32 *len)
+static __always_inline __u64 word_of_name(const struct call *call, __u32 at)
 {
-	if (!(call->flags & CALL_QUEUE)) {
-		*len = call->asked_len;
-		return call->flags & CALL_NAME_BAD ? 0 : call->names;
-	}
-	*len = call->actual_len;
-	return call->asked_len > NAME_SIZE ? 0 : call->names + call->asked_len;
+	return *(const __u64 *)(call->names + (at & (2 * NAME_SIZE - 1)));
+}
+
+static __always_inline __u64 mix(__u64 hash, __u64 word)
+{
+	hash = (hash ^ word) * 0x9fb21c651e98df25;
+	return hash ^ hash >> 29 ^ name_seed[1];
+}
+
+/* The hash of the call's name, 0 where it has none. What lies behind the end does not count. Global: verified once. */
+__noinline __u64 hash_of_name(const struct call *call)
+{
+	__u32 start, len, at;
+	__u64 hash;
+
+	if (!call || !find_name(call, &start, &len))
+		return 0;
+	hash = name_seed[0] ^ len;
+	for (at = 0; at < NAME_SIZE - 8 && at + 8 <= len; at += 8)
+		hash = mix(hash, word_of_name(call, start + at));
+	if (len % 8)
+		hash = mix(hash, word_of_name(call, start + at) & ~0ULL >> 8 * (8 - len % 8));
+	hash *= 0xd6e8feb86659fd93;
+	return (hash ^ hash >> 32) | 1;
 }
 
 /* Sends the call's name unless that was done; as with images, a slot that is taken only means that it is sent again. */
 static __always_inline void send_name(const struct call *call, __u64 hash)
 {
-	__u32 slot = hash >> 52, len;
+	__u32 slot = hash >> 52, start, len;
 	__u64 *last = bpf_map_lookup_elem(&named, &slot);
-	const char *bytes = name_of(call, &len);
 	struct name *name;
 
-	if (!last || *last == hash || !bytes)
+	if (!last || *last == hash || !find_name(call, &start, &len))
 		return;
 	name = bpf_ringbuf_reserve(&images, sizeof(*name), 0);
 	if (!name)
 		return; /* not marked as sent: the next series of the name tries again */
 	name->hash = hash;
 	name->len = len;
-	bpf_probe_read_kernel(name->bytes, sizeof(name->bytes), bytes);
+	bpf_probe_read_kernel(name->bytes, sizeof(name->bytes), call->names + (start & (2 * NAME_SIZE - 1)));
 	bpf_ringbuf_submit(name, BPF_RB_NO_WAKEUP);
 	*last = hash;
 }

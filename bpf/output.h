@@ -56,5 +56,5 @@ static __always_inline void put_filtered(struct call *call)
 {
 	call->flags |= CALL_FILTERED;
 	if (!put_call(call))
-		__sync_fetch_and_add(&losses, 1);
+		add_in_order(&losses);
 }

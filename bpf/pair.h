@@ -2,6 +2,7 @@
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
+#include "limit.h"
 #include "filter.h"
 #include "output.h"
 #include "turn.h"
@@ -78,9 +79,12 @@ static __always_inline enum abi abi_of(struct task_struct *task, enum abi abi)
 
 static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, struct task_struct *task)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	struct thread *thread;
 	struct call *call;
 
+	if (task->tgid == own_pid)
+		return 0;
+	thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!thread) {
 		lose(op, COUNT_LOST_STATE);
 		return 0;
@@ -112,7 +116,8 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
-		lose(op, COUNT_UNPAIRED);
+		if (task->tgid != own_pid)
+			lose(op, COUNT_UNPAIRED);
 		return 0;
 	}
 	thread->in_flight = 0;
@@ -134,27 +139,21 @@ static __always_inline void read_comm(struct call *call, struct task_struct *tas
 /* The hash of the call's name; that of a slot's queue is worked out once. */
 static __always_inline __u64 name_hash(struct slot *slot)
 {
-	struct call *call = &slot->call;
-	bool kept = slot->queue_ipc_ns && call->flags & CALL_QUEUE;
-	const char *name;
+	bool kept = slot->queue_ipc_ns && slot->call.flags & CALL_QUEUE;
 	__u64 hash;
-	__u32 len;
 
 	if (kept && slot->queue_hash)
 		return slot->queue_hash;
-	name = name_of(call, &len);
-	if (!name)
-		return 0;
-	hash = hash_name(name, len);
+	hash = hash_of_name(&slot->call);
 	if (kept)
 		slot->queue_hash = hash;
 	return hash;
 }
 
-/* A filter refuses the call; where links are inferred, they need it all the same. */
-static __always_inline bool refuse(enum op op, struct call *call)
+/* The call has no record, and is counted; where links are inferred, they need it all the same. */
+static __always_inline bool refuse(enum op op, struct call *call, enum counter why)
 {
-	count(COUNT_FILTERED);
+	count(why);
 	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
 		put_filtered(call);
 	return false;
@@ -164,17 +163,31 @@ static __always_inline bool refuse(enum op op, struct call *call)
 static __always_inline bool finish(enum op op, struct slot *slot, struct task_struct *task)
 {
 	struct call *call = &slot->call;
+	__u64 name = 0;
+	bool matched;
 
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	if (!slot->in_tree || !is_of_interest(call))
-		return refuse(op, call);
+	matched = slot->in_tree && is_of_interest(call);
+	if (aggregates || max_rate) {
+		name = name_hash(slot);
+		if (call->flags & CALL_QUEUE)
+			update_queue(call, name, matched);
+		else if (op == OP_UNLINK && !call->ret)
+			note_unlink(call, name);
+	}
+	if (!matched)
+		return refuse(op, call, COUNT_FILTERED);
 	call->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	read_comm(call, task);
-	send_image(call, task);
+	send_image(call);
 	if (aggregates)
-		aggregate(call, name_hash(slot));
+		aggregate(call, name);
 	if (!makes_records)
 		return false;
-	return is_wanted(call) ? send_call(call) : refuse(op, call);
+	if (!is_wanted(call))
+		return refuse(op, call, COUNT_FILTERED);
+	if (max_rate && is_limited(call))
+		return refuse(op, call, COUNT_LIMITED);
+	return send_call(call);
 }

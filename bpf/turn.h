@@ -54,7 +54,7 @@ static __always_inline void begin_turn(struct thread *thread, struct call *call,
 		return;
 	thread->turn_place = place;
 	thread->turn = __sync_fetch_and_add(&all->started[side], 1) + 1;
-	/* An earlier one that is under way, or a later one that began just now: leave_turn() sees the latter. */
+	/* An earlier one that is under way, or a later one that began just now: describe_turn() sees the latter. */
 	now = all;
 	thread->alone = now->ended[side] + 1 == thread->turn;
 	ended = now->ended[1 - side];
@@ -106,5 +106,5 @@ static __always_inline void end_turn(struct thread *thread, enum op op)
 
 	thread->turn = 0;
 	if (all)
-		__sync_fetch_and_add(&all->ended[side_of(op)], 1);
+		add_in_order(&all->ended[side_of(op)]);
 }

@@ -71,10 +71,17 @@ pub struct RunArgs {
     /// How OTLP goes, as OTEL_EXPORTER_OTLP_PROTOCOL [default: http/protobuf]
     #[arg(long)]
     pub protocol: Option<Protocol>,
-    /// Spans or log records a second for each queue and operation of send and receive; 0: every
-    /// call, the only rate in this version
+    /// Spans or log records a second for each queue and operation of send and receive, 0: every call
+    /// [default: 100; 0 with a command, or where the only outputs are console and files]
     #[arg(long, value_name = "N")]
-    pub max_rate: Option<u64>,
+    pub max_rate: Option<u32>,
+    /// Exempt from --max-rate: sends that took as long, receives whose message waited as long
+    /// [default: 10ms]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub slow: Option<Duration>,
+    /// Queues that match go by this pattern in span names and metrics; repeatable
+    #[arg(long, value_name = "GLOB", value_parser = values::template)]
+    pub template: Vec<Glob>,
     /// CMD runs as this user
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub user: Option<String>,
@@ -154,12 +161,6 @@ pub struct FilterArgs {
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 #[command(next_help_heading = LATER)]
 pub struct LaterArgs {
-    /// Calls at least this long are exempt from --max-rate [default: 10ms]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    pub slow: Option<Duration>,
-    /// Queues that match go by this pattern in span names and metrics; repeatable
-    #[arg(long, value_name = "GLOB")]
-    pub template: Vec<Glob>,
     /// A receive span links to the sending span, or is its child [default: link]
     #[arg(long)]
     pub receive: Option<Receive>,

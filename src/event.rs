@@ -105,6 +105,8 @@ pub struct Message {
     pub tracked: bool,
     /// What was under way beside it.
     pub turn: Turn,
+    /// Calls of this queue and operation that had no record since the last one, for the rate's sake.
+    pub limited: u32,
 }
 
 /// The span that sent a message, and how it was found.
@@ -337,6 +339,7 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
                 method: Method::Message,
             }),
             tracked: has(call_flag::CALL_TRACKED),
+            limited: raw.limited_calls,
             turn: Turn {
                 alone: has(call_flag::CALL_ALONE),
                 quiet: has(call_flag::CALL_QUIET),

@@ -1,23 +1,27 @@
 //! Metrics of the calls on their way to the outputs: readings from the kernel side get their names, pass the filters
 //! on names, and leave as requests.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use nix::time::ClockId;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
 
+use crate::bpf::aggregates::Taken;
 use crate::clock;
 use crate::config::MetricLimits;
 use crate::config::filter::Filters;
+use crate::config::glob::Templates;
 use crate::config::values::Temporality;
-use crate::event::{ImageKey, Name};
+use crate::event::{ImageKey, Name, QueueKey};
 use crate::export::Sink;
 use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
 use crate::export::{Form, points};
 use crate::metrics::otlp;
-use crate::metrics::reading::{Measure, Reading};
+use crate::metrics::queues::{Gauges, Queues};
+use crate::metrics::reading::Measure;
 use crate::metrics::streams::{Destination, Streams};
 use crate::process::host;
 use crate::telemetry::record::Resource;
@@ -34,8 +38,34 @@ pub struct Meter {
     ledger: Arc<Ledger>,
     filters: Arc<Filters>,
     names: HashMap<u64, Known>,
+    queues: Queues,
+    templates: Templates,
+    own: Arc<Resource>,
     /// Whether calls have no records, so that they are counted here.
     alone: bool,
+}
+
+/// What a meter is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where metrics go.
+    pub sinks: Vec<Sink>,
+    /// Where everything is counted.
+    pub ledger: Arc<Ledger>,
+    /// The filters on names are applied here.
+    pub filters: Arc<Filters>,
+    /// How many streams there may be.
+    pub limits: MetricLimits,
+    /// Whether streams add up from their start.
+    pub temporality: Temporality,
+    /// mqspan's own Resource, under which queues stand.
+    pub own: Arc<Resource>,
+    /// The queues that were found.
+    pub queues: Queues,
+    /// What queues go by.
+    pub templates: Templates,
+    /// Whether calls have no records.
+    pub alone: bool,
 }
 
 #[derive(Debug)]
@@ -46,23 +76,19 @@ struct Known {
 }
 
 impl Meter {
-    /// A meter that gives to these sinks. `own` is mqspan's Resource; `alone` where calls make no records.
-    pub fn new(
-        sinks: Vec<Sink>,
-        ledger: Arc<Ledger>,
-        filters: Arc<Filters>,
-        limits: MetricLimits,
-        temporality: Temporality,
-        own: Arc<Resource>,
-        alone: bool,
-    ) -> Self {
+    /// A meter that gives to its sinks.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { sinks, ledger, filters, limits, temporality, own, queues, templates, alone } = parts;
         let cumulative = temporality == Temporality::Cumulative;
         Self {
-            streams: Streams::new(limits, cumulative, own, now_ns()),
+            streams: Streams::new(limits, cumulative, own.clone(), now_ns()),
             sinks,
             ledger,
             filters,
             names: HashMap::new(),
+            queues,
+            templates,
+            own,
             alone,
         }
     }
@@ -77,9 +103,12 @@ impl Meter {
     }
 
     /// Takes what was added since the last time, and hands over what there is to tell.
-    pub fn collect(&mut self, readings: Vec<Reading>, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) {
-        self.names.values_mut().for_each(|known| known.used = false);
-        for reading in readings {
+    /// Returns the queues that the kernel side need not keep any more.
+    pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) -> Vec<QueueKey> {
+        let Taken { series, queues, unlinked, waiting } = taken;
+        let queue_names = queues.iter().map(|queue| queue.name).collect::<HashSet<_>>();
+        self.names.iter_mut().for_each(|(number, known)| known.used = queue_names.contains(number));
+        for reading in &series {
             let name = self.names.get_mut(&reading.name).map(|known| {
                 known.used = true;
                 known.name.clone()
@@ -92,22 +121,33 @@ impl Meter {
                 self.ledger.aggregated(reading.points.count(), passes);
             }
             if passes {
-                self.streams.add(&reading, name.map(Destination::Name), &mut resource);
+                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
             }
         }
         let now_ns = now_ns();
-        if let Some(request) = otlp::request(&self.streams, now_ns) {
-            let records = points(&request);
-            for sink in &self.sinks {
-                let body = match sink.form {
-                    // What is made of integers, strings and floats has no value that JSON lacks.
-                    Form::Otlp(Encoding::Json) => serde_json::to_vec(&request).unwrap_or_default(),
-                    _ => request.encode_to_vec(),
-                };
-                sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, records));
-            }
+        let known = |number| self.names.get(&number).map(|known| known.name.clone());
+        let (mut points, gone) = self.queues.collect(&queues, &unlinked, known);
+        points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
+        let mut request = otlp::request(&self.streams, now_ns);
+        let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
+        request.resource_metrics.extend(otlp::of_queues(&gauges, &self.own, now_ns));
+        if !request.resource_metrics.is_empty() {
+            self.hand_over(&request);
         }
         self.streams.exported(now_ns, |key| !host::is_running(key));
+        gone
+    }
+
+    fn hand_over(&self, request: &ExportMetricsServiceRequest) {
+        let records = points(request);
+        for sink in &self.sinks {
+            let body = match sink.form {
+                // What is made of integers, strings and floats has no value that JSON lacks.
+                Form::Otlp(Encoding::Json) => serde_json::to_vec(request).unwrap_or_default(),
+                _ => request.encode_to_vec(),
+            };
+            sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, records));
+        }
     }
 }
 

@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use jiff::tz::TimeZone;
 
+use crate::bpf::aggregates::Taken;
 use crate::bpf::driver::Records;
 use crate::bpf::programs::Counts;
 use crate::clock::Clock;
 use crate::config::filter::Filters;
+use crate::config::glob::Templates;
 use crate::config::values::Receive;
-use crate::event::{Call, Image, ImageKey, Name};
+use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::meter::Meter;
-use crate::metrics::reading::Reading;
 use crate::process::Registry;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
@@ -37,6 +38,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct Pipeline {
     ledger: Arc<Ledger>,
     filters: Arc<Filters>,
+    templates: Templates,
     clock: Clock,
     registry: Registry,
     traces: bool,
@@ -64,6 +66,8 @@ pub struct Parts {
     pub sinks: Vec<Sink>,
     /// The filters that user space applies are those on names.
     pub filters: Arc<Filters>,
+    /// What queues go by.
+    pub templates: Templates,
     /// What makes times of day.
     pub clock: Clock,
     /// Who made a call.
@@ -83,7 +87,7 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, clock, registry, traces, receive, meter, pulse, color } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, registry, traces, receive, meter, pulse, color } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -92,6 +96,7 @@ impl Pipeline {
             tally: Tally::new(&ledger),
             ledger,
             filters,
+            templates,
             clock,
             registry,
             traces,
@@ -160,7 +165,8 @@ impl Records for Pipeline {
         let Filters { queue, comm, .. } = &*self.filters;
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));
-        let view = View::new(&call, self.clock.wall_ns(call.entered_ns)).received_as(self.receive);
+        let start_ns = self.clock.wall_ns(call.entered_ns);
+        let view = View::new(&call, start_ns).received_as(self.receive).by_template(&self.templates);
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
@@ -188,12 +194,12 @@ impl Records for Pipeline {
         }
     }
 
-    fn metrics(&mut self, readings: Vec<Reading>) {
-        if let Some(meter) = &mut self.meter {
-            self.pulse.wait();
-            meter.collect(readings, |key| self.registry.resource(key));
-            self.pulse.beat(Instant::now());
-        }
+    fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
+        let Some(meter) = &mut self.meter else { return Vec::new() };
+        self.pulse.wait();
+        let gone = meter.collect(taken, |key| self.registry.resource(key));
+        self.pulse.beat(Instant::now());
+        gone
     }
 
     fn malformed(&mut self) {

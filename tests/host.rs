@@ -13,6 +13,8 @@ mod oracle;
 mod outputs;
 #[path = "host/resources.rs"]
 mod resources;
+#[path = "host/running.rs"]
+mod running;
 
 use anyhow::Result;
 use support::program::Mqspan;

@@ -12,6 +12,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
     otlp::{self, Record, Value, made_by, of_operation},
     program::Mqspan,
+    ready,
 };
 
 fn mqspan() -> Result<Mqspan> {
@@ -80,18 +81,27 @@ fn by_number(
     Ok(numbered.collect())
 }
 
-fn judge(mqspan: &Mqspan, options: &[&str]) -> Result<Verdict> {
-    let record = mqspan.file("truth");
-    let (file, workload, print) = (mqspan.to_file("spans"), mqspan.workload_arg(), record.display().to_string());
-    let command = ["--signals=traces", &file, "--", &workload, "ledger", "--print", &print];
-    let ended = mqspan.run_counted(&[&command, options].concat())?;
+/// Runs a command under mqspan; its spans, of which none is lost.
+fn trace(mqspan: &Mqspan, command: &[&str]) -> Result<Vec<Record<Span>>> {
+    let file = mqspan.to_file("spans");
+    let ended = mqspan.run_counted(&[&["--signals=traces", &*file, "--"], command].concat())?;
+    println!("{:?}", ended.stderr.last());
     let stats = mqspan.stats()?;
     ensure!(stats.lost_sum() == 0, "the truth can't be joined with records that were lost: {stats:?}");
+    Ok(made_by(otlp::spans(&mqspan.file("spans"))?, &mqspan.workload()))
+}
 
-    let truth = Truth::read(&record)?;
-    let spans = made_by(otlp::spans(&mqspan.file("spans"))?, &mqspan.workload());
-    let sent = by_number(&spans, "mq_timedsend", 0, &truth.sent)?;
-    let received = by_number(&spans, "mq_timedreceive", 8, &truth.received)?;
+/// Runs the workload with these options, and judges the links.
+fn judge(mqspan: &Mqspan, options: &[&str]) -> Result<Verdict> {
+    let record = mqspan.file("truth");
+    let (workload, print) = (mqspan.workload_arg(), record.display().to_string());
+    let spans = trace(mqspan, &[&[&*workload, "ledger", "--print", &print], options].concat())?;
+    verdict(&format!("{options:?}"), &spans, &Truth::read(&record)?)
+}
+
+fn verdict(what: &str, spans: &[Record<Span>], truth: &Truth) -> Result<Verdict> {
+    let sent = by_number(spans, "mq_timedsend", 0, &truth.sent)?;
+    let received = by_number(spans, "mq_timedreceive", 8, &truth.received)?;
     let mut verdict = Verdict::default();
     for (number, receive) in &received {
         verdict.received += 1;
@@ -113,7 +123,7 @@ fn judge(mqspan: &Mqspan, options: &[&str]) -> Result<Verdict> {
         let is_possible = matches!(wait, Some(Value::Double(wait)) if (0. ..=most + 1e-6).contains(wait));
         verdict.bad_waits += usize::from(!is_possible);
     }
-    println!("{options:?}: {verdict:?}, recall {:.3}; {:?}", verdict.recall(), ended.stderr.last());
+    println!("{what}: {verdict:?}, recall {:.3}", verdict.recall());
     ensure!(verdict.wrong == 0, "wrong links: {verdict:?}");
     ensure!(verdict.bad_waits == 0, "impossible waits: {verdict:?}");
     let by_message = verdict.methods.get("message").copied().unwrap_or_default();
@@ -162,4 +172,23 @@ fn receivers_that_do_not_ask_for_the_priority_are_linked() -> Result<()> {
 #[test]
 fn no_link_is_wrong_where_priorities_are_unknown() -> Result<()> {
     judge(&mqspan()?, &["--messages=20000", "--seed=74", "--null-priority", "--pause=2000"]).map(drop)
+}
+
+/// Prevents queues of the same name in two ipc namespaces from being taken for one.
+#[test]
+fn namespaces_are_not_mixed() -> Result<()> {
+    let mqspan = mqspan()?;
+    let truths = [mqspan.file("here"), mqspan.file("there")];
+    let script = "options='ledger --messages=10000 --seed=75 --processes=1 --threads=1 --pause=1000 --print'
+        unshare --ipc \"$0\" $options \"$2\" & there=$!; \"$0\" $options \"$1\"; wait $there";
+    let paths = truths.each_ref().map(|path| path.display().to_string());
+    let spans = trace(&mqspan, &["bash", "-c", script, &mqspan.workload_arg(), &paths[0], &paths[1]])?;
+    let own = ready::ipc_namespace()?;
+    let (here, there): (Vec<_>, Vec<_>) =
+        spans.into_iter().partition(|span| span.int("posix_mq.ipc_namespace") == Some(own));
+    for (what, spans, truth) in [("here", here, &truths[0]), ("there", there, &truths[1])] {
+        let verdict = verdict(what, &spans, &Truth::read(truth)?)?;
+        ensure!(verdict.received > 10_000 && verdict.recall() >= 0.95, "{verdict:?}");
+    }
+    Ok(())
 }

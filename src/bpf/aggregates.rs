@@ -10,16 +10,36 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use tracing::warn;
 
 use super::programs::Programs;
+use crate::event::QueueKey;
+use crate::metrics::queues::{QueueReading, Unlinked, Waiting};
 use crate::metrics::reading::{Reading, overflow_keys};
+use crate::process::calls;
 
 /// As many series are read by one system call.
 const AT_ONCE: u32 = 512;
 
-/// The maps of series: one that the programs fill, and one that is empty.
+/// What a look at the maps shows.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What was added to each series since the last time.
+    pub series: Vec<Reading>,
+    /// The state of each queue.
+    pub queues: Vec<QueueReading>,
+    /// The names that were unlinked since the last time.
+    pub unlinked: Vec<Unlinked>,
+    /// Who waits at queues now.
+    pub waiting: Waiting,
+}
+
+/// The maps of series: one that the programs fill, and one that is empty; and those of queues.
 #[derive(Debug)]
 struct Maps {
     series: MapHandle,
     askers: MapHandle,
+    queues: MapHandle,
+    unlinked: MapHandle,
+    period: MapHandle,
+    number: u32,
     pair: [MapHandle; 2],
     filled: usize,
     overflow: Vec<Vec<u8>>,
@@ -27,9 +47,19 @@ struct Maps {
 
 impl Maps {
     fn of(programs: &Programs<'_>) -> libbpf_rs::Result<Self> {
-        let [series, askers, first, second] = programs.series().map(MapHandle::try_from);
-        let maps =
-            Self { series: series?, askers: askers?, pair: [first?, second?], filled: 0, overflow: overflow_keys() };
+        let [series, askers, first, second, queues, unlinked, period] = programs.series().map(MapHandle::try_from);
+        let mut maps = Self {
+            series: series?,
+            askers: askers?,
+            queues: queues?,
+            unlinked: unlinked?,
+            period: period?,
+            number: 0,
+            pair: [first?, second?],
+            filled: 0,
+            overflow: overflow_keys(),
+        };
+        maps.begin_period(1)?;
         maps.pair.iter().try_for_each(|map| maps.put_overflow(map))?;
         Ok(maps)
     }
@@ -40,9 +70,14 @@ impl Maps {
         self.overflow.iter().try_for_each(|key| map.update(key, &empty, MapFlags::ANY))
     }
 
+    fn begin_period(&mut self, number: u32) -> libbpf_rs::Result<()> {
+        self.number = number;
+        self.period.update(&0u32.to_ne_bytes(), &number.to_ne_bytes(), MapFlags::ANY)
+    }
+
     /// Puts the empty map in the place of the filled one, and reads that. The update returns when no program can hold
     /// the old map any more (kernel/bpf/syscall.c, maybe_wait_bpf_programs).
-    fn take(&mut self) -> libbpf_rs::Result<Vec<Reading>> {
+    fn take_series(&mut self) -> libbpf_rs::Result<Vec<Reading>> {
         let empty = 1 - self.filled;
         let descriptor = self.pair[empty].as_fd().as_raw_fd();
         self.series.update(&0u32.to_ne_bytes(), &descriptor.to_ne_bytes(), MapFlags::ANY)?;
@@ -70,11 +105,41 @@ impl Maps {
     }
 }
 
+impl Maps {
+    fn take(&mut self) -> libbpf_rs::Result<Taken> {
+        let ended = self.number;
+        self.begin_period(ended.wrapping_add(1).max(1))?;
+        let series = self.take_series()?;
+        // The programs that still saw the old period have ended by now, too.
+        let decode = |(key, value): &(Vec<u8>, Vec<u8>)| QueueReading::decode(key, value, ended).ok();
+        let queues = entries(&self.queues)?.iter().filter_map(decode).collect();
+        let mut unlinked = Vec::new();
+        for (key, value) in entries(&self.unlinked)? {
+            unlinked.extend(Unlinked::decode(&key, &value));
+            self.unlinked.delete(&key)?;
+        }
+        let mut waiting = Waiting::new();
+        for call in calls::in_calls() {
+            if let Some(queue) = call.queue {
+                *waiting.entry((queue, call.op)).or_default() += 1;
+            }
+        }
+        Ok(Taken { series, queues, unlinked, waiting })
+    }
+}
+
+fn entries(map: &MapHandle) -> libbpf_rs::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let keys: Vec<_> = map.keys().collect();
+    let values = keys.into_iter().map(|key| Ok(map.lookup(&key, MapFlags::ANY)?.map(|value| (key, value))));
+    values.filter_map(Result::transpose).collect()
+}
+
 /// The reading thread.
 #[derive(Debug)]
 pub struct Aggregates {
     thread: JoinHandle<()>,
-    readings: Receiver<Vec<Reading>>,
+    readings: Receiver<Taken>,
+    queues: MapHandle,
     end: Sender<()>,
 }
 
@@ -86,9 +151,11 @@ impl Aggregates {
         rings: impl Fn() + Send + 'static,
     ) -> Result<Self, String> {
         let mut maps = Maps::of(programs).map_err(|error| error.to_string())?;
+        let queues = MapHandle::try_from(&maps.queues).map_err(|error| error.to_string())?;
         let ((send, readings), (end, ended)) = (mpsc::channel(), mpsc::channel());
         let run = move || {
-            let mut at = Instant::now() + interval;
+            // The first at once: a queue that is stuck already is what people look for.
+            let mut at = Instant::now();
             loop {
                 let last = match ended.recv_timeout(at.saturating_duration_since(Instant::now())) {
                     Err(RecvTimeoutError::Timeout) => false,
@@ -108,16 +175,24 @@ impl Aggregates {
             }
         };
         let thread = thread::Builder::new().name("mqspan-metrics".into()).spawn(run);
-        Ok(Self { thread: thread.map_err(|error| error.to_string())?, readings, end })
+        Ok(Self { thread: thread.map_err(|error| error.to_string())?, readings, queues, end })
     }
 
     /// What was read since the last time.
-    pub fn fetch(&self) -> impl Iterator<Item = Vec<Reading>> + '_ {
+    pub fn fetch(&self) -> impl Iterator<Item = Taken> + '_ {
         self.readings.try_iter()
     }
 
+    /// Forgets queues that are gone.
+    pub fn forget(&self, queues: &[QueueKey]) {
+        for key in queues {
+            // One that is gone already is as good.
+            let _ = self.queues.delete(&[key.inode, key.number, key.namespace].map(u64::to_ne_bytes).concat());
+        }
+    }
+
     /// Reads a last time; the programs must be detached by now.
-    pub fn stop(self) -> Vec<Vec<Reading>> {
+    pub fn stop(self) -> Vec<Taken> {
         // If the thread died its readings so far are still there.
         let _ = self.end.send(());
         let _ = self.thread.join();

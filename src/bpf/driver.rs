@@ -17,13 +17,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::aggregates::Aggregates;
+use super::aggregates::{Aggregates, Taken};
 use super::programs::{Config, Counts, Programs};
+use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::HookKind;
-use crate::event::{Call, Image, ImageKey, Name};
+use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::links::sequence::Sequence;
-use crate::metrics::reading::Reading;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -49,8 +49,8 @@ pub trait Records {
     fn malformed(&mut self);
     /// The name behind a number of the kernel side's series.
     fn name(&mut self, name: Name);
-    /// What was added to the series of metrics since the last time.
-    fn metrics(&mut self, readings: Vec<Reading>);
+    /// What the kernel side's metrics show; returns the queues that it need not keep any more.
+    fn metrics(&mut self, taken: Taken) -> Vec<QueueKey>;
     /// What the kernel side counted so far.
     fn counts(&mut self, counts: Counts);
     /// Time has passed; returns when to come again at the latest.
@@ -72,6 +72,8 @@ pub struct Orders {
     pub tree: Option<u32>,
     /// Whether calls become records.
     pub makes_records: bool,
+    /// How many calls become records.
+    pub rate: Rate,
     /// How often metrics are read; None: there are none.
     pub metrics: Option<Duration>,
 }
@@ -134,10 +136,10 @@ fn drive(
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Vec<String> {
     let mut storage = MaybeUninit::uninit();
-    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree, makes_records, metrics } = *orders;
+    let Orders { kind, ref tracefs, ref filters, own_ipc_namespace, tree, makes_records, rate, metrics } = *orders;
     let aggregates = metrics.is_some();
     let tracefs = tracefs.as_deref();
-    let config = Config { kind, tracefs, filters, own_ipc_namespace, tree, makes_records, aggregates };
+    let config = Config { kind, tracefs, filters, own_ipc_namespace, tree, makes_records, aggregates, rate };
     let mut programs = match Programs::attach(&mut storage, &config) {
         Ok(programs) => programs,
         Err(error) => {
@@ -159,8 +161,8 @@ fn drive(
     if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
         while take(&rings.calls) > 0 {}
         rings.release();
-        for readings in aggregates.map(Aggregates::stop).unwrap_or_default() {
-            take_metrics(&rings, readings);
+        for taken in aggregates.map(Aggregates::stop).unwrap_or_default() {
+            take_metrics(&rings, taken);
         }
     }
     records.borrow_mut().counts(counts(&programs, &sequence));
@@ -188,8 +190,10 @@ fn follow(
             return Ok(aggregates);
         }
         let taken = take(&rings.calls);
-        for readings in aggregates.iter().flat_map(Aggregates::fetch) {
-            take_metrics(&rings, readings);
+        if let Some(aggregates) = &aggregates {
+            for taken in aggregates.fetch() {
+                aggregates.forget(&take_metrics(&rings, taken));
+            }
         }
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
@@ -216,9 +220,9 @@ fn follow(
 }
 
 /// The images and names that the readings speak of came before them.
-fn take_metrics<R: Records>(rings: &Rings<'_, R>, readings: Vec<Reading>) {
+fn take_metrics<R: Records>(rings: &Rings<'_, R>, taken: Taken) -> Vec<QueueKey> {
     rings.images.consume_raw();
-    rings.records.borrow_mut().metrics(readings);
+    rings.records.borrow_mut().metrics(taken)
 }
 
 fn counts(programs: &Programs<'_>, sequence: &RefCell<Sequence>) -> Counts {

@@ -90,6 +90,11 @@ impl<T> Filter<T> {
 }
 
 impl Filter<Glob> {
+    /// As [`Self::keeps_name`], for what is no call: nothing is remembered.
+    pub fn passes_name(&self, name: Option<&str>) -> bool {
+        Self::new(self.picks.clone()).keeps_name(name)
+    }
+
     /// Whether a call with this name is kept; one without a name passes a filter that only
     /// excludes.
     pub fn keeps_name(&self, name: Option<&str>) -> bool {
@@ -116,6 +121,14 @@ pub struct Filters {
     pub failed: bool,
     /// `--min-duration`: only calls at least this long, from entry to exit.
     pub min_duration: Option<Duration>,
+}
+
+impl Filters {
+    /// Whether only some callers are of interest.
+    pub fn picks_callers(&self) -> bool {
+        let Self { comm, pid, uid, ipc_namespace, .. } = self;
+        !(comm.picks.is_empty() && pid.picks.is_empty() && uid.picks.is_empty() && ipc_namespace.picks.is_empty())
+    }
 }
 
 #[cfg(test)]

@@ -115,6 +115,22 @@ impl fmt::Display for Glob {
     }
 }
 
+/// Patterns that queues go by (`--template`), as they are written.
+#[derive(Clone, Debug, Default)]
+pub struct Templates(Vec<(Glob, String)>);
+
+impl Templates {
+    /// The first that matches counts.
+    pub fn new(globs: Vec<Glob>) -> Self {
+        Self(globs.into_iter().map(|glob| (glob.clone(), glob.to_string())).collect())
+    }
+
+    /// The pattern that a queue's name matches.
+    pub fn of(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(glob, _)| glob.matches(name)).map(|(_, text)| &**text)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,6 +23,7 @@ use self::env::{Environment, pairs};
 use self::error::Error;
 use self::file::File;
 use self::filter::{Filter, Filters};
+use self::glob::Templates;
 use self::otlp::{Layer, Layers, Otlp};
 use self::values::{Color, CpuList, HookKind, Op, Output, Receive, Signal, Temporality, choice};
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
@@ -38,10 +39,12 @@ pub struct Settings {
     pub otlp: Otlp,
     /// Whose calls, and which.
     pub filters: Filters,
-    /// Spans or log records a second for each queue and operation; 0: every call.
-    pub max_rate: u64,
+    /// How many calls become spans or log records.
+    pub rate: Rate,
     /// Where a receive span hangs.
     pub receive: Receive,
+    /// Queues that match go by these in span names and metrics.
+    pub templates: Templates,
     /// The user that the command runs as.
     pub user: Option<String>,
     /// The CPUs that mqspan's own threads may run on; None: any.
@@ -72,6 +75,15 @@ pub struct Settings {
     pub temporality: Temporality,
     /// How many series and processes metrics are kept for.
     pub metric_limits: MetricLimits,
+}
+
+/// `--max-rate` and `--slow`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// Spans or log records a second for each queue and operation of send and receive; 0: every call.
+    pub most: u32,
+    /// Sends that took as long, and receives whose message lay as long, are exempt.
+    pub slow: Duration,
 }
 
 /// Which signals are made.
@@ -151,6 +163,10 @@ impl Settings {
 
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
         let outputs = outputs(run.output, endpoint_named);
+        let shows_all = outputs.iter().all(|output| matches!(output, Output::Console | Output::File(_)));
+        let default_rate = if shows_all || !host_wide { 0 } else { 100 };
+        let rate =
+            Rate { most: run.max_rate.unwrap_or(default_rate), slow: run.slow.unwrap_or(Duration::from_millis(10)) };
         // Without this output a variable that is wrong, or meant for the command, does no harm.
         let otlp_variables = match outputs.contains(&Output::Otlp) {
             true => env.otlp()?,
@@ -166,7 +182,8 @@ impl Settings {
             signals,
             otlp: Otlp::resolve(&options, &otlp_variables, &file.otlp)?,
             filters: filters(run.filters),
-            max_rate: run.max_rate.unwrap_or(0),
+            rate,
+            templates: Templates::new(run.template),
             receive: run.later.receive.unwrap_or(Receive::Link),
             user: run.user,
             cpus: run.cpus,
@@ -219,6 +236,8 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
             min_duration: above.filters.min_duration.or(below.filters.min_duration),
         },
         max_rate: above.max_rate.or(below.max_rate),
+        slow: above.slow.or(below.slow),
+        template: either(above.template, below.template),
         user: above.user.or(below.user),
         hooks: either(above.hooks, below.hooks),
         cpus: above.cpus.or(below.cpus),
@@ -230,8 +249,6 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         verbose: above.verbose || (below.verbose && !quiet_or_verbose),
         color: above.color.or(below.color),
         later: LaterArgs {
-            slow: above.later.slow.or(below.later.slow),
-            template: either(above.later.template, below.later.template),
             receive: above.later.receive.or(below.later.receive),
             spool: above.later.spool.or(below.later.spool),
             spool_size: above.later.spool_size.or(below.later.spool_size),

@@ -110,7 +110,21 @@ fn defaults() {
     assert_eq!(settings.temporality, Temporality::Cumulative);
     assert_eq!(settings.metric_limits, MetricLimits { max_series: 2000, max_processes: 1000 });
     assert_eq!(settings.verbosity, Verbosity::Normal);
-    assert!(settings.hooks.is_empty() && !settings.sdk_disabled && settings.max_rate == 0);
+    assert!(settings.hooks.is_empty() && !settings.sdk_disabled && settings.rate.most == 0);
+    for (arguments, most) in [
+        ("", 0),
+        ("--output otlp", 100),
+        ("--output none", 100),
+        ("--output console --output otlp", 100),
+        ("--output file:/x --output console", 0),
+        ("--output otlp -- true", 0),
+        ("--output otlp --max-rate 7 -- true", 7),
+        ("--output console --max-rate 7", 7),
+    ] {
+        let rate = Rate { most, slow: Duration::from_millis(10) };
+        assert_eq!(loaded(arguments, &[], "").rate, rate, "{arguments}");
+    }
+    assert_eq!(loaded("--slow 1s", &[], "").rate.slow, Duration::from_secs(1));
     assert!(loaded("--hooks tracepoint,auto", &[], "").hooks.is_empty());
     let hooks = loaded("--hooks fentry,tracepoint", &[], "").hooks;
     assert_eq!(hooks, [HookKind::Fentry, HookKind::Tracepoint]);
@@ -146,14 +160,11 @@ fn wrong_values() {
 fn later_options_are_refused() {
     for (arguments, what) in [
         ("--container ab", "--container"),
-        ("--slow 1ms", "--slow"),
-        ("--template /reply-*", "--template"),
         ("--spool /s", "--spool"),
         ("--spool-size 1GiB", "--spool-size"),
         ("--spool-sync", "--spool-sync"),
         ("--summary", "--summary"),
         ("--report /r", "--report"),
-        ("--max-rate 100", "--max-rate"),
         ("--hooks fsession", "--hooks"),
     ] {
         let error = load(arguments, &[], "").expect_err(arguments);

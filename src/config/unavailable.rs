@@ -11,14 +11,11 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
     let table = [
         (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
-        (later.slow.is_some(), "--slow", "leave it out: no call is limited"),
-        (!later.template.is_empty(), "--template", "leave it out"),
         (later.spool.is_some(), "--spool", "leave it out; what can't be sent is counted as lost"),
         (later.spool_size.is_some(), "--spool-size", "leave it out"),
         (later.spool_sync, "--spool-sync", "leave it out"),
         (later.summary, "--summary", "leave it out; --stats-file has the counters"),
         (later.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
-        (run.max_rate.is_some_and(|rate| rate > 0), "--max-rate", "leave it out or give 0: every call"),
         (
             !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
             "--hooks fsession",

@@ -236,6 +236,15 @@ pub fn queue(text: &str) -> Result<Pick<Glob>, String> {
     Ok(Pick { value, exclude })
 }
 
+/// A template, written as a queue pattern is.
+pub fn template(text: &str) -> Result<Glob, String> {
+    let Pick { value, exclude } = queue(text)?;
+    match exclude {
+        true => Err("a template can't be negated".into()),
+        false => Ok(value),
+    }
+}
+
 /// A DURATION: a number with ns, us, ms, s, m or h, and sums of these (`1m30s`, `1.5ms`).
 pub fn duration(text: &str) -> Result<Duration, String> {
     let form = || String::from("a duration is a number with ns, us, ms, s, m or h, as in 1m30s");

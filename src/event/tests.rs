@@ -24,6 +24,7 @@ pub(crate) fn message() -> Message {
         sent_by: None,
         tracked: false,
         turn: Turn::default(),
+        limited: 0,
     }
 }
 
@@ -92,6 +93,8 @@ fn arguments_of_each_call() {
         opposite: 11,
         turn: 13,
         begun: 14,
+        limited_calls: 16,
+        unused: 0,
         begun_before: 15,
     });
     let notify = raw_args(&notify_args { event_ptr: 1, method: 2, signo: 3 });
@@ -106,6 +109,7 @@ fn arguments_of_each_call() {
         priority: None,
         timeout: Passed { ptr: 2, value: None },
         turn: Turn { opposite: 11, number: 13, begun: 14, begun_before: 15, losses: 12, ..Turn::default() },
+        limited: 16,
         ..self::message()
     };
     let everything = Message {
@@ -115,6 +119,7 @@ fn arguments_of_each_call() {
         wait_ns: Some(7),
         sent_by: Some(sent_by),
         tracked: true,
+        limited: 16,
         turn: Turn { alone: true, quiet: true, opposite: 11, number: 13, begun: 14, begun_before: 15, losses: 12 },
         ..nothing
     };

@@ -94,8 +94,25 @@ pub struct Ledger {
 #[derive(Debug, Default)]
 struct KernelCounts {
     filtered: AtomicU64,
+    limited: AtomicU64,
     unpaired: AtomicU64,
     tree_full: AtomicU64,
+    skipped: AtomicU64,
+    untracked: AtomicU64,
+    unlinked: AtomicU64,
+}
+
+/// What the kernel side did not see, besides calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// Forks that found the set of traced processes full: with each, a subtree of the command went unseen.
+    pub forks: u64,
+    /// Runs of programs that follow messages which the kernel skipped.
+    pub skipped: u64,
+    /// Messages that found no room to be followed.
+    pub untracked: u64,
+    /// Messages received whose send could not be told.
+    pub unlinked: u64,
 }
 
 impl Ledger {
@@ -142,8 +159,12 @@ impl Ledger {
     /// Takes the kernel side's counts: totals since the start.
     pub fn kernel(&self, counts: &Counts) {
         self.kernel.filtered.store(counts.filtered, Relaxed);
+        self.kernel.limited.store(counts.limited, Relaxed);
         self.kernel.unpaired.store(counts.unpaired, Relaxed);
         self.kernel.tree_full.store(counts.tree_full, Relaxed);
+        self.kernel.skipped.store(counts.missed_inside, Relaxed);
+        self.kernel.untracked.store(counts.untracked, Relaxed);
+        self.kernel.unlinked.store(counts.unlinked, Relaxed);
         for (stage, total) in [
             (Stage::State, counts.lost_state),
             (Stage::NoExit, counts.lost_no_exit),
@@ -181,11 +202,12 @@ impl Ledger {
             .map(|stage| self.lost[*stage as usize].load(Relaxed))
             .sum();
         let filtered_in_kernel = self.kernel.filtered.load(Relaxed);
+        let limited = self.kernel.limited.load(Relaxed);
         Totals {
-            captured: self.received.load(Relaxed) + filtered_in_kernel + in_kernel,
+            captured: self.received.load(Relaxed) + filtered_in_kernel + limited + in_kernel,
             exported: self.exported.load(Relaxed),
             filtered: self.filtered.load(Relaxed) + filtered_in_kernel,
-            limited: 0,
+            limited,
             lost,
             unpaired: self.kernel.unpaired.load(Relaxed),
             outputs: self
@@ -210,9 +232,12 @@ impl Ledger {
         totals.captured == totals.exported + totals.filtered + totals.limited + totals.lost()
     }
 
-    /// Forks that found the set of traced processes full: with each, a subtree of the command went unseen.
-    pub fn untraced_forks(&self) -> u64 {
-        self.kernel.tree_full.load(Relaxed)
+    /// What the kernel side did not see, besides calls.
+    pub fn unseen(&self) -> Unseen {
+        let KernelCounts { tree_full, skipped, untracked, unlinked, .. } = &self.kernel;
+        let [forks, skipped, untracked, unlinked] =
+            [tree_full, skipped, untracked, unlinked].map(|count| count.load(Relaxed));
+        Unseen { forks, skipped, untracked, unlinked }
     }
 
     /// The end: what an output still holds now is lost. Until then nothing is counted for it.

@@ -14,8 +14,10 @@ pub const FIRST_DURATION: i32 = -94;
 /// The index of the first bucket of sizes, which holds a single byte.
 pub const FIRST_SIZE: i32 = -1;
 
-/// As many bounds the kernel side searches, as in bpf/aggregate.h; those that are none are greater than every value.
+/// As many bounds the kernel side searches, as in bpf/aggregate.h.
 const BOUNDS: usize = 256;
+/// A bound that is greater than every value: the kernel side compares 63 bits.
+const NONE: u64 = i64::MAX.cast_unsigned();
 /// 2^(k/4) for k from 0 to 3, with 62 bits behind the point.
 const QUARTERS: [u128; 4] =
     [4_611_686_018_427_387_904, 5_484_249_825_272_419_511, 6_521_908_912_666_391_106, 7_755_900_482_342_532_474];
@@ -32,11 +34,11 @@ pub fn size_bounds() -> [u64; BOUNDS] {
 
 /// `unit` · 2^((i+1)/4), rounded down, from the bucket `first` on. The last bucket takes everything that is greater.
 fn bounds(unit: u128, first: i32) -> [u64; BOUNDS] {
-    let mut bounds = [u64::MAX; BOUNDS];
+    let mut bounds = [NONE; BOUNDS];
     for (bound, exponent) in bounds[..BUCKETS - 1].iter_mut().zip(first + 1..) {
         let quarter = QUARTERS[exponent.rem_euclid(4) as usize] * unit;
         let shift = 62 - exponent.div_euclid(4);
-        *bound = u64::try_from(quarter >> shift).unwrap_or(u64::MAX);
+        *bound = u64::try_from(quarter >> shift).unwrap_or(NONE).min(NONE);
     }
     bounds
 }
@@ -112,7 +114,7 @@ mod tests {
         for (ns, index) in [(1_000_000_000, -1), (1_000_000_001, 0), (2_000_000_000, 3), (500_000_000, -5)] {
             assert_eq!(bucket_of(&durations, ns) as i32 + FIRST_DURATION, index, "{ns}");
         }
-        assert_eq!((bucket_of(&durations, 1), bucket_of(&durations, u64::MAX)), (0, BUCKETS - 1));
+        assert_eq!((bucket_of(&durations, 1), bucket_of(&durations, NONE)), (0, BUCKETS - 1));
         let sizes = size_bounds();
         for (bytes, index) in [(1, -1), (2, 3), (3, 6), (4, 7), (5, 9), (1 << 24, 95)] {
             assert_eq!(bucket_of(&sizes, bytes) as i32 + FIRST_SIZE, index, "{bytes}");

@@ -9,22 +9,67 @@ use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::B
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Metric, NumberDataPoint,
+    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric, NumberDataPoint,
     ResourceMetrics, ScopeMetrics, Sum,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
 use super::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
+use super::queues::{self, Gauges};
 use super::reading::Measure;
 use super::streams::{Destination, Of, Process, Stream, Streams, Total};
 use crate::config::values::Op;
 use crate::telemetry::record::{Resource, SCHEMA_URL, SCOPE, VERSION, Value};
 use crate::telemetry::terms::{errno_name, is_error, operation, operation_type};
 
-/// What a request of all current streams says; None where there are none. `now_ns` is the time of the collection.
-pub fn request(streams: &Streams, now_ns: u64) -> Option<ExportMetricsServiceRequest> {
-    let resource_metrics: Vec<_> = streams.current().map(|process| of_process(process, streams, now_ns)).collect();
-    (!resource_metrics.is_empty()).then_some(ExportMetricsServiceRequest { resource_metrics })
+/// A request of all current streams. `now_ns` is the time of the collection.
+pub fn request(streams: &Streams, now_ns: u64) -> ExportMetricsServiceRequest {
+    let resource_metrics = streams.current().map(|process| of_process(process, streams, now_ns)).collect();
+    ExportMetricsServiceRequest { resource_metrics }
+}
+
+/// The gauges of queues and of the threads that wait at them; None where there is no queue to tell of.
+pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<ResourceMetrics> {
+    let point = |attributes, value| NumberDataPoint {
+        attributes,
+        time_unix_nano: now_ns,
+        value: Some(Number::AsInt(value)),
+        ..Default::default()
+    };
+    let gauge = |name: &str, unit: &str, description: &str, data_points: Vec<NumberDataPoint>| Metric {
+        name: name.into(),
+        unit: unit.into(),
+        description: description.into(),
+        data: Some(Data::Gauge(Gauge { data_points })),
+        ..Default::default()
+    };
+    let attributes = |(ipc_ns, destination): &(u32, Destination)| of_queue(Some(destination), *ipc_ns);
+    let of_each = |value: fn(&queues::Gauge) -> i64| {
+        gauges.0.iter().map(|(queue, gauge)| point(attributes(queue), value(gauge))).collect::<Vec<_>>()
+    };
+    // A queue at which nobody waits has a real zero: its callers are known.
+    let waiting = gauges.0.iter().flat_map(|(queue, gauge)| {
+        [(Op::MqTimedsend, gauge.senders), (Op::MqTimedreceive, gauge.receivers)].map(|(op, threads)| {
+            let operation = text("messaging.operation.name", operation(op));
+            point([attributes(queue), vec![operation]].concat(), threads)
+        })
+    });
+    let metrics = vec![
+        gauge("posix_mq.queue.depth", "{message}", "Messages in the queue.", of_each(|queue| queue.depth)),
+        gauge(
+            "posix_mq.queue.peak_depth",
+            "{message}",
+            "The most messages in the queue since the last collection.",
+            of_each(|queue| queue.peak),
+        ),
+        gauge("posix_mq.queue.capacity", "{message}", "The most messages that fit.", of_each(|queue| queue.capacity)),
+        gauge("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.", waiting.collect()),
+    ];
+    (!gauges.0.is_empty()).then(|| ResourceMetrics {
+        resource: Some(resource(own)),
+        scope_metrics: vec![ScopeMetrics { scope: Some(scope()), metrics, schema_url: SCHEMA_URL.into() }],
+        schema_url: String::new(),
+    })
 }
 
 /// The points of one process, by metric.

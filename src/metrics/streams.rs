@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::buckets::BUCKETS;
 use super::reading::{Measure, Points, Reading};
 use crate::config::MetricLimits;
+use crate::config::glob::Templates;
 use crate::config::values::Op;
 use crate::event::ImageKey;
 use crate::telemetry::record::Resource;
@@ -23,6 +24,16 @@ pub enum Destination {
     Name(Arc<str>),
     /// By the template that its name matches.
     Template(Arc<str>),
+}
+
+impl Destination {
+    /// The template that the name matches, else the name.
+    pub fn of(name: Arc<str>, templates: &Templates) -> Self {
+        match templates.of(&name) {
+            Some(template) => Self::Template(template.into()),
+            None => Self::Name(name),
+        }
+    }
 }
 
 /// What tells a stream from others of its process.

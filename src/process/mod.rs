@@ -1,6 +1,7 @@
 //! Who made a call: the Resource of each process image, made once, at its first call, from what the kernel recorded
 //! then ([`resource`]) and what this host says ([`host`]). Asks nothing that can wait for a network.
 
+pub mod calls;
 mod cgroup;
 mod environment;
 pub mod host;

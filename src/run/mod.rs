@@ -28,10 +28,11 @@ use crate::export::hangup::Hangup;
 use crate::export::{self, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
-use crate::meter::Meter;
+use crate::meter::{self, Meter};
+use crate::metrics::queues::Queues;
 use crate::pipeline::{Parts, Pipeline};
 use crate::process::host::Host;
-use crate::process::{Registry, resource};
+use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
 
 /// Flushing at the end takes at most this long.
@@ -78,20 +79,24 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
     let makes_records = settings.signals.traces || settings.signals.logs;
     let meter = settings.signals.metrics.then(|| {
-        Meter::new(
-            of_signal(|signal| signal == CallSignal::Metrics),
-            ledger.clone(),
-            filters.clone(),
-            settings.metric_limits,
-            settings.temporality,
-            Arc::new(Resource { attributes: own, has_schema: false }),
-            !makes_records,
-        )
+        let only_matched = child.is_some() || filters.picks_callers();
+        Meter::new(meter::Parts {
+            sinks: of_signal(|signal| signal == CallSignal::Metrics),
+            ledger: ledger.clone(),
+            filters: filters.clone(),
+            limits: settings.metric_limits,
+            temporality: settings.temporality,
+            own: Arc::new(Resource { attributes: own, has_schema: false }),
+            queues: Queues::new(if only_matched { Vec::new() } else { calls::queues() }, only_matched),
+            templates: settings.templates.clone(),
+            alone: !makes_records,
+        })
     });
     let pipeline = Pipeline::new(Parts {
         ledger: ledger.clone(),
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
+        templates: settings.templates.clone(),
         clock: Clock::start().map_err(no_thread)?,
         registry: Registry::new(host),
         traces: settings.signals.traces,
@@ -107,6 +112,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         own_ipc_namespace: own_ipc_namespace(),
         tree: child.as_ref().map(Child::pid),
         makes_records,
+        rate: settings.rate,
         metrics: settings.signals.metrics.then_some(settings.metric_interval),
     };
     drop(sinks);
@@ -117,6 +123,9 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         )
     })?;
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
+    if child.is_none() {
+        report::in_calls(&filters);
+    }
     pulse.set_ready(true);
     health::watch(pulse.clone(), runtime.handle());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -154,7 +163,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         unmatched = receive.recv_timeout(ABORT).ok();
     }
     let totals = ledger.close();
-    report::end(&totals, ledger.untraced_forks(), &unmatched.unwrap_or_default(), &filters);
+    report::end(&totals, ledger.unseen(), &unmatched.unwrap_or_default(), &filters);
     if let Some(file) = stats_file {
         file.write(&totals)?;
     }

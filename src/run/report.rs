@@ -10,7 +10,9 @@ use super::hook_name;
 use crate::config::error::Error;
 use crate::config::filter::{Filters, Pick};
 use crate::config::values::{HookKind, Output};
-use crate::export::ledger::Totals;
+use crate::export::ledger::{Totals, Unseen};
+use crate::process::calls::{self, InCall};
+use crate::telemetry::terms::operation;
 
 /// The line that says that everything is attached.
 pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
@@ -19,8 +21,20 @@ pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
     format!("tracing {calls} call{plural} by {}, to {}", hook_name(hooks), outputs.join(", "))
 }
 
+/// Says which threads are in a call already: it has no span, as its beginning was not seen.
+pub fn in_calls(filters: &Filters) {
+    for InCall { pid, tid, comm, op, queue } in calls::in_calls() {
+        let name = queue.as_ref().map(|(_, name)| &**name);
+        let is_asked_for = filters.pid.picks().is_empty() || filters.pid.picks().iter().any(|pick| pick.value == pid);
+        if is_asked_for && filters.call.contains(&op) && filters.queue.passes_name(name) {
+            let name = name.unwrap_or("a descriptor that is no queue");
+            info!("{comm}[{pid}/{tid}] is in {} on {name} already", operation(op));
+        }
+    }
+}
+
 /// Says what the run came to: the totals, and what a user would not have expected.
-pub fn end(totals: &Totals, untraced_forks: u64, unmatched: &[String], filters: &Filters) {
+pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filters) {
     for value in unmatched {
         warn!("{value} matched no call");
     }
@@ -29,10 +43,16 @@ pub fn end(totals: &Totals, untraced_forks: u64, unmatched: &[String], filters: 
             warn!("{option} {} matched no call", Pick::to_string(value));
         }
     }
-    if untraced_forks > 0 {
-        warn!(
-            "{untraced_forks} processes of the command and all that descends from them were not traced: too many at once"
-        );
+    let Unseen { forks, skipped, untracked, unlinked } = unseen;
+    for (count, what) in [
+        (forks, "processes of the command and all that descends from them were not traced: too many at once"),
+        (skipped, "runs of the programs that follow messages were skipped by the kernel: links and waits are missing"),
+        (untracked, "messages were not followed to their receives: too many at once"),
+        (unlinked, "messages were received whose send could not be told for certain: no link, no wait"),
+    ] {
+        if count > 0 {
+            warn!("{count} {what}");
+        }
     }
     info!("{}", line(totals));
 }

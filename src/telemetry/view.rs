@@ -8,6 +8,7 @@ use super::notify::{self, SIGEV_SIGNAL};
 use super::oflag::{self, O_CREAT};
 use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type};
 use super::text::{printable, utf8};
+use crate::config::glob::Templates;
 use crate::config::values::{Op, Receive};
 use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed, Sender};
 
@@ -36,6 +37,8 @@ pub struct View<'a> {
     pub is_child: bool,
     /// The queue's name with its slash: the kernel's own where a queue was reached, else the one asked for.
     pub destination: Option<Cow<'a, str>>,
+    /// The pattern that the queue goes by where it stands for many.
+    pub template: Option<&'a str>,
     requested: Option<Cow<'a, str>>,
 }
 
@@ -53,9 +56,16 @@ impl<'a> View<'a> {
             call,
             start_ns,
             is_child: false,
+            template: None,
             destination: actual.or(asked).map(slashed),
             requested: asked.filter(|asked| actual.is_some_and(|actual| actual != *asked)).map(slashed),
         }
+    }
+
+    /// The queue goes by the first of these patterns that its name matches.
+    pub fn by_template(self, templates: &'a Templates) -> Self {
+        let template = self.destination.as_deref().and_then(|name| templates.of(name));
+        Self { template, ..self }
     }
 
     /// A receive hangs as `--receive` says.
@@ -75,7 +85,7 @@ impl<'a> View<'a> {
 
     /// `mq_open /orders`, the operation alone where there is no name.
     pub fn span_name(&self) -> String {
-        match &self.destination {
+        match self.template.or(self.destination.as_deref()) {
             Some(name) => format!("{} {name}", self.operation()),
             None => self.operation().into(),
         }
@@ -139,6 +149,9 @@ impl<'a> View<'a> {
         }
         if let Some(name) = &self.destination {
             to.text("messaging.destination.name", name);
+        }
+        if let Some(template) = self.template {
+            to.text("messaging.destination.template", template);
         }
         if let Some(name) = &self.requested {
             to.text("posix_mq.requested_name", name);
@@ -212,6 +225,9 @@ impl<'a> View<'a> {
             to.double("posix_mq.timeout", timeout);
         }
         to.boolean("posix_mq.blocked", message.blocked);
+        if message.limited > 0 {
+            to.int("posix_mq.limited_calls", message.limited.into());
+        }
     }
 
     fn give_notify(&self, to: &mut impl Attributes) {

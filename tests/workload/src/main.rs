@@ -3,6 +3,7 @@
 
 mod call;
 mod family;
+mod hold;
 mod kernel;
 mod ledger;
 mod memory;
@@ -26,6 +27,9 @@ enum Workload {
 
     /// Passes numbered messages through one queue, with failures among the calls; writes who sent and who received which
     Ledger(Ledger),
+
+    /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
+    Hold(Hold),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
@@ -142,11 +146,35 @@ struct Ledger {
     print: PathBuf,
 }
 
+#[derive(Args)]
+struct Hold {
+    /// The queues are /NAME-full and /NAME-empty
+    #[arg(long)]
+    name: String,
+
+    /// Of each queue
+    #[arg(long, default_value_t = 8)]
+    maxmsg: i64,
+
+    /// Messages sent to the one queue
+    #[arg(long, default_value_t = 5)]
+    sent: u64,
+
+    /// Of these, received again
+    #[arg(long, default_value_t = 2)]
+    received: u64,
+
+    /// Threads that wait for a message of the other queue
+    #[arg(long, default_value_t = 3)]
+    waiting: u64,
+}
+
 fn main() -> Result<()> {
     match Workload::parse() {
         Workload::Open(options) => open::run(&options),
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),
+        Workload::Hold(options) => hold::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The state of each queue that a call reached, whoever made it: how full it is, and was at the most since user space
+ * looked last. Periods are told apart by a number that user space counts up; nothing has to be set back.
+ */
+#pragma once
+#include "name.h"
+#include "thread.h"
+#include "filter.h"
+
+#define QUEUES 8192
+#define UNLINKED 4096
+#define PEAK_TRIES 8
+
+struct queue_key {
+	__u64 inode;
+	__u64 ino;
+	__u64 ns;
+};
+
+/* Records in a second, see limit.h. */
+struct limiter {
+	__u64 second;
+	__u32 taken;
+	__u32 limited; /* calls without a record since the last one */
+};
+
+struct queue_state {
+	__u64 name; /* see struct name */
+	__s64 maxmsg;
+	__s64 depth;
+	__u64 first_ns; /* when the first call that reached it ended, CLOCK_MONOTONIC */
+	__u64 peaks[2]; /* of the period with this lowest bit: its number above, the peak below */
+	struct limiter limits[2]; /* of sends, of receives */
+	__u32 ipc_ns;
+	__u32 matched; /* a call that passed the filters on whose calls reached it */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, QUEUES);
+	__type(key, struct queue_key);
+	__type(value, struct queue_state);
+} queues SEC(".maps");
+
+/* When names were unlinked, CLOCK_MONOTONIC; user space empties it. */
+struct unlinked_key {
+	__u64 name;
+	__u64 ipc_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, UNLINKED);
+	__type(key, struct unlinked_key);
+	__type(value, __u64);
+} unlinked SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} period SEC(".maps");
+
+static __always_inline void raise_peak(struct queue_state *state, __u64 depth, __u64 before)
+{
+	__u32 first = 0, *number = bpf_map_lookup_elem(&period, &first);
+	__u64 now, *peak;
+
+	if (!number)
+		return;
+	now = *number;
+	peak = &state->peaks[now & 1];
+	for (int i = 0; i < PEAK_TRIES; i++) {
+		__u64 old = *(volatile __u64 *)peak, most = depth;
+
+		/* The period begins with what was in the queue. */
+		if (old >> 32 != now)
+			most = before > depth ? before : depth;
+		else if ((__u32)old >= depth)
+			return;
+		if (__sync_val_compare_and_swap(peak, old, now << 32 | most) == old)
+			return;
+	}
+}
+
+/*
+ * A call that reached a queue has ended; `matched` if it passed the filters on whose calls. Global: it is verified once.
+ */
+__noinline int update_queue(const struct call *call, __u64 name, bool matched)
+{
+	struct mqueue_inode_info *info;
+	struct queue_state *state;
+	struct queue_key key;
+	__s64 before;
+
+	if (!call)
+		return 0;
+	key.inode = call->queue_inode;
+	key.ino = call->queue_ino;
+	key.ns = call->queue_ns;
+	state = bpf_map_lookup_elem(&queues, &key);
+	if (!state) {
+		struct queue_state new = { .name = name, .maxmsg = call->queue_maxmsg,
+					   .first_ns = call->left_ns, .ipc_ns = call->ipc_ns };
+
+		bpf_map_update_elem(&queues, &key, &new, BPF_NOEXIST);
+		state = bpf_map_lookup_elem(&queues, &key);
+		if (!state) {
+			count(COUNT_QUEUES_FULL);
+			return 0;
+		}
+		send_name(call, name);
+		state->depth = call->queue_curmsgs;
+	}
+	if (matched)
+		state->matched = 1;
+	before = state->depth;
+	if (call->flags & CALL_QUEUE_LEFT)
+		return 0;
+	state->depth = call->queue_curmsgs;
+	/* Another call may have written what it had read before this one: the last to look again is right. */
+	info = (void *)call->queue_inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
+	state->depth = BPF_CORE_READ(info, attr.mq_curmsgs);
+	raise_peak(state, call->queue_curmsgs, before);
+	return 0;
+}
+
+static __always_inline void note_unlink(const struct call *call, __u64 name)
+{
+	struct unlinked_key key = { .name = name, .ipc_ns = call->ipc_ns };
+	__u64 now = call->left_ns;
+
+	bpf_map_update_elem(&unlinked, &key, &now, BPF_ANY);
+}

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * --max-rate: how many sends and receives of a queue become records in a second. Calls that are worth a look are exempt,
+ * up to a ceiling for each process and call, so that no loop drowns the rest. What is left out is counted, and told with
+ * the next record of the queue. Metrics hold every call.
+ */
+#pragma once
+#include "depth.h"
+
+#define CEILINGS 8192
+/* The ceiling is so many times the rate. */
+#define CEILING 10
+#define NS_PER_S 1000000000
+
+const volatile __u32 max_rate; /* 0: every call becomes a record */
+const volatile __u64 slow_ns;
+
+struct ceiling_key {
+	__u32 pid;
+	__u32 op;
+};
+
+/* One that is forgotten begins anew: some records too many. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, CEILINGS);
+	__type(key, struct ceiling_key);
+	__type(value, struct limiter);
+} ceilings SEC(".maps");
+
+/* Callers that begin a second at the same time may let some more pass; none is ever counted twice. */
+static __always_inline bool take(struct limiter *limiter, __u32 most, __u64 second)
+{
+	if (*(volatile __u64 *)&limiter->second != second) {
+		limiter->second = second;
+		limiter->taken = 0;
+	}
+	return *(volatile __u32 *)&limiter->taken < most && __sync_fetch_and_add(&limiter->taken, 1) < most;
+}
+
+static __always_inline bool is_message(const struct call *call)
+{
+	return call->op == OP_SEND || call->op == OP_RECEIVE;
+}
+
+static __always_inline struct limiter *limiter_of(const struct call *call)
+{
+	struct queue_key key = { call->queue_inode, call->queue_ino, call->queue_ns };
+	struct queue_state *state;
+
+	if (!is_message(call) || !(call->flags & CALL_QUEUE))
+		return 0;
+	state = bpf_map_lookup_elem(&queues, &key);
+	return state ? &state->limits[call->op == OP_RECEIVE] : 0;
+}
+
+/* Polling and being interrupted are not failing (src/telemetry/terms.rs, is_error). */
+static __always_inline bool has_failed(__s64 ret)
+{
+	return ret < 0 && ret != -EAGAIN && ret != -ETIMEDOUT && ret != -EINTR && ret != -ERESTARTSYS;
+}
+
+static __always_inline bool is_slow(const struct call *call)
+{
+	if (call->op == OP_SEND)
+		return call->left_ns - call->entered_ns >= slow_ns;
+	return call->flags & CALL_WAIT && ((const struct message_args *)call->args)->wait_ns >= slow_ns;
+}
+
+static __always_inline bool is_below_ceiling(const struct call *call, __u64 second)
+{
+	struct ceiling_key key = { call->pid, call->op };
+	struct limiter *ceiling = bpf_map_lookup_elem(&ceilings, &key);
+
+	if (!ceiling) {
+		struct limiter new = {};
+
+		bpf_map_update_elem(&ceilings, &key, &new, BPF_NOEXIST);
+		ceiling = bpf_map_lookup_elem(&ceilings, &key);
+	}
+	return !ceiling || take(ceiling, CEILING * max_rate, second);
+}
+
+/* A message is about to be sent: decides for its send, and so for its receive. */
+static __always_inline bool is_limited_early(struct call *call)
+{
+	struct limiter *limiter = max_rate ? limiter_of(call) : 0;
+
+	if (!limiter)
+		return false;
+	call->flags |= CALL_DECIDED;
+	if (take(limiter, max_rate, call->entered_ns / NS_PER_S))
+		return false;
+	call->flags |= CALL_LIMITED;
+	return true;
+}
+
+/* Whether the call has ended without a record for the rate's sake. Global: it is verified once. */
+__noinline int is_limited(struct call *call)
+{
+	struct limiter *limiter;
+	__u64 second;
+	bool passes;
+
+	if (!call)
+		return false;
+	second = call->left_ns / NS_PER_S;
+	limiter = limiter_of(call);
+	if (!is_message(call) || has_failed(call->ret) || is_slow(call))
+		passes = is_below_ceiling(call, second);
+	else if (call->flags & CALL_DECIDED)
+		passes = !(call->flags & CALL_LIMITED);
+	else
+		passes = !limiter || take(limiter, max_rate, second);
+	if (passes) {
+		call->flags &= ~CALL_LIMITED;
+		if (is_message(call))
+			((struct message_args *)call->args)->limited_calls =
+				limiter ? __sync_lock_test_and_set(&limiter->limited, 0) : 0;
+		return false;
+	}
+	call->flags |= CALL_LIMITED;
+	if (limiter)
+		__sync_fetch_and_add(&limiter->limited, 1);
+	return true;
+}

@@ -1,0 +1,265 @@
+//! Metrics: what the kernel side added up, compared with the spans of the same run, which tests/family.rs compares with
+//! strace. Needs root and tracefs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use opentelemetry_proto::tonic::{
+    collector::metrics::v1::ExportMetricsServiceRequest,
+    metrics::v1::{ExponentialHistogramDataPoint, NumberDataPoint, metric::Data, number_data_point},
+    trace::v1::Span,
+};
+use support::{
+    otlp::{self, Attributes, Record, int, made_by, text},
+    program::{Ended, Mqspan, finish},
+};
+
+fn mqspan() -> Result<Mqspan> {
+    Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
+}
+
+const DELTA: i32 = 1;
+const CUMULATIVE: i32 = 2;
+
+/// What a point of a metric is about: process, operation, queue and errno, as far as the metric tells them apart.
+type Key = (i64, Option<String>, Option<String>, Option<String>);
+
+fn key(pid: i64, attributes: &Attributes) -> Key {
+    let own = |key| text(attributes, key).map(String::from);
+    (pid, own("messaging.operation.name"), own("messaging.destination.name"), own("posix_mq.errno"))
+}
+
+/// Numbers that were added up: how many, their sum, and how many in each bucket of an exponential histogram.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Total {
+    count: u64,
+    sum: f64,
+    zeros: u64,
+    buckets: BTreeMap<i32, u64>,
+}
+
+impl Total {
+    fn add(&mut self, value: f64, scale: i32) {
+        self.count += 1;
+        self.sum += value;
+        match value {
+            0. => self.zeros += 1,
+            // (base^i, base^(i+1)] is bucket i.
+            _ => *self.buckets.entry((value.log2() * f64::from(scale).exp2()).ceil() as i32 - 1).or_default() += 1,
+        }
+    }
+
+    fn of(point: &ExponentialHistogramDataPoint) -> Result<Self> {
+        ensure!(point.negative.as_ref().is_none_or(|negative| negative.bucket_counts.is_empty()), "{point:?}");
+        let positive = point.positive.clone().unwrap_or_default();
+        ensure!(positive.bucket_counts.len() <= 160, "{} buckets", positive.bucket_counts.len());
+        let buckets = (positive.offset..).zip(positive.bucket_counts).filter(|(_, count)| *count > 0).collect();
+        let total = Self { count: point.count, sum: point.sum.context("no sum")?, zeros: point.zero_count, buckets };
+        let in_buckets: u64 = total.buckets.values().sum();
+        ensure!(total.count == total.zeros + in_buckets, "a count that is not its buckets' sum: {point:?}");
+        Ok(total)
+    }
+
+    fn take(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum += other.sum;
+        self.zeros += other.zeros;
+        for (bucket, count) in &other.buckets {
+            *self.buckets.entry(*bucket).or_default() += count;
+        }
+    }
+
+    /// The same numbers, added up in another order.
+    fn is(&self, other: &Self) -> bool {
+        let close = (self.sum - other.sum).abs() <= 1e-9 * self.sum.abs().max(1e-9) + 1e-9 * self.count as f64;
+        self.count == other.count && close && self.zeros == other.zeros && self.buckets == other.buckets
+    }
+}
+
+/// A metric's streams: for each key the interval that the last point covered, and the total so far.
+#[derive(Default)]
+struct Streams(BTreeMap<Key, (u64, u64, Total)>);
+
+impl Streams {
+    fn point(&mut self, key: Key, temporality: i32, start: u64, time: u64, total: Total) -> Result<()> {
+        ensure!(start < time, "{key:?} covers nothing: {start} to {time}");
+        match self.0.get_mut(&key) {
+            None => {
+                self.0.insert(key, (start, time, total));
+            }
+            Some((_, last, so_far)) if temporality == DELTA => {
+                ensure!(start >= *last, "{key:?}: an interval from {start} overlaps one that ended at {last}");
+                so_far.take(&total);
+                *last = time;
+            }
+            Some((begun, last, so_far)) => {
+                ensure!(start == *begun && time > *last, "{key:?}: {start} to {time} after {begun} to {last}");
+                ensure!(total.count >= so_far.count, "{key:?} went down");
+                (*last, *so_far) = (time, total);
+            }
+        }
+        Ok(())
+    }
+
+    fn totals(&self) -> BTreeMap<Key, Total> {
+        self.0.iter().map(|(key, (.., total))| (key.clone(), total.clone())).collect()
+    }
+}
+
+/// The metrics of a run, by name.
+#[derive(Default)]
+struct Metrics {
+    streams: BTreeMap<String, Streams>,
+    /// The scale of each histogram.
+    scales: BTreeMap<String, i32>,
+}
+
+impl Metrics {
+    fn read(requests: &[ExportMetricsServiceRequest], temporality: i32) -> Result<Self> {
+        let mut all = Self::default();
+        for of_resource in requests.iter().flat_map(|request| &request.resource_metrics) {
+            let resource = of_resource.resource.as_ref().map(|resource| &*resource.attributes).unwrap_or_default();
+            let resource = otlp::attributes(resource)?;
+            let pid = int(&resource, "process.pid").unwrap_or_default();
+            for metric in of_resource.scope_metrics.iter().flat_map(|of_scope| &of_scope.metrics) {
+                all.metric(pid, &metric.name, metric.data.as_ref().context("no data")?, temporality)
+                    .with_context(|| metric.name.clone())?;
+            }
+        }
+        Ok(all)
+    }
+
+    fn metric(&mut self, pid: i64, name: &str, data: &Data, temporality: i32) -> Result<()> {
+        match data {
+            Data::ExponentialHistogram(histogram) => {
+                ensure!(histogram.aggregation_temporality == temporality, "{histogram:?}");
+                for point in &histogram.data_points {
+                    let scale = *self.scales.entry(name.into()).or_insert(point.scale);
+                    ensure!(scale == point.scale, "the scale changes");
+                    let (start, time) = (point.start_time_unix_nano, point.time_unix_nano);
+                    let key = key(pid, &otlp::attributes(&point.attributes)?);
+                    let streams = self.streams.entry(name.into()).or_default();
+                    streams.point(key, temporality, start, time, Total::of(point)?)?;
+                }
+            }
+            Data::Sum(sum) => {
+                ensure!(sum.aggregation_temporality == temporality && sum.is_monotonic, "{sum:?}");
+                for point in &sum.data_points {
+                    let attributes = otlp::attributes(&point.attributes)?;
+                    // Those that mqspan counts of itself differ in other attributes.
+                    if name.starts_with("messaging.") {
+                        let (start, time) = (point.start_time_unix_nano, point.time_unix_nano);
+                        let total = Total { count: number(point)?.try_into()?, ..Total::default() };
+                        let streams = self.streams.entry(name.into()).or_default();
+                        streams.point(key(pid, &attributes), temporality, start, time, total)?;
+                    }
+                }
+            }
+            // tests/queues.rs looks at these.
+            Data::Gauge(_) => {}
+            other => bail!("{other:?}"),
+        }
+        Ok(())
+    }
+
+    fn totals(&self, name: &str) -> Result<BTreeMap<Key, Total>> {
+        Ok(self.streams.get(name).with_context(|| format!("no {name}"))?.totals())
+    }
+}
+
+fn number(point: &NumberDataPoint) -> Result<i64> {
+    match point.value {
+        Some(number_data_point::Value::AsInt(value)) => Ok(value),
+        other => bail!("{other:?} is not an integer"),
+    }
+}
+
+/// Adds up what the spans say; None where a span has no part in the metric.
+fn of_spans(
+    spans: &[Record<Span>],
+    scale: Option<i32>,
+    value: impl Fn(&Record<Span>) -> Option<(Key, f64)>,
+) -> BTreeMap<Key, Total> {
+    let mut totals: BTreeMap<Key, Total> = BTreeMap::new();
+    for (key, value) in spans.iter().filter_map(value) {
+        let total = totals.entry(key).or_default();
+        match scale {
+            Some(scale) => total.add(value, scale),
+            None => total.count += 1,
+        }
+    }
+    totals
+}
+
+fn same(what: &str, found: &BTreeMap<Key, Total>, expected: &BTreeMap<Key, Total>) -> Result<()> {
+    let calls: u64 = expected.values().map(|total| total.count).sum();
+    println!("{what}: {} series of {calls} calls", expected.len());
+    for (key, expected) in expected {
+        let found = found.get(key).with_context(|| format!("{what}: nothing of {key:?}: {expected:?}"))?;
+        ensure!(found.is(expected), "{what} {key:?}:\n{found:?}, not\n{expected:?}");
+    }
+    let extra = found.keys().find(|key| !expected.contains_key(key));
+    ensure!(extra.is_none(), "{what}: {extra:?} comes from nowhere");
+    Ok(())
+}
+
+/// Runs the workload with traces and metrics, and compares every series with the spans.
+fn metrics_are_what_spans_say(preference: &str, temporality: i32) -> Result<()> {
+    let mqspan = mqspan()?;
+    let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+    let (file, record) = (mqspan.to_file("all"), mqspan.file("record").display().to_string());
+    let mut command = mqspan.command(["run", "--signals=traces,metrics", &file, &stats, "--"]);
+    command.args([&*mqspan.workload_arg(), "calls", "--calls=10000", "--seed=81", "--print", &record]);
+    // Several collections while the workload runs.
+    command.env("OTEL_METRIC_EXPORT_INTERVAL", "50");
+    command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference);
+    Ended::of(finish(command)?).ok()?;
+    let stats = mqspan.stats()?;
+    ensure!(stats.lost_sum() == 0, "spans that were lost say nothing: {stats:?}");
+
+    let spans = made_by(otlp::spans(&mqspan.file("all"))?, &mqspan.workload());
+    ensure!(spans.len() >= 10_000, "{} spans", spans.len());
+    let requests = otlp::metrics(&mqspan.file("all"))?;
+    ensure!(requests.len() > 1, "one collection only shows no temporality");
+    let metrics = Metrics::read(&requests, temporality)?;
+
+    let pid = |span: &Record<Span>| int(&span.origin.resource, "process.pid").unwrap_or_default();
+    let full = |span: &Record<Span>| key(pid(span), &span.attributes);
+    let is = |span: &Record<Span>, operation| span.text("messaging.operation.name") == Some(operation);
+    let succeeded = |span: &Record<Span>| span.text("posix_mq.errno").is_none();
+
+    let name = "messaging.client.operation.duration";
+    let durations = of_spans(&spans, metrics.scales.get(name).copied(), |span| {
+        let seconds = (span.body.end_time_unix_nano - span.body.start_time_unix_nano) as f64 / 1e9;
+        Some((full(span), seconds))
+    });
+    same(name, &metrics.totals(name)?, &durations)?;
+
+    let name = "messaging.client.sent.messages";
+    let sent = of_spans(&spans, None, |span| is(span, "mq_timedsend").then(|| (full(span), 1.)));
+    same(name, &metrics.totals(name)?, &sent)?;
+
+    let name = "messaging.client.consumed.messages";
+    let consumed =
+        of_spans(&spans, None, |span| (is(span, "mq_timedreceive") && succeeded(span)).then(|| (full(span), 1.)));
+    same(name, &metrics.totals(name)?, &consumed)?;
+
+    let name = "posix_mq.message.size";
+    let sizes = of_spans(&spans, metrics.scales.get(name).copied(), |span| {
+        let passed = (is(span, "mq_timedsend") || is(span, "mq_timedreceive")) && succeeded(span);
+        passed.then(|| (full(span), span.int("messaging.message.body.size").unwrap_or(-1) as f64))
+    });
+    same(name, &metrics.totals(name)?, &sizes)
+}
+
+/// Prevents a call from being counted twice, not at all or in the wrong series or bucket, from one export to the next.
+#[test]
+fn delta() -> Result<()> {
+    metrics_are_what_spans_say("delta", DELTA)
+}
+
+/// The same of totals from the start.
+#[test]
+fn cumulative() -> Result<()> {
+    metrics_are_what_spans_say("cumulative", CUMULATIVE)
+}
