@@ -134,3 +134,18 @@ static __always_inline void note_unlink(const struct call *call, __u64 name)
 
 	bpf_map_update_elem(&unlinked, &key, &now, BPF_ANY);
 }
+
+/* msg_insert() is about to add a message: with it the queue is as full as it gets. */
+static __always_inline void peak_at_insert(struct mqueue_inode_info *info)
+{
+	struct inode *inode = (void *)info + bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
+	struct queue_key key = {
+		.inode = (__u64)inode,
+		.ino = BPF_CORE_READ(inode, i_ino),
+		.ns = (__u64)BPF_CORE_READ(inode, i_sb, s_fs_info),
+	};
+	struct queue_state *state = bpf_map_lookup_elem(&queues, &key);
+
+	if (state)
+		raise_peak(state, BPF_CORE_READ(info, attr.mq_curmsgs) + 1, state->depth);
+}

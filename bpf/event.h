@@ -173,6 +173,7 @@ enum counter {
 	COUNT_UNPAIRED,	    /* exits without an entry */
 	COUNT_TREE_FULL,    /* forks of the traced command that found the set of processes full */
 	COUNT_LIMITED,	    /* pairs without a record for the rate's sake */
+	COUNT_IMAGES_LOST,  /* first calls whose image found no room in its ring */
 	COUNT_QUEUES_FULL,  /* calls whose queue found no room for its state */
 	COUNT_UNTRACKED,    /* messages that found no room to be registered */
 	COUNTERS,

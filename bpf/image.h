@@ -5,7 +5,7 @@
  * They have a ring of their own: its records are large and take a loop to fill, which the calls' ring must not wait for.
  */
 #pragma once
-#include "event.h"
+#include "count.h"
 
 #define IMAGES_RING_SIZE (1 << 20)
 #define SENT_SLOTS 4096
@@ -89,8 +89,10 @@ __noinline int put_image(const struct call *call)
 	if (!call)
 		return false;
 	image = bpf_ringbuf_reserve(&images, sizeof(*image), 0);
-	if (!image)
+	if (!image) {
+		count(COUNT_IMAGES_LOST);
 		return false;
+	}
 	image->pid = call->pid;
 	image->vpid = call->vpid;
 	image->ppid = task->real_parent->tgid;

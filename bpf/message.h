@@ -64,12 +64,14 @@ static __always_inline void at_load_msg(__u64 made)
 }
 
 /* msg_insert(msg, info): for a sender that waited, the receiver does this. */
-static __always_inline void at_msg_insert(__u64 msg)
+static __always_inline void at_msg_insert(__u64 msg, __u64 info)
 {
 	struct message *message = bpf_map_lookup_elem(&messages, &msg);
 
 	if (message)
 		message->inserted_ns = bpf_ktime_get_ns();
+	if (aggregates)
+		peak_at_insert((void *)info);
 }
 
 /* store_msg(dest, msg, len) copies the message to its receiver, who has taken it from the queue just before. */

@@ -127,9 +127,14 @@ TIME32(mq_timedreceive, "__ia32_sys_mq_timedreceive_time32")
 
 INSIDE(do_mq_open, 4)
 INSIDE(wq_sleep, 1)
-INSIDE(msg_insert, 1)
 INSIDE(store_msg, 2)
 INSIDE(free_msg, 1)
+
+SEC("?fentry/msg_insert")
+int fentry_msg_insert(__u64 *ctx) { at_msg_insert(ctx[0], ctx[1]); return 0; }
+
+SEC("?kprobe/msg_insert")
+int kprobe_msg_insert(struct pt_regs *ctx) { at_msg_insert(PARM1(ctx), PARM2(ctx)); return 0; }
 
 SEC("?fexit/load_msg")
 int fexit_load_msg(__u64 *ctx) { at_load_msg(ctx[2]); return 0; }

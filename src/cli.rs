@@ -82,10 +82,13 @@ pub struct RunArgs {
     /// Queues that match go by this pattern in span names and metrics; repeatable
     #[arg(long, value_name = "GLOB", value_parser = values::template)]
     pub template: Vec<Glob>,
+    /// A receive span links to the sending span, or is its child [default: link]
+    #[arg(long)]
+    pub receive: Option<Receive>,
     /// CMD runs as this user
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub user: Option<String>,
-    /// The hooks to use, a list; only tracepoint works in this version [default: auto]
+    /// The kinds of hooks to choose from, a list; the first that works is used [default: auto]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
     pub hooks: Vec<HookKind>,
     /// The CPUs that mqspan's own threads may run on, as in 0,2-3
@@ -170,9 +173,6 @@ pub struct FilterArgs {
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 #[command(next_help_heading = LATER)]
 pub struct LaterArgs {
-    /// A receive span links to the sending span, or is its child [default: link]
-    #[arg(long)]
-    pub receive: Option<Receive>,
     /// At the end, print calls, failures and times for each queue and operation
     #[arg(long)]
     pub summary: bool,

@@ -27,8 +27,8 @@ pub struct Taken {
     pub queues: Vec<QueueReading>,
     /// The names that were unlinked since the last time.
     pub unlinked: Vec<Unlinked>,
-    /// Who waits at queues now.
-    pub waiting: Waiting,
+    /// Who waits at queues now; None where that can't be seen.
+    pub waiting: Option<Waiting>,
 }
 
 /// The maps of series: one that the programs fill, and one that is empty; and those of queues.
@@ -118,12 +118,14 @@ impl Maps {
             unlinked.extend(Unlinked::decode(&key, &value));
             self.unlinked.delete(&key)?;
         }
-        let mut waiting = Waiting::new();
-        for call in calls::in_calls() {
-            if let Some(queue) = call.queue {
-                *waiting.entry((queue, call.op)).or_default() += 1;
-            }
-        }
+        let waiting = calls::in_calls().map(|calls| {
+            calls.into_iter().fold(Waiting::new(), |mut waiting, call| {
+                if let Some(queue) = call.queue {
+                    *waiting.entry((queue, call.op)).or_default() += 1;
+                }
+                waiting
+            })
+        });
         Ok(Taken { series, queues, unlinked, waiting })
     }
 }

@@ -16,7 +16,7 @@ const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 pub const CAPABILITIES: [(&str, u32, &str); 4] = [
     ("CAP_BPF", 39, "loads programs and maps"),
     ("CAP_PERFMON", 38, "attaches them and reads the callers' memory"),
-    ("CAP_SYS_PTRACE", 19, "reads the control group of other users' processes"),
+    ("CAP_SYS_PTRACE", 19, "shows which threads wait at queues"),
     ("CAP_DAC_READ_SEARCH", 2, "reads tracefs, and the control group of a process that is gone"),
 ];
 const CAP_SYS_ADMIN: u32 = 21;

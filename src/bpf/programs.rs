@@ -73,6 +73,10 @@ pub struct Counts {
     pub missed_inside: u64,
     /// Messages that found no room to be registered.
     pub untracked: u64,
+    /// First calls whose image found no room in its ring: each is tried again with the next call.
+    pub images: u64,
+    /// Calls whose queue found no room for its state.
+    pub queues: u64,
     /// Messages received whose send could not be inferred.
     pub unlinked: u64,
 }
@@ -264,6 +268,8 @@ impl<'obj> Programs<'obj> {
             missed,
             missed_inside,
             untracked: read(counter::COUNT_UNTRACKED),
+            images: read(counter::COUNT_IMAGES_LOST),
+            queues: read(counter::COUNT_QUEUES_FULL),
             unlinked: 0,
         }
     }

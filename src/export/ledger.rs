@@ -111,6 +111,8 @@ struct KernelCounts {
     tree_full: AtomicU64,
     skipped: AtomicU64,
     untracked: AtomicU64,
+    images: AtomicU64,
+    queues: AtomicU64,
     unlinked: AtomicU64,
 }
 
@@ -123,6 +125,10 @@ pub struct Unseen {
     pub skipped: u64,
     /// Messages that found no room to be followed.
     pub untracked: u64,
+    /// Calls whose process the kernel side had no room to describe: /proc had to do.
+    pub images: u64,
+    /// Calls on queues beyond those that are kept: these have no gauges.
+    pub queues: u64,
     /// Messages received whose send could not be told.
     pub unlinked: u64,
 }
@@ -178,6 +184,8 @@ impl Ledger {
         self.kernel.tree_full.store(counts.tree_full, Relaxed);
         self.kernel.skipped.store(counts.missed_inside, Relaxed);
         self.kernel.untracked.store(counts.untracked, Relaxed);
+        self.kernel.images.store(counts.images, Relaxed);
+        self.kernel.queues.store(counts.queues, Relaxed);
         self.kernel.unlinked.store(counts.unlinked, Relaxed);
         for (stage, total) in [
             (Stage::State, counts.lost_state),
@@ -250,10 +258,10 @@ impl Ledger {
 
     /// What the kernel side did not see, besides calls.
     pub fn unseen(&self) -> Unseen {
-        let KernelCounts { tree_full, skipped, untracked, unlinked, .. } = &self.kernel;
-        let [forks, skipped, untracked, unlinked] =
-            [tree_full, skipped, untracked, unlinked].map(|count| count.load(Relaxed));
-        Unseen { forks, skipped, untracked, unlinked }
+        let KernelCounts { tree_full, skipped, untracked, unlinked, images, queues, .. } = &self.kernel;
+        let [forks, skipped, untracked, unlinked, images, queues] =
+            [tree_full, skipped, untracked, unlinked, images, queues].map(|count| count.load(Relaxed));
+        Unseen { forks, skipped, untracked, unlinked, images, queues }
     }
 
     /// The end: what an output still holds now is lost. Until then nothing is counted for it.

@@ -47,14 +47,15 @@ pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<Resourc
     let of_each = |value: fn(&queues::Gauge) -> i64| {
         gauges.0.iter().map(|(queue, gauge)| point(attributes(queue), value(gauge))).collect::<Vec<_>>()
     };
-    // A queue at which nobody waits has a real zero: its callers are known.
-    let waiting = gauges.0.iter().flat_map(|(queue, gauge)| {
-        [(Op::MqTimedsend, gauge.senders), (Op::MqTimedreceive, gauge.receivers)].map(|(op, threads)| {
-            let operation = text("messaging.operation.name", operation(op));
-            point([attributes(queue), vec![operation]].concat(), threads)
-        })
-    });
-    let metrics = vec![
+    // A queue at which nobody waits has a real zero; one of which that is not known has no point.
+    let waiting =
+        gauges.0.iter().filter_map(|(queue, gauge)| Some((queue, gauge.waiting?))).flat_map(|(queue, threads)| {
+            [Op::MqTimedsend, Op::MqTimedreceive].into_iter().zip(threads).map(|(op, threads)| {
+                let operation = text("messaging.operation.name", operation(op));
+                point([attributes(queue), vec![operation]].concat(), threads)
+            })
+        });
+    let mut metrics = vec![
         gauge("posix_mq.queue.depth", "{message}", "Messages in the queue.", of_each(|queue| queue.depth)),
         gauge(
             "posix_mq.queue.peak_depth",
@@ -65,6 +66,7 @@ pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<Resourc
         gauge("posix_mq.queue.capacity", "{message}", "The most messages that fit.", of_each(|queue| queue.capacity)),
         gauge("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.", waiting.collect()),
     ];
+    metrics.retain(|metric| !matches!(&metric.data, Some(Data::Gauge(gauge)) if gauge.data_points.is_empty()));
     (!gauges.0.is_empty()).then(|| ResourceMetrics {
         resource: Some(resource(own)),
         scope_metrics: vec![ScopeMetrics { scope: Some(scope()), metrics, schema_url: SCHEMA_URL.into() }],

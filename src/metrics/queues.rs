@@ -174,10 +174,8 @@ pub struct Gauge {
     pub peak: i64,
     /// The most that they hold.
     pub capacity: i64,
-    /// Threads that wait to send.
-    pub senders: i64,
-    /// Threads that wait to receive.
-    pub receivers: i64,
+    /// Threads that wait to send, and to receive; None where that can't be seen.
+    pub waiting: Option<[i64; 2]>,
 }
 
 /// The gauges by ipc namespace and by what queues go by.
@@ -188,20 +186,24 @@ impl Gauges {
     /// Puts queues together with those who wait at them.
     pub fn new(
         points: BTreeMap<QueueName, QueuePoint>,
-        waiting: &Waiting,
+        waiting: Option<&Waiting>,
         destination: impl Fn(Arc<str>) -> Destination,
     ) -> Self {
         let mut gauges: BTreeMap<(u32, Destination), Gauge> = BTreeMap::new();
         for (queue, point) in points {
-            let threads = |op| waiting.get(&(queue.clone(), op)).copied().unwrap_or(0).cast_signed();
-            let (senders, receivers) = (threads(Op::MqTimedsend), threads(Op::MqTimedreceive));
+            let threads = waiting.map(|waiting| {
+                [Op::MqTimedsend, Op::MqTimedreceive]
+                    .map(|op| waiting.get(&(queue.clone(), op)).copied().unwrap_or(0).cast_signed())
+            });
             let (ipc_ns, name) = queue;
             let gauge = gauges.entry((ipc_ns, destination(name))).or_default();
             gauge.depth += point.depth;
             gauge.peak = gauge.peak.max(point.peak);
             gauge.capacity += point.capacity;
-            gauge.senders += senders;
-            gauge.receivers += receivers;
+            gauge.waiting = threads.map(|[senders, receivers]| {
+                let [sending, receiving] = gauge.waiting.unwrap_or_default();
+                [senders + sending, receivers + receiving]
+            });
         }
         Self(gauges)
     }

@@ -39,8 +39,10 @@ fn ipc_namespace(pid: u32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}/ns/ipc")).ok().map(|file| file.st_ino() as u32)
 }
 
-/// The threads that sleep in a send or receive now (proc_pid_syscall(5)). Those of 32-bit programs are not seen.
-pub fn in_calls() -> Vec<InCall> {
+/// The threads that sleep in a send or receive now (proc_pid_syscall(5)); None where other processes' may not be seen,
+/// which takes CAP_SYS_PTRACE. Those of 32-bit programs are not seen.
+pub fn in_calls() -> Option<Vec<InCall>> {
+    fs::read("/proc/1/syscall").ok()?;
     let mut found = Vec::new();
     for pid in numbers(Path::new("/proc")) {
         for tid in numbers(&PathBuf::from(format!("/proc/{pid}/task"))) {
@@ -52,7 +54,7 @@ pub fn in_calls() -> Vec<InCall> {
             found.push(InCall { pid, tid, comm, op, queue });
         }
     }
-    found
+    Some(found)
 }
 
 /// The number of the system call and its first argument, in hex; `running` for a thread that does not sleep.

@@ -23,7 +23,7 @@ pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
 
 /// Says which threads are in a call already: it has no span, as its beginning was not seen.
 pub fn in_calls(filters: &Filters) {
-    for InCall { pid, tid, comm, op, queue } in calls::in_calls() {
+    for InCall { pid, tid, comm, op, queue } in calls::in_calls().unwrap_or_default() {
         let name = queue.as_ref().map(|(_, name)| &**name);
         let is_asked_for = filters.pid.picks().is_empty() || filters.pid.picks().iter().any(|pick| pick.value == pid);
         if is_asked_for && filters.call.contains(&op) && filters.queue.passes_name(name) {
@@ -43,12 +43,14 @@ pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filt
             warn!("{option} {} matched no call", Pick::to_string(value));
         }
     }
-    let Unseen { forks, skipped, untracked, unlinked } = unseen;
+    let Unseen { forks, skipped, untracked, unlinked, images, queues } = unseen;
     for (count, what) in [
-        (forks, "processes of the command and all that descends from them were not traced: too many at once"),
-        (skipped, "runs of the programs that follow messages were skipped by the kernel: links and waits are missing"),
-        (untracked, "messages were not followed to their receives: too many at once"),
-        (unlinked, "messages were received whose send could not be told for certain: no link, no wait"),
+        (forks, "processes of the command not traced, with all that descends from them: too many at once"),
+        (images, "calls whose process could not be described by the kernel side: /proc had to do"),
+        (queues, "calls on queues beyond those that have gauges"),
+        (skipped, "runs of the programs that follow messages skipped by the kernel: links and waits are missing"),
+        (untracked, "messages not followed to their receives: too many at once"),
+        (unlinked, "messages received whose send could not be told for certain: no link, no wait"),
     ] {
         if count > 0 {
             warn!("{count} {what}");
