@@ -123,11 +123,12 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             "mqspan check says what is missing on this host",
         )
     })?;
+    // Before it is said: whoever reads the line may ask at once.
+    pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
     if child.is_none() {
         report::in_calls(&filters);
     }
-    pulse.set_ready(true);
     health::watch(pulse.clone(), runtime.handle());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let started = child.as_mut().map_or(Ok(()), Child::go);
