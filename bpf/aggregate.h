@@ -8,7 +8,7 @@
 #include "name.h"
 #include "count.h"
 
-#define SERIES 8192
+#define SERIES 4096
 #define ASKERS 4096
 /* So many names that led to no queue may a process bring into one map of series. */
 #define ASKED_NAMES 100
@@ -20,9 +20,10 @@ enum metric {
 	METRIC_DURATION, /* ns; counts the calls, too */
 	METRIC_WAIT,	 /* ns that a received message lay in the queue */
 	METRIC_SIZE,	 /* bytes of a message that was passed */
+	METRICS,
 };
 
-/* What a series is of; all zero but metric and op: what found no room for a series of its own. */
+/* What a series is of; all zero but op: what found no room for a series of its own. */
 struct series {
 	__u64 name; /* of the queue, by its hash (struct name); 0: none */
 	__u64 process_started_ns;
@@ -30,8 +31,8 @@ struct series {
 	__u32 exec_id;
 	__u32 ipc_ns;
 	__u32 errno; /* 0: the call succeeded */
-	__u32 metric;
 	__u32 op;
+	__u32 unused;
 	char comm[COMM_SIZE]; /* only where a filter asks for it */
 };
 
@@ -43,11 +44,16 @@ struct points {
 	__u32 unused;
 };
 
+/* All that is measured of a call, so that one look-up does for it. */
+struct measures {
+	struct points of[METRICS];
+};
+
 struct series_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, SERIES);
 	__type(key, struct series);
-	__type(value, struct points);
+	__type(value, struct measures);
 };
 struct series_map series_a SEC(".maps");
 struct series_map series_b SEC(".maps");
@@ -72,7 +78,7 @@ const volatile bool aggregates_comm;
 const volatile __u64 duration_bounds[BOUNDS];
 const volatile __u64 size_bounds[BOUNDS];
 
-static const struct points no_points;
+static const struct measures none_yet;
 
 /*
  * The number of bounds below the value, which is the number of its bucket: the upper bound of a bucket belongs to it.
@@ -102,39 +108,28 @@ static __always_inline bool may_ask(const struct series *key)
 	return *asked < ASKED_NAMES && __sync_fetch_and_add(asked, 1) < ASKED_NAMES;
 }
 
-static __always_inline struct points *insert_points(void *map, struct series *key, const struct call *call)
+static __always_inline struct measures *insert(void *map, struct series *key, const struct call *call)
 {
 	bool reached = call->flags & CALL_QUEUE || call->ret >= 0;
-	struct points *points;
+	struct measures *measures;
 
 	if (key->name && !reached && !may_ask(key))
 		key->name = 0;
 	if (key->name)
 		send_name(call, key->name);
-	bpf_map_update_elem(map, key, &no_points, BPF_NOEXIST); /* fails where another caller was quicker, or for room */
-	points = bpf_map_lookup_elem(map, key);
-	if (points)
-		return points;
-	struct series overflow = { .metric = key->metric, .op = key->op };
+	bpf_map_update_elem(map, key, &none_yet, BPF_NOEXIST); /* fails where another caller was quicker, or for room */
+	measures = bpf_map_lookup_elem(map, key);
+	if (measures)
+		return measures;
+	struct series overflow = { .op = key->op };
 
 	return bpf_map_lookup_elem(map, &overflow);
 }
 
-static __always_inline void add_point(struct series *key, const struct call *call, const volatile __u64 *bounds,
-				      __u64 value)
+static __always_inline void add(struct points *points, const volatile __u64 *bounds, __u64 value)
 {
-	__u32 first = 0;
 	__u64 bucket;
-	void *map = bpf_map_lookup_elem(&series, &first);
-	struct points *points;
 
-	if (!map)
-		return;
-	points = bpf_map_lookup_elem(map, key);
-	if (!points)
-		points = insert_points(map, key, call);
-	if (!points)
-		return; /* user space puts the overflow points into each map before it is used */
 	if (!value) {
 		__sync_fetch_and_add(&points->zeros, 1);
 		return;
@@ -151,6 +146,9 @@ static __always_inline void add_point(struct series *key, const struct call *cal
 __noinline int aggregate(const struct call *call, __u64 name)
 {
 	const struct message_args *message;
+	struct measures *measures;
+	__u32 first = 0;
+	void *map;
 
 	if (!call)
 		return 0;
@@ -161,21 +159,25 @@ __noinline int aggregate(const struct call *call, __u64 name)
 		.exec_id = call->exec_id,
 		.ipc_ns = call->ipc_ns,
 		.errno = call->ret < 0 ? -call->ret : 0,
-		.metric = METRIC_DURATION,
 		.op = call->op,
 	};
 
 	if (aggregates_comm)
 		__builtin_memcpy(key.comm, call->comm, sizeof(key.comm));
-	add_point(&key, call, duration_bounds, call->left_ns - call->entered_ns);
+	map = bpf_map_lookup_elem(&series, &first);
+	if (!map)
+		return 0;
+	measures = bpf_map_lookup_elem(map, &key);
+	if (!measures)
+		measures = insert(map, &key, call);
+	if (!measures)
+		return 0; /* user space puts the overflow points into each map before it is used */
+	add(&measures->of[METRIC_DURATION], duration_bounds, call->left_ns - call->entered_ns);
 	if (call->ret < 0 || (call->op != OP_SEND && call->op != OP_RECEIVE))
 		return 0;
 	message = (const struct message_args *)call->args;
-	key.metric = METRIC_SIZE;
-	add_point(&key, call, size_bounds, call->op == OP_SEND ? message->size : call->ret);
-	if (call->flags & CALL_WAIT) {
-		key.metric = METRIC_WAIT;
-		add_point(&key, call, duration_bounds, message->wait_ns);
-	}
+	add(&measures->of[METRIC_SIZE], size_bounds, call->op == OP_SEND ? message->size : call->ret);
+	if (call->flags & CALL_WAIT)
+		add(&measures->of[METRIC_WAIT], duration_bounds, message->wait_ns);
 	return 0;
 }

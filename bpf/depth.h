@@ -121,8 +121,10 @@ __noinline int update_queue(const struct call *call, __u64 name, bool matched)
 		return 0;
 	state->depth = call->queue_curmsgs;
 	/* Another call may have written what it had read before this one: the last to look again is right. */
-	info = (void *)call->queue_inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
-	state->depth = BPF_CORE_READ(info, attr.mq_curmsgs);
+	if (!(call->flags & CALL_QUIET)) {
+		info = (void *)call->queue_inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
+		state->depth = BPF_CORE_READ(info, attr.mq_curmsgs);
+	}
 	raise_peak(state, call->queue_curmsgs, before);
 	return 0;
 }

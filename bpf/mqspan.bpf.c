@@ -24,6 +24,7 @@ const struct image image_type = {};
 const struct name name_type = {};
 const struct series series_type = {};
 const struct points points_type = {};
+const struct measures measures_type = {};
 const struct queue_key queue_key_type = {};
 const struct queue_state queue_state_type = {};
 const struct unlinked_key unlinked_key_type = {};

@@ -85,7 +85,7 @@ impl Maps {
         let taken = &self.pair[std::mem::replace(&mut self.filled, empty)];
         let mut readings = Vec::new();
         let mut read = |key: &[u8], value: &[u8]| {
-            readings.extend(Reading::decode(key, value).ok().filter(|reading| reading.points.count() > 0));
+            readings.extend(Reading::decode(key, value).unwrap_or_default());
         };
         for (key, value) in taken.lookup_and_delete_batch(AT_ONCE, MapFlags::ANY, MapFlags::ANY)? {
             read(&key, &value);

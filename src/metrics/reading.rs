@@ -1,6 +1,6 @@
 //! The kernel side's series, decoded: bytes to [`Reading`]. Pure code; the layout is bpf/aggregate.h's.
 
-use crate::bpf::skel::types::{metric, points, series};
+use crate::bpf::skel::types::{measures, metric, points, series};
 use crate::config::values::Op;
 use crate::event::{ImageKey, Malformed, head, op_of};
 use crate::metrics::buckets::BUCKETS;
@@ -56,43 +56,47 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Decodes an entry of the map of series.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, Malformed> {
+    /// Decodes an entry of the map of series: what was measured at all.
+    pub fn decode(key: &[u8], value: &[u8]) -> Result<Vec<Self>, Malformed> {
+        const MEASURES: [(metric, Measure); 3] = [
+            (metric::METRIC_DURATION, Measure::Duration),
+            (metric::METRIC_WAIT, Measure::Wait),
+            (metric::METRIC_SIZE, Measure::Size),
+        ];
         let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<series>() || value.len() != size_of::<points>() {
+        if key.len() != size_of::<series>() || value.len() != size_of::<measures>() {
             return Err(malformed);
         }
-        let (key, value): (series, Box<points>) = (head(key), Box::new(head(value)));
-        let measure = match metric(key.metric) {
-            metric::METRIC_DURATION => Measure::Duration,
-            metric::METRIC_WAIT => Measure::Wait,
-            metric::METRIC_SIZE => Measure::Size,
-            _ => return Err(malformed),
-        };
+        let (key, value): (series, Box<measures>) = (head(key), Box::new(head(value)));
         let image = ImageKey { pid: key.pid, started_ns: key.process_started_ns, exec_id: key.exec_id };
+        let op = op_of(key.op).ok_or(malformed)?;
+        let errno = key.errno.try_into().map_err(|_| malformed)?;
         let comm = key.comm.map(i8::cast_unsigned);
-        Ok(Self {
-            image: (image.pid != 0).then_some(image),
-            name: key.name,
-            ipc_ns: key.ipc_ns,
-            errno: key.errno.try_into().map_err(|_| malformed)?,
-            measure,
-            op: op_of(key.op).ok_or(malformed)?,
-            comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().into(),
-            points: Points { sum: value.sum, zeros: value.zeros.into(), buckets: Box::new(value.buckets) },
-        })
+        let reading = |(number, measure): (metric, Measure)| {
+            let points { sum, zeros, buckets, .. } = value.of[number.0 as usize];
+            Self {
+                image: (image.pid != 0).then_some(image),
+                name: key.name,
+                ipc_ns: key.ipc_ns,
+                errno,
+                measure,
+                op,
+                comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().into(),
+                points: Points { sum, zeros: zeros.into(), buckets: Box::new(buckets) },
+            }
+        };
+        Ok(MEASURES.into_iter().map(reading).filter(|reading| reading.points.count() > 0).collect())
     }
 }
 
 /// The keys of the overflow points, which each map of series must hold from the start.
 pub fn overflow_keys() -> Vec<Vec<u8>> {
-    let key = |measure: metric, op: u32| {
-        let key = series { metric: measure.0, op, ..series::default() };
+    let key = |op: u32| {
+        let key = series { op, ..series::default() };
         // SAFETY: a structure of integers without padding.
         unsafe { std::slice::from_raw_parts((&raw const key).cast::<u8>(), size_of::<series>()) }.to_vec()
     };
-    let all = |measure| (0..).take_while(|op| op_of(*op).is_some()).map(move |op| key(measure, op));
-    [metric::METRIC_DURATION, metric::METRIC_WAIT, metric::METRIC_SIZE].into_iter().flat_map(all).collect()
+    (0..).take_while(|op| op_of(*op).is_some()).map(key).collect()
 }
 
 #[cfg(test)]
@@ -103,12 +107,16 @@ mod tests {
     #[test]
     fn overflow_points_are_nobodys() {
         let keys = overflow_keys();
-        assert_eq!(keys.len(), 18);
-        let mut value = vec![0; size_of::<points>()];
+        assert_eq!(keys.len(), 6);
+        let mut value = vec![0; size_of::<measures>()];
         value[8] = 3;
-        let readings: Vec<Reading> = keys.iter().map(|key| Reading::decode(key, &value).unwrap()).collect();
-        assert!(readings.iter().all(|reading| reading.image.is_none() && reading.points.count() == 3));
-        assert_eq!((readings[8].measure, readings[8].op), (Measure::Wait, Op::MqTimedsend));
+        value[size_of::<points>() + 8] = 2;
+        for key in &keys {
+            let readings = Reading::decode(key, &value).unwrap();
+            assert!(readings.iter().all(|reading| reading.image.is_none()));
+            let counts: Vec<_> = readings.iter().map(|reading| (reading.measure, reading.points.count())).collect();
+            assert_eq!(counts, [(Measure::Duration, 3), (Measure::Wait, 2)]);
+        }
         assert!(Reading::decode(&keys[0][1..], &value).is_err());
         assert!(Reading::decode(&keys[0], &value[1..]).is_err());
         let mut wrong = keys[0].clone();
