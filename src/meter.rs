@@ -201,7 +201,7 @@ impl Meter {
         let (mut points, gone) = self.queues.collect(&queues, &unlinked, known);
         points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
         let mut request = otlp::request(&self.streams, now_ns);
-        let gauges = Gauges::new(points, waiting.as_ref(), |name| Destination::of(name, &self.templates));
+        let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
         request.resource_metrics.extend(otlp::of_queues(&gauges, &self.own, now_ns));
         if !request.resource_metrics.is_empty() {
             self.hand_over(&request);

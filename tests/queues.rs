@@ -55,7 +55,10 @@ fn gauges(mqspan: &Mqspan) -> Result<BTreeMap<String, i64>> {
             ensure!(int(&attributes, "posix_mq.ipc_namespace") == Some(ready::ipc_namespace()?), "{attributes:?}");
             let operation = text(&attributes, "messaging.operation.name").map(|name| format!(" {name}"));
             let Some(number_data_point::Value::AsInt(value)) = point.value else { continue };
-            values.insert(format!("{} {queue}{}", metric.name, operation.unwrap_or_default()), value);
+            let last =
+                values.entry(format!("{} {queue}{}", metric.name, operation.unwrap_or_default())).or_insert(value);
+            // A peak is of one interval only.
+            *last = if metric.name == "posix_mq.queue.peak_depth" { value.max(*last) } else { value };
         }
     }
     Ok(values)
@@ -90,13 +93,14 @@ fn state(name: &str) -> Vec<(String, i64)> {
     .collect()
 }
 
-/// Prevents depth, capacity and waiting threads from being other than they are.
+/// Prevents depth, peak, capacity and waiting threads from being other than they are.
 #[test]
 fn a_queue_that_is_used_while_tracing() -> Result<()> {
     let mqspan = mqspan()?;
     let tracing = trace(&mqspan)?;
     let held = Held::start(&mqspan, "mqspan-test-used")?;
-    let outcome = become_as_expected(&mqspan, &state("mqspan-test-used"));
+    let peak = ("posix_mq.queue.peak_depth /mqspan-test-used-full".into(), 5);
+    let outcome = become_as_expected(&mqspan, &[state("mqspan-test-used"), vec![peak]].concat());
     held.let_go()?;
     outcome?;
     tracing.stop()?.ok().map(drop)

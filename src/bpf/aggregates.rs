@@ -1,6 +1,7 @@
 //! Reads the kernel side's series on a thread of its own: taking a map waits until no program holds it any more, which
 //! the driver must not wait for.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -27,8 +28,8 @@ pub struct Taken {
     pub queues: Vec<QueueReading>,
     /// The names that were unlinked since the last time.
     pub unlinked: Vec<Unlinked>,
-    /// Who waits at queues now; None where that can't be seen.
-    pub waiting: Option<Waiting>,
+    /// Who waits at queues now.
+    pub waiting: Waiting,
 }
 
 /// The maps of series: one that the programs fill, and one that is empty; and those of queues.
@@ -118,14 +119,13 @@ impl Maps {
             unlinked.extend(Unlinked::decode(&key, &value));
             self.unlinked.delete(&key)?;
         }
-        let waiting = calls::in_calls().map(|calls| {
-            calls.into_iter().fold(Waiting::new(), |mut waiting, call| {
-                if let Some(queue) = call.queue {
-                    *waiting.entry((queue, call.op)).or_default() += 1;
-                }
-                waiting
-            })
-        });
+        let (calls, hidden) = calls::in_calls();
+        let mut waiting = Waiting { threads: BTreeMap::new(), all_seen: hidden == 0 };
+        for call in calls {
+            if let Some(queue) = call.queue {
+                *waiting.threads.entry((queue, call.op)).or_default() += 1;
+            }
+        }
         Ok(Taken { series, queues, unlinked, waiting })
     }
 }

@@ -49,13 +49,12 @@ pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<Resourc
         gauges.0.iter().map(|(queue, gauge)| point(attributes(queue), value(gauge))).collect::<Vec<_>>()
     };
     // A queue at which nobody waits has a real zero; one of which that is not known has no point.
-    let waiting =
-        gauges.0.iter().filter_map(|(queue, gauge)| Some((queue, gauge.waiting?))).flat_map(|(queue, threads)| {
-            [Op::MqTimedsend, Op::MqTimedreceive].into_iter().zip(threads).map(|(op, threads)| {
-                let operation = text("messaging.operation.name", operation(op));
-                point([attributes(queue), vec![operation]].concat(), threads)
-            })
-        });
+    let waiting = gauges.0.iter().flat_map(|(queue, gauge)| {
+        [Op::MqTimedsend, Op::MqTimedreceive].into_iter().zip(gauge.waiting).filter_map(move |(op, threads)| {
+            let operation = text("messaging.operation.name", operation(op));
+            Some(point([attributes(queue), vec![operation]].concat(), threads?))
+        })
+    });
     let mut metrics = vec![
         gauge("posix_mq.queue.depth", "{message}", "Messages in the queue.", of_each(|queue| queue.depth)),
         gauge(

@@ -162,8 +162,14 @@ impl Queues {
     }
 }
 
-/// How many threads wait in which call on which queue.
-pub type Waiting = BTreeMap<(QueueName, Op), u64>;
+/// Who waits at queues.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many threads, in which call on which queue.
+    pub threads: BTreeMap<(QueueName, Op), u64>,
+    /// Whether every thread of the host could be looked at: else nobody seen does not mean nobody there.
+    pub all_seen: bool,
+}
 
 /// The gauges of a queue, or of those that go by one template together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -174,8 +180,8 @@ pub struct Gauge {
     pub peak: i64,
     /// The most that they hold.
     pub capacity: i64,
-    /// Threads that wait to send, and to receive; None where that can't be seen.
-    pub waiting: Option<[i64; 2]>,
+    /// Threads that wait to send, and to receive; None where none was seen, but not all could be.
+    pub waiting: [Option<i64>; 2],
 }
 
 /// The gauges by ipc namespace and by what queues go by.
@@ -186,24 +192,23 @@ impl Gauges {
     /// Puts queues together with those who wait at them.
     pub fn new(
         points: BTreeMap<QueueName, QueuePoint>,
-        waiting: Option<&Waiting>,
+        waiting: &Waiting,
         destination: impl Fn(Arc<str>) -> Destination,
     ) -> Self {
         let mut gauges: BTreeMap<(u32, Destination), Gauge> = BTreeMap::new();
         for (queue, point) in points {
-            let threads = waiting.map(|waiting| {
-                [Op::MqTimedsend, Op::MqTimedreceive]
-                    .map(|op| waiting.get(&(queue.clone(), op)).copied().unwrap_or(0).cast_signed())
+            let threads = [Op::MqTimedsend, Op::MqTimedreceive].map(|op| {
+                let seen = waiting.threads.get(&(queue.clone(), op)).map(|threads| threads.cast_signed());
+                seen.or(waiting.all_seen.then_some(0))
             });
             let (ipc_ns, name) = queue;
             let gauge = gauges.entry((ipc_ns, destination(name))).or_default();
             gauge.depth += point.depth;
             gauge.peak = gauge.peak.max(point.peak);
             gauge.capacity += point.capacity;
-            gauge.waiting = threads.map(|[senders, receivers]| {
-                let [sending, receiving] = gauge.waiting.unwrap_or_default();
-                [senders + sending, receivers + receiving]
-            });
+            for (sum, threads) in gauge.waiting.iter_mut().zip(threads) {
+                *sum = threads.map_or(*sum, |threads| Some(sum.unwrap_or(0) + threads));
+            }
         }
         Self(gauges)
     }
@@ -280,5 +285,25 @@ mod tests {
         let mut queues = Queues::new(vec![found], true);
         let foreign = QueueReading { matched: false, ..reading(1, 6, 1, None) };
         assert_eq!(depths(&queues.collect(&[foreign, reading(2, 8, 1, None)], &[], name).0), [("/8", 1, 1)]);
+    }
+
+    /// Prevents a zero where a thread that could not be looked at may wait, and one that was seen from going uncounted.
+    #[test]
+    fn waiting_threads() {
+        let point = QueuePoint { depth: 0, peak: 0, capacity: 10 };
+        let points: BTreeMap<QueueName, QueuePoint> =
+            [((9, "/1".into()), point.clone()), ((9, "/2".into()), point)].into();
+        let threads = BTreeMap::from([(((9, "/1".into()), Op::MqTimedreceive), 3)]);
+        let gauges = |all_seen| {
+            let waiting = Waiting { threads: threads.clone(), all_seen };
+            let destination = |name| Destination::of(name, &crate::config::glob::Templates::default());
+            Gauges::new(points.clone(), &waiting, destination)
+                .0
+                .into_values()
+                .map(|gauge| gauge.waiting)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(gauges(true), [[Some(0), Some(3)], [Some(0), Some(0)]]);
+        assert_eq!(gauges(false), [[None, Some(3)], [None, None]]);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind::PermissionDenied;
 use std::os::fd::AsRawFd;
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
@@ -39,14 +40,20 @@ fn ipc_namespace(pid: u32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}/ns/ipc")).ok().map(|file| file.st_ino() as u32)
 }
 
-/// The threads that sleep in a send or receive now (proc_pid_syscall(5)); None where other processes' may not be seen,
-/// which takes CAP_SYS_PTRACE. Those of 32-bit programs are not seen.
-pub fn in_calls() -> Option<Vec<InCall>> {
-    fs::read("/proc/1/syscall").ok()?;
-    let mut found = Vec::new();
+/// The threads that sleep in a send or receive now (proc_pid_syscall(5)), and how many others may not be looked at: that
+/// takes CAP_SYS_PTRACE, and a sandbox may hide some from those who have it. Those of 32-bit programs are not seen.
+pub fn in_calls() -> (Vec<InCall>, u64) {
+    let (mut found, mut hidden) = (Vec::new(), 0);
     for pid in numbers(Path::new("/proc")) {
         for tid in numbers(&PathBuf::from(format!("/proc/{pid}/task"))) {
-            let Ok(call) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) else { continue };
+            let call = match fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
+                Ok(call) => call,
+                // Any other failure is that of a thread which has just ended.
+                Err(error) => {
+                    hidden += u64::from(error.kind() == PermissionDenied);
+                    continue;
+                }
+            };
             let Some((op, fd)) = parse_call(&call) else { continue };
             let comm = fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
             let queue = queue_at(pid, fd);
@@ -54,7 +61,7 @@ pub fn in_calls() -> Option<Vec<InCall>> {
             found.push(InCall { pid, tid, comm, op, queue });
         }
     }
-    Some(found)
+    (found, hidden)
 }
 
 /// The number of the system call and its first argument, in hex; `running` for a thread that does not sleep.

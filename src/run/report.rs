@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::hook_name;
 use crate::config::error::Error;
@@ -23,7 +23,11 @@ pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
 
 /// Says which threads are in a call already: it has no span, as its beginning was not seen.
 pub fn in_calls(filters: &Filters) {
-    for InCall { pid, tid, comm, op, queue } in calls::in_calls().unwrap_or_default() {
+    let (calls, hidden) = calls::in_calls();
+    if hidden > 0 {
+        debug!("{hidden} threads may not be looked at: whether these wait at a queue is not known");
+    }
+    for InCall { pid, tid, comm, op, queue } in calls {
         let name = queue.as_ref().map(|(_, name)| &**name);
         let is_asked_for = filters.pid.picks().is_empty() || filters.pid.picks().iter().any(|pick| pick.value == pid);
         if is_asked_for && filters.call.contains(&op) && filters.queue.passes_name(name) {

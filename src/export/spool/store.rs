@@ -18,8 +18,13 @@ const FILE: &str = "spool.sqlite";
 const APPLICATION: i32 = 0x6d71_7370;
 /// The layout of the tables (SQLite's user_version). A later one reads what earlier ones wrote, or says that it can't.
 const FORMAT: i32 = 1;
-/// What SQLite keeps besides the pages that are counted: its log of changes.
+/// What SQLite keeps besides the pages that are counted: its log of changes, which a change may exceed before it is
+/// written back. A change has some 2 MiB.
 const LOG: u64 = 4 << 20;
+/// The log is written back once it has so many bytes.
+const WRITE_BACK: u64 = 1 << 20;
+/// Pages that a request may need besides those of its bytes: its row's, and splits in the indices.
+const AROUND: u64 = 8;
 /// The least that a spool may hold, its log included.
 pub const LEAST: u64 = 2 * LOG;
 
@@ -70,6 +75,8 @@ pub struct Left {
 #[derive(Debug)]
 pub struct Store {
     db: Connection,
+    /// Bytes of a page.
+    page: u64,
     most_pages: u64,
 }
 
@@ -166,7 +173,8 @@ impl Store {
             return Err(Unusable::Damaged(verdict));
         }
         let page: u64 = db.pragma_query_value(None, "page_size", |row| row.get::<_, i64>(0))?.unsigned_abs();
-        Ok(Self { db, most_pages: (bytes - LOG) / page })
+        db.pragma_update(None, "wal_autocheckpoint", (WRITE_BACK / page) as i64)?;
+        Ok(Self { db, page, most_pages: (bytes - LOG) / page })
     }
 
     /// Everything that is in it, the oldest first.
@@ -198,8 +206,17 @@ impl Store {
             let mut insert = change.prepare_cached(
                 "INSERT INTO requests (signal, encoding, batch, calls, records, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
+            let mut oldest = change.prepare_cached("SELECT min(id) FROM requests WHERE id < ?1")?;
             for entry in new {
                 let body = zstd::bulk::compress(entry.body, 1).map_err(failed)?;
+                // Before it comes, so that the file never has more pages than it may.
+                let needed = body.len() as u64 / self.page + AROUND;
+                let first_new = ids.first().copied().unwrap_or(i64::MAX);
+                while used_pages(&change)? + needed > self.most_pages {
+                    let Some(id) = oldest.query_row([first_new], |row| row.get::<_, Option<i64>>(0))? else { break };
+                    delete.execute([id])?;
+                    dropped.push(id);
+                }
                 let Entry { signal, encoding, batch, calls, records, .. } = *entry;
                 insert.execute(params![
                     signal as i64,
@@ -210,13 +227,6 @@ impl Store {
                     body
                 ])?;
                 ids.push(change.last_insert_rowid());
-            }
-            let first_new = ids.first().copied().unwrap_or(i64::MAX);
-            let mut oldest = change.prepare_cached("SELECT min(id) FROM requests WHERE id < ?1")?;
-            while used_pages(&change)? > self.most_pages {
-                let Some(id) = oldest.query_row([first_new], |row| row.get::<_, Option<i64>>(0))? else { break };
-                delete.execute([id])?;
-                dropped.push(id);
             }
         }
         change.commit()?;

@@ -51,7 +51,10 @@ impl Mqspan {
         // Cargo puts it beside mqspan's.
         let built = self.program.with_file_name("workload");
         let copy = self.folder.path().join(name);
-        fs::copy(&built, &copy).with_context(|| format!("{}: cargo build --workspace first", built.display()))?;
+        // By another process: a child that this one forks meanwhile would hold the copy open for writing, and it could not
+        // be run.
+        let status = Command::new("cp").arg(&built).arg(&copy).status()?;
+        ensure!(status.success(), "{}: cargo build --workspace first", built.display());
         Ok(copy)
     }
 

@@ -1,6 +1,7 @@
 //! Makes calls of the family for mqspan's tests and benchmarks to watch: by the raw system call, so that they arrive in the
 //! kernel as they are written here, without glibc's checks and without its removing the slash.
 
+mod bursts;
 mod call;
 mod family;
 mod hold;
@@ -30,6 +31,10 @@ enum Workload {
 
     /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
     Hold(Hold),
+
+    /// In each of some seconds makes calls of each kind that a limit on their rate tells apart, and a second later one pair
+    /// more; prints in how many seconds of CLOCK_MONOTONIC that was
+    Bursts(Bursts),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
@@ -169,12 +174,43 @@ struct Hold {
     waiting: u64,
 }
 
+#[derive(Args)]
+struct Bursts {
+    /// Of the queue
+    #[arg(long)]
+    name: String,
+
+    #[arg(long, default_value_t = 2)]
+    bursts: u64,
+
+    /// In each burst: a message sent and received
+    #[arg(long, default_value_t = 200)]
+    pairs: u64,
+
+    /// In each burst: receives that find nothing
+    #[arg(long, default_value_t = 200)]
+    polls: u64,
+
+    /// In each burst: sends that fail
+    #[arg(long, default_value_t = 0)]
+    failed: u64,
+
+    /// In each burst: sends that wait for 20 ms
+    #[arg(long, default_value_t = 0)]
+    slow: u64,
+
+    /// In each burst: mq_getsetattr
+    #[arg(long, default_value_t = 0)]
+    asked: u64,
+}
+
 fn main() -> Result<()> {
     match Workload::parse() {
         Workload::Open(options) => open::run(&options),
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),
         Workload::Hold(options) => hold::run(&options),
+        Workload::Bursts(options) => bursts::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),
