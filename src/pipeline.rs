@@ -161,7 +161,9 @@ impl Records for Pipeline {
     }
 
     fn call(&mut self, mut call: Call) {
-        self.ledger.received();
+        if !self.ledger.received() {
+            return;
+        }
         let Filters { queue, comm, .. } = &*self.filters;
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));
