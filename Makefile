@@ -9,11 +9,11 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## set up, build, and watch a small shop of three processes open its queues
+demo: ## set up, build, and watch a small shop of three processes talk through its queues
 	@scripts/setup.sh
 	cargo build --release --package mqspan --package orders
-	@echo "A shop of three processes opens its queues. Each mq_open goes to $${OTEL_EXPORTER_OTLP_ENDPOINT:-this console}:"
-	$(SUDO) $(TARGET)/release/mqspan run --call mq_open -- $(TARGET)/release/orders
+	@echo "A shop of three processes talks through its queues. Each call goes to $${OTEL_EXPORTER_OTLP_ENDPOINT:-this console}:"
+	$(SUDO) $(TARGET)/release/mqspan run -- $(TARGET)/release/orders
 
 .PHONY: build
 build: ## the program, optimised: target/release/mqspan

@@ -423,6 +423,14 @@ impl Call {
         self.left_ns.saturating_sub(self.entered_ns)
     }
 
+    /// How long the message that a receive got lay in the queue, in ns.
+    pub fn wait_ns(&self) -> Option<u64> {
+        match &self.args {
+            Args::Receive(message) => message.wait_ns,
+            _ => None,
+        }
+    }
+
     /// The thread's name, without its padding.
     pub fn comm(&self) -> &[u8] {
         unpadded(&self.comm)

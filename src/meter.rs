@@ -7,14 +7,16 @@ use std::sync::Arc;
 use nix::time::ClockId;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use prost::Message;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
 use crate::bpf::aggregates::Taken;
 use crate::clock;
 use crate::config::MetricLimits;
 use crate::config::filter::Filters;
 use crate::config::glob::Templates;
-use crate::config::values::Temporality;
-use crate::event::{ImageKey, Name, QueueKey};
+use crate::config::values::{Op, Temporality};
+use crate::event::{Ids, ImageKey, Name, QueueKey};
 use crate::export::Sink;
 use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
@@ -22,13 +24,31 @@ use crate::export::{Form, points};
 use crate::metrics::otlp;
 use crate::metrics::queues::{Gauges, Queues};
 use crate::metrics::reading::Measure;
-use crate::metrics::streams::{Destination, Streams};
+use crate::metrics::streams::{Destination, Exemplar, Of, Stream, Streams};
 use crate::process::host;
-use crate::telemetry::record::Resource;
+use crate::telemetry::record::{Record, Resource};
 use crate::telemetry::text::utf8;
+use crate::telemetry::view::View;
 
 /// So many names are remembered; beyond them, those that were in use at the last collection.
 const NAMES: usize = 16_384;
+
+/// So many spans are kept as candidates for exemplars, drawn from all since the collection before.
+const CANDIDATES: usize = 1024;
+
+/// A span that may become an exemplar.
+#[derive(Debug)]
+struct Candidate {
+    image: ImageKey,
+    op: Op,
+    name: Option<Arc<str>>,
+    ipc_ns: u32,
+    errno: i32,
+    time_ns: u64,
+    duration_ns: u64,
+    wait_ns: Option<u64>,
+    ids: Ids,
+}
 
 /// What makes metrics of readings.
 #[derive(Debug)]
@@ -43,6 +63,10 @@ pub struct Meter {
     own: Arc<Resource>,
     /// Whether calls have no records, so that they are counted here.
     alone: bool,
+    candidates: Vec<Candidate>,
+    /// Spans since the collection before.
+    spans: u64,
+    random: SmallRng,
 }
 
 /// What a meter is made of.
@@ -90,6 +114,53 @@ impl Meter {
             templates,
             own,
             alone,
+            candidates: Vec::new(),
+            spans: 0,
+            random: SmallRng::from_os_rng(),
+        }
+    }
+
+    /// A span was made of a call: it may be drawn as an exemplar, each as likely as any other.
+    pub fn offer(&mut self, view: &View<'_>, record: &Record<'_>) {
+        let Some(ids) = record.ids else { return };
+        self.spans += 1;
+        let place = match self.candidates.len() {
+            len @ 0..CANDIDATES => len,
+            _ => self.random.random_range(0..self.spans) as usize,
+        };
+        if place >= CANDIDATES {
+            return;
+        }
+        let call = view.call;
+        let candidate = Candidate {
+            image: call.image,
+            op: call.op,
+            name: view.destination.as_deref().map(Arc::from),
+            ipc_ns: call.ipc_ns,
+            errno: i32::try_from(-call.ret.min(0)).unwrap_or(0),
+            time_ns: record.end_ns(),
+            duration_ns: call.duration_ns(),
+            wait_ns: call.wait_ns(),
+            ids,
+        };
+        match self.candidates.get_mut(place) {
+            Some(old) => *old = candidate,
+            None => self.candidates.push(candidate),
+        }
+    }
+
+    /// Gives the drawn spans to their streams.
+    fn exemplify(&mut self) {
+        self.spans = 0;
+        for candidate in self.candidates.drain(..) {
+            let Candidate { image, op, name, ipc_ns, errno, time_ns, duration_ns, wait_ns, ids } = candidate;
+            let destination = name.map(|name| Destination::of(name, &self.templates));
+            let of = Of { destination, ipc_ns, errno };
+            for (measure, ns) in [(Measure::Duration, Some(duration_ns)), (Measure::Wait, wait_ns)] {
+                let Some(ns) = ns else { continue };
+                let stream = Stream { measure, op, of: Some(of.clone()) };
+                self.streams.exemplify(image, &stream, Exemplar { time_ns, seconds: ns as f64 / 1e9, ids });
+            }
         }
     }
 
@@ -124,6 +195,7 @@ impl Meter {
                 self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
             }
         }
+        self.exemplify();
         let now_ns = now_ns();
         let known = |number| self.names.get(&number).map(|known| known.name.clone());
         let (mut points, gone) = self.queues.collect(&queues, &unlinked, known);

@@ -172,6 +172,9 @@ impl Records for Pipeline {
         }
         let resource = self.registry.resource(call.image);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
+        if let Some(meter) = &mut self.meter {
+            meter.offer(&view, &record);
+        }
         for gatherer in &mut self.gatherers {
             match gatherer {
                 Gatherer::Batch(_, batch) => batch.add(&resource, &record),

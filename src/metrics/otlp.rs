@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
+use opentelemetry_proto::tonic::metrics::v1::exemplar;
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric, NumberDataPoint,
-    ResourceMetrics, ScopeMetrics, Sum,
+    AggregationTemporality, Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
+    NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
 use super::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
 use super::queues::{self, Gauges};
 use super::reading::Measure;
-use super::streams::{Destination, Of, Process, Stream, Streams, Total};
+use super::streams::{self, Destination, Of, Process, Stream, Streams, Total};
 use crate::config::values::Op;
 use crate::telemetry::record::{Resource, SCHEMA_URL, SCOPE, VERSION, Value};
 use crate::telemetry::terms::{errno_name, is_error, operation, operation_type};
@@ -132,6 +133,16 @@ pub fn of_queue(destination: Option<&Destination>, ipc_ns: u32) -> Vec<KeyValue>
     destination.into_iter().chain([int("posix_mq.ipc_namespace", ipc_ns.into())]).collect()
 }
 
+fn exemplar(of: &streams::Exemplar) -> Exemplar {
+    Exemplar {
+        time_unix_nano: of.time_ns,
+        span_id: of.ids.span.into(),
+        trace_id: of.ids.trace.into(),
+        value: Some(exemplar::Value::AsDouble(of.seconds)),
+        ..Default::default()
+    }
+}
+
 /// One point takes what found no room for one of its own.
 fn overflow() -> Vec<KeyValue> {
     vec![attribute("otel.metric.overflow", Any::BoolValue(true))]
@@ -229,6 +240,9 @@ impl Points<'_> {
             sum: Some(total.sum as f64 * factor),
             scale: SCALE,
             zero_count: total.zeros,
+            exemplars: stream
+                .and_then(|stream| self.process.exemplars.get(stream))
+                .map_or(Vec::new(), |exemplars| exemplars.iter().map(exemplar).collect()),
             positive: Some(Buckets { offset: first + total.first as i32, bucket_counts: total.buckets }),
             ..Default::default()
         };

@@ -9,11 +9,13 @@ use super::reading::{Measure, Points, Reading};
 use crate::config::MetricLimits;
 use crate::config::glob::Templates;
 use crate::config::values::Op;
-use crate::event::ImageKey;
+use crate::event::{Ids, ImageKey};
 use crate::telemetry::record::Resource;
 
 /// So many names that led to no queue are told apart for a process.
 const ASKED_NAMES: usize = 100;
+/// So many exemplars a point has at most.
+const EXEMPLARS: usize = 4;
 /// So many names of queues are remembered.
 const KNOWN_NAMES: usize = 16_384;
 
@@ -114,6 +116,17 @@ impl Total {
     }
 }
 
+/// A span that shows what is behind a histogram.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exemplar {
+    /// When the call ended, ns since 1970.
+    pub time_ns: u64,
+    /// What was measured, in seconds.
+    pub seconds: f64,
+    /// The span.
+    pub ids: Ids,
+}
+
 /// The streams of one Resource.
 #[derive(Debug)]
 pub struct Process {
@@ -121,13 +134,15 @@ pub struct Process {
     pub resource: Arc<Resource>,
     /// What it adds up to.
     pub streams: HashMap<Stream, Total>,
+    /// Spans of the calls since the collection before.
+    pub exemplars: HashMap<Stream, Vec<Exemplar>>,
     asked: HashSet<u64>,
     touched: bool,
 }
 
 impl Process {
     fn new(resource: Arc<Resource>) -> Self {
-        Self { resource, streams: HashMap::new(), asked: HashSet::new(), touched: false }
+        Self { resource, streams: HashMap::new(), exemplars: HashMap::new(), asked: HashSet::new(), touched: false }
     }
 
     fn add(&mut self, stream: Stream, points: &Points, since_ns: u64, most: usize) {
@@ -192,6 +207,18 @@ impl Streams {
         process.add(Stream { measure, op, of: Some(of) }, &reading.points, *since_ns, limits.max_series);
     }
 
+    /// Adds a span to a stream of an image, unless the stream has as many already, or is none of its own.
+    pub fn exemplify(&mut self, image: ImageKey, stream: &Stream, exemplar: Exemplar) {
+        let Some(process) = self.processes.get_mut(&image).filter(|process| process.streams.contains_key(stream))
+        else {
+            return;
+        };
+        let exemplars = process.exemplars.entry(stream.clone()).or_default();
+        if exemplars.len() < EXEMPLARS {
+            exemplars.push(exemplar);
+        }
+    }
+
     /// Since when what was added is new, ns since 1970.
     pub fn since_ns(&self) -> u64 {
         self.since_ns
@@ -221,6 +248,7 @@ impl Streams {
         self.processes.retain(|key, process| process.touched || !(is_replaced(key) || is_gone(key)));
         for process in self.processes.values_mut().chain([&mut self.own]) {
             process.touched = false;
+            process.exemplars.clear();
             if !self.cumulative {
                 process.streams.clear();
             }
