@@ -24,7 +24,12 @@ test: ready lint ## everything: lint, the tests without root, those on the real 
 	cargo test --workspace
 	cargo build --workspace
 	$(CARGO_AS_ROOT) test --test host --test family --test limits --test links --test metrics --test queues
-	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector
+	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test spool
+
+.PHONY: test-spool
+test-spool: ready ## the spool, with mqspan killed 50 times: ten minutes
+	cargo build --workspace
+	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector MQSPAN_TEST_KILLS=50 $(CARGO_AS_ROOT) test --test spool -- --nocapture
 
 .PHONY: test-kernels
 test-kernels: ## other kernels under qemu, each kind of hooks on each: a quarter of an hour

@@ -29,20 +29,46 @@ use crate::{
 pub struct Collector {
     child: Child,
     folder: PathBuf,
+    ports: Ports,
+    scheme: &'static str,
+}
+
+/// Where a Collector listens, also one that comes after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ports {
     grpc: u16,
     http: u16,
-    scheme: &'static str,
+    health: u16,
+}
+
+impl Ports {
+    /// Ports that nobody listens on.
+    pub fn free() -> Result<Self> {
+        let [grpc, http, health] = free_ports()?;
+        Ok(Self { grpc, http, health })
+    }
+
+    /// Where a protocol is taken, as OTEL_EXPORTER_OTLP_PROTOCOL names it.
+    pub fn endpoint(&self, protocol: &str) -> String {
+        let port = if protocol == "grpc" { self.grpc } else { self.http };
+        format!("http://127.0.0.1:{port}")
+    }
 }
 
 impl Collector {
     /// Starts it, and waits until it takes requests. It writes into `folder`; with `certificates`, a folder as
     /// [`crate::certificates`] makes it, it takes TLS only.
     pub fn start(folder: PathBuf, certificates: Option<&Path>) -> Result<Self> {
+        Self::start_at(Ports::free()?, folder, certificates)
+    }
+
+    /// The same at these ports.
+    pub fn start_at(ports: Ports, folder: PathBuf, certificates: Option<&Path>) -> Result<Self> {
         let program = env::var_os("MQSPAN_TEST_COLLECTOR")
             .context("MQSPAN_TEST_COLLECTOR is not set: make test sets it to what scripts/collector.sh prints")?;
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("collector");
         fs::create_dir_all(&folder)?;
-        let [grpc, http, health] = free_ports()?;
+        let Ports { grpc, http, health } = ports;
         let mut command = Command::new(program);
         command.arg("--config").arg(config.join("config.yaml"));
         if let Some(certificates) = certificates {
@@ -56,7 +82,7 @@ impl Collector {
             .stderr(File::create(folder.join("log"))?)
             .spawn()?;
         let scheme = if certificates.is_some() { "https" } else { "http" };
-        let mut this = Self { child, folder, grpc, http, scheme };
+        let mut this = Self { child, folder, ports, scheme };
         wait::until("the Collector", || {
             let ended = this.child.try_wait()?;
             ensure!(ended.is_none(), "the Collector ended: {}", fs::read_to_string(this.folder.join("log"))?);
@@ -67,8 +93,19 @@ impl Collector {
 
     /// Where it takes a protocol, as OTEL_EXPORTER_OTLP_PROTOCOL names it.
     pub fn endpoint(&self, protocol: &str) -> String {
-        let port = if protocol == "grpc" { self.grpc } else { self.http };
-        format!("{}://127.0.0.1:{port}", self.scheme)
+        self.ports.endpoint(protocol).replacen("http", self.scheme, 1)
+    }
+
+    /// What it took so far, and has written: it does so within 100 ms.
+    pub fn received(&self) -> Received {
+        Received(self.folder.clone())
+    }
+
+    /// Ends it in the middle of whatever it does.
+    pub fn kill(mut self) -> Result<Received> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(self.received())
     }
 
     /// Ends it, so that all it took is in its files.

@@ -1,6 +1,7 @@
 //! What mqspan's tests share. The parsers are pure and tested by `cargo test --workspace`; everything that needs root is
 //! used by the targets `host`, `collector` and `family` only.
 
+pub mod backend;
 pub mod calls;
 pub mod certificates;
 pub mod collector;

@@ -16,6 +16,12 @@ pub struct Stats {
     pub filtered: u64,
     /// What --max-rate left out.
     pub limited: u64,
+    /// Left in the spool at the end, where there is one.
+    #[serde(default)]
+    pub spooled: u64,
+    /// Found in it at the start.
+    #[serde(default)]
+    pub restored: u64,
     /// What was lost, by stage.
     pub lost: BTreeMap<String, u64>,
     /// Exits without an entry; outside of the balance.
@@ -41,9 +47,15 @@ impl Stats {
     pub fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
         let stats: Self = serde_json::from_str(&text).with_context(|| text.clone())?;
-        let accounted = stats.exported + stats.filtered + stats.limited + stats.lost_sum();
-        ensure!(stats.captured == accounted, "captured {} but accounted for {accounted}: {text}", stats.captured);
+        let accounted = stats.exported + stats.filtered + stats.limited + stats.spooled + stats.lost_sum();
+        let came = stats.captured + stats.restored;
+        ensure!(came == accounted, "captured or restored {came} but accounted for {accounted}: {text}");
         Ok(stats)
+    }
+
+    /// At one stage.
+    pub fn lost_at(&self, stage: &str) -> u64 {
+        self.lost.get(stage).copied().unwrap_or_default()
     }
 
     /// Over all stages.
