@@ -9,6 +9,7 @@ pub mod expect;
 pub mod family;
 pub mod otlp;
 pub mod program;
+pub mod queues;
 pub mod ready;
 pub mod stats;
 pub mod strace;
