@@ -172,6 +172,12 @@ impl Ledger {
         self.lose(Stage::Malformed, 1);
     }
 
+    /// A record came out of the ring when it was too late to deliver it.
+    pub fn too_late(&self) {
+        self.received();
+        self.lose(Stage::Shutdown, 1);
+    }
+
     fn lose(&self, stage: Stage, calls: u64) {
         self.lost[stage as usize].fetch_add(calls, Relaxed);
     }
