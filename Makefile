@@ -31,6 +31,12 @@ test-spool: ready ## the spool, with mqspan killed 50 times: ten minutes
 	cargo build --workspace
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector MQSPAN_TEST_KILLS=50 $(CARGO_AS_ROOT) test --test spool -- --nocapture
 
+.PHONY: test-stress
+test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
+	@scripts/setup.sh stress
+	cargo build --release --workspace
+	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
+
 .PHONY: test-kernels
 test-kernels: ## other kernels under qemu, each kind of hooks on each: a quarter of an hour
 	@scripts/setup.sh kernels
