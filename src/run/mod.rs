@@ -35,11 +35,11 @@ use crate::process::host::Host;
 use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
 
-/// Flushing at the end takes at most 10 s: so long for deliveries,
-const FLUSH: Duration = Duration::from_secs(7);
+/// Flushing at the end takes at most this long.
+const FLUSH: Duration = Duration::from_secs(10);
 /// ... of which what is not delivered has this long to be put into the spool.
 const SPOOL: Duration = Duration::from_secs(3);
-/// and so long to detach, which waits for the kernel, and to count what is left.
+/// Then there is so long to detach, for which the kernel makes mqspan wait, and to count what is left.
 const ABORT: Duration = Duration::from_secs(3);
 
 /// Runs until the end; returns the exit status.
