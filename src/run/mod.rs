@@ -39,6 +39,8 @@ use crate::telemetry::record::Resource;
 const FLUSH: Duration = Duration::from_secs(10);
 /// ... of which what is not delivered has this long to be put into the spool.
 const SPOOL: Duration = Duration::from_secs(3);
+/// Where there is a spool, the last counts wait so long for calls that are under way; the others are told next time.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Then there is so long to detach, for which the kernel makes mqspan wait, and to count what is left.
 const ABORT: Duration = Duration::from_secs(3);
 
@@ -149,7 +151,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let ending = thread::Builder::new().name("mqspan-end".into()).spawn(move || {
         let unmatched = driver.stop();
         // The last counts are those of all calls, but for those that may stay in the spool.
-        let patience = Instant::now() + if has_spool { ABORT } else { FLUSH };
+        let patience = Instant::now() + if has_spool { SETTLE } else { FLUSH };
         while !at_end.is_settled() && Instant::now() < patience {
             thread::sleep(Duration::from_millis(2));
         }
