@@ -57,13 +57,6 @@ enum Gatherer {
     Lines { sink: Sink, lines: Vec<u8>, count: u64, zone: TimeZone, color: bool },
 }
 
-impl Gatherer {
-    fn is_shut(&self) -> bool {
-        let (Self::Batch(sink, _) | Self::Lines { sink, .. }) = self;
-        sink.is_shut()
-    }
-}
-
 /// What the pipeline is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -168,11 +161,9 @@ impl Records for Pipeline {
     }
 
     fn call(&mut self, mut call: Call) {
-        // What is still in the ring is only counted: there is no time for more.
-        if self.gatherers.iter().all(Gatherer::is_shut) {
-            return self.ledger.too_late();
+        if !self.ledger.received() {
+            return;
         }
-        self.ledger.received();
         let Filters { queue, comm, .. } = &*self.filters;
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));

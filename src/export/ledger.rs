@@ -87,6 +87,7 @@ pub struct Output {
 #[derive(Debug)]
 pub struct Ledger {
     received: AtomicU64,
+    hurries: AtomicBool,
     filtered: AtomicU64,
     exported: AtomicU64,
     spool: Option<Spooled>,
@@ -139,6 +140,7 @@ impl Ledger {
     pub fn new(outputs: Vec<String>, has_spool: bool) -> Arc<Self> {
         Arc::new(Self {
             received: AtomicU64::new(0),
+            hurries: AtomicBool::new(false),
             filtered: AtomicU64::new(0),
             exported: AtomicU64::new(0),
             spool: has_spool.then(Spooled::default),
@@ -148,9 +150,15 @@ impl Ledger {
         })
     }
 
-    /// A record came out of the ring.
-    pub fn received(&self) {
+    /// A record came out of the ring. False: there is only time left to count it.
+    pub fn received(&self) -> bool {
         self.received.fetch_add(1, Relaxed);
+        !self.hurries.load(Relaxed)
+    }
+
+    /// The time for deliveries is over: what comes now is counted, and lost.
+    pub fn hurry(&self) {
+        self.hurries.store(true, Relaxed);
     }
 
     /// A filter of user space refused a call.
@@ -170,12 +178,6 @@ impl Ledger {
     pub fn malformed(&self) {
         self.received.fetch_add(1, Relaxed);
         self.lose(Stage::Malformed, 1);
-    }
-
-    /// A record came out of the ring when it was too late to deliver it.
-    pub fn too_late(&self) {
-        self.received();
-        self.lose(Stage::Shutdown, 1);
     }
 
     fn lose(&self, stage: Stage, calls: u64) {

@@ -67,11 +67,6 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Whether deliveries have ended early: what is handed over is lost.
-    pub fn is_shut(&self) -> bool {
-        self.queue.as_ref().is_some_and(Queue::is_shut)
-    }
-
     /// Hands over a request, waiting for room where the queue is full.
     pub fn hand_over(&self, body: Bytes, share: Share) {
         match &self.queue {

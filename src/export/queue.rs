@@ -71,11 +71,6 @@ impl Queue {
         }
     }
 
-    /// Whether it is shut: what is put in is lost.
-    pub fn is_shut(&self) -> bool {
-        self.room.is_closed()
-    }
-
     /// What shuts the queue: nobody waits for room any more. It does not keep the queue from ending.
     pub fn shutter(&self) -> impl Fn() + Send + use<> {
         let room = self.room.clone();

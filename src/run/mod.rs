@@ -35,12 +35,12 @@ use crate::process::host::Host;
 use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
 
-/// Flushing at the end takes at most this long.
-const FLUSH: Duration = Duration::from_secs(10);
+/// Flushing at the end takes at most 10 s: so long for deliveries,
+const FLUSH: Duration = Duration::from_secs(7);
 /// ... of which what is not delivered has this long to be put into the spool.
 const SPOOL: Duration = Duration::from_secs(3);
-/// What was told to stop has this long to do so.
-const ABORT: Duration = Duration::from_secs(1);
+/// and so long to detach, which waits for the kernel, and to count what is left.
+const ABORT: Duration = Duration::from_secs(3);
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
@@ -167,6 +167,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         unmatched = receive.recv_timeout(SPOOL).ok();
     }
     if unmatched.is_none() {
+        ledger.hurry();
         aborter();
         unmatched = receive.recv_timeout(ABORT).ok();
     }
