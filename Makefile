@@ -34,7 +34,7 @@ test-spool: ready ## the spool, with mqspan killed 50 times: ten minutes
 .PHONY: test-stress
 test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
 	@scripts/setup.sh stress
-	cargo build --release --workspace
+	cargo build --release --package workload
 	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
 
 .PHONY: test-kernels
