@@ -23,13 +23,19 @@ build: ## the program, optimised: target/release/mqspan
 test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
 	cargo test --workspace
 	cargo build --workspace
-	$(CARGO_AS_ROOT) test --test host --test family --test limits --test links --test metrics --test queues
+	$(CARGO_AS_ROOT) test --test host --test family --test faults --test limits --test links --test metrics --test queues
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test spool
 
 .PHONY: test-spool
 test-spool: ready ## the spool, with mqspan killed 50 times: ten minutes
 	cargo build --workspace
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector MQSPAN_TEST_KILLS=50 $(CARGO_AS_ROOT) test --test spool -- --nocapture
+
+.PHONY: test-stress
+test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
+	@scripts/setup.sh stress
+	cargo build --release --package workload
+	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
 
 .PHONY: test-kernels
 test-kernels: ## other kernels under qemu, each kind of hooks on each: a quarter of an hour

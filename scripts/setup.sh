@@ -2,6 +2,7 @@
 # Makes this machine (Debian, Ubuntu) ready, and says what it does for that:
 #   setup.sh         to build mqspan and to run it
 #   setup.sh test    to test it, too
+#   setup.sh stress  to test it under stress, too
 #   setup.sh kernels to test it on other kernels under qemu, too
 set -euo pipefail
 
@@ -54,6 +55,10 @@ need zlib1g-dev /usr/include/zlib.h "libelf and libbpf unpack with it"
 if [ "${1:-}" = test ]; then
     command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' Collector is built with it"
     need strace strace "the tests compare mqspan's calls with strace's"
+fi
+
+if [ "${1:-}" = stress ]; then
+    need stress-ng stress-ng "calls as fast as it can, and counts them itself"
 fi
 
 if [ "${1:-}" = kernels ]; then

@@ -5,23 +5,25 @@ use std::{
     collections::{BTreeSet, HashMap},
     env, fs,
     path::Path,
-    process::{self, Command, Stdio},
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    mqueue::{MQ_OFlag, mq_open},
-    sys::stat::Mode,
-};
+use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
     backend::{self, Answer, Arrived, Backend},
-    collector::{Collector, Ports},
-    otlp::made_by,
+    collector::{Collector, Ports, Received},
+    otlp::{Record, made_by},
+    own,
     program::{Ended, Mqspan, Tracing, finish},
     stats::Stats,
-    wait, workload,
+    wait,
 };
 
 /// How long it may take from a call to the disk, and from a backend's answer to its being struck off: the contract's.
@@ -79,46 +81,42 @@ fn an_outage_that_outlasts_mqspan() -> Result<()> {
     Ok(())
 }
 
+/// The spans of this test's own calls that a Collector has written.
+fn of(received: &Received, queue: &str) -> Result<Vec<Record<Span>>> {
+    let mut spans = received.spans()?;
+    spans.retain(|span| span.text("messaging.destination.name") == Some(queue));
+    Ok(spans)
+}
+
 /// Prevents a backend that dies and comes back while mqspan runs from losing or doubling anything.
 #[test]
 fn a_backend_that_is_killed_in_mid_run() -> Result<()> {
-    let mqspan = mqspan()?;
-    let ports = Ports::free()?;
+    let (mqspan, ports, queue) = (mqspan()?, Ports::free()?, "/mqspan-test-mid-run");
+    let options = [&*own::pid(), "--queue", queue];
     let first = Collector::start_at(ports, mqspan.file("first"), None)?;
-    let tracing = Tracing::start(command(&mqspan, &ports.endpoint("grpc"), "grpc", &[]))?;
-    let calls = |calls| workload::run(&mqspan.workload(), &["flat", "--calls", calls]);
-    calls("100")?;
+    let tracing = Tracing::start(command(&mqspan, &ports.endpoint("grpc"), "grpc", &options))?;
+    // A line may be half written.
+    let arrived = |collector: &Collector| of(&collector.received(), queue).map_or(0, |spans| spans.len());
+    own::opens(queue, 100)?;
     // What it has taken but not written yet would be its own loss.
-    wait::until("the first spans", || {
-        Ok(first.received().spans().ok().filter(|spans| made_by(spans.clone(), &mqspan.workload()).len() == 100))
-    })?;
+    wait::until("the first spans", || Ok((arrived(&first) == 100).then_some(())))?;
     let first = first.kill()?;
-    calls("200")?;
+    own::opens(queue, 200)?;
     wait::until("trouble", || Ok(tracing.said().iter().any(|line| line.contains("can't be reached")).then_some(())))?;
-    calls("200")?;
+    own::opens(queue, 200)?;
     let second = Collector::start_at(ports, mqspan.file("second"), None)?;
-    wait::until("the second Collector's spans", || {
-        Ok(second.received().spans().ok().filter(|spans| made_by(spans.clone(), &mqspan.workload()).len() == 400))
-    })?;
-    calls("100")?;
-    let ended = tracing.stop()?.ok()?;
-    ended.said("delivering again")?;
-    let spans = [first.spans()?, second.stop()?.spans()?].concat();
-    let (spans, stats) = (made_by(spans, &mqspan.workload()), mqspan.stats()?);
-    let ids: BTreeSet<_> = spans.iter().map(|span| &span.body.span_id).collect();
+    wait::until("the second Collector's spans", || Ok((arrived(&second) == 400).then_some(())))?;
+    own::opens(queue, 100)?;
+    tracing.stop()?.ok()?.said("delivering again")?;
+    let spans = [of(&first, queue)?, of(&second.stop()?, queue)?].concat();
+    let (ids, stats) = (spans.iter().map(|span| &span.body.span_id).collect::<BTreeSet<_>>(), mqspan.stats()?);
     ensure!((spans.len(), ids.len()) == (600, 600), "{} spans, {} ids: {stats:?}", spans.len(), ids.len());
-    ensure!(stats.lost_sum() + stats.spooled + stats.restored == 0, "{stats:?}");
+    ensure!(stats.exported == 600 && stats.lost_sum() + stats.spooled + stats.restored == 0, "{stats:?}");
     Ok(())
 }
 
 fn kills() -> Result<u32> {
     env::var("MQSPAN_TEST_KILLS").map_or(Ok(4), |kills| Ok(kills.parse()?))
-}
-
-/// Opens a missing queue of this name.
-fn open(name: &str) -> Result<()> {
-    ensure!(mq_open(name, MQ_OFlag::O_RDONLY, Mode::empty(), None).is_err(), "{name} exists");
-    Ok(())
 }
 
 /// Prevents a call that is older than the contract's five seconds from being lost when mqspan is killed, whatever it does
@@ -130,13 +128,13 @@ fn killed_while_the_backend_is_away() -> Result<()> {
     let (mut promised, mut made) = (BTreeSet::new(), 0);
     for round in 0..kills()? {
         // Decided in the kernel: what other tests do meanwhile does not fill the ring.
-        let options = [&*format!("--pid={}", process::id()), "--call=mq_open"];
+        let options = [&*own::pid(), "--queue=/mqspan-test-kill-*"];
         let tracing = Tracing::start(command(&mqspan, &ports.endpoint("grpc"), "grpc", &options))?;
         let lives = Duration::from_millis(4000 + u64::from(rand::random::<u16>()) % 4000);
         let (start, mut calls) = (Instant::now(), Vec::new());
         while start.elapsed() < lives {
             let name = format!("/mqspan-test-kill-{round}-{}", calls.len());
-            open(&name)?;
+            own::open(&name)?;
             calls.push((name, Instant::now()));
             // Some hundred calls a second.
             thread::sleep(Duration::from_millis(2));
@@ -169,8 +167,12 @@ fn killed_while_it_delivers() -> Result<()> {
     let (filled, _) = run(&mqspan, &endpoint, "http/protobuf", &[], 50_000)?;
     ensure!(filled.spooled > 20_000 && filled.lost_sum() == filled.lost_at("ring"), "{filled:?}");
     // Slow enough to be at it at each kill: some fifty requests.
-    let pause = Duration::from_millis(10) * kills()?;
-    let backend = Backend::start_at(port, move |_, _| Answer::TakenAfter(pause))?;
+    let (pause, is_quick) = (Duration::from_millis(10) * kills()?, Arc::new(AtomicBool::new(false)));
+    let last = is_quick.clone();
+    let backend = Backend::start_at(port, move |_, _| match last.load(Relaxed) {
+        true => Answer::Taken,
+        false => Answer::TakenAfter(pause),
+    })?;
     let mut killed = Vec::new();
     for _ in 0..kills()? {
         // It delivers before it is ready, too.
@@ -183,6 +185,7 @@ fn killed_while_it_delivers() -> Result<()> {
         child.wait()?;
         moment?;
     }
+    is_quick.store(true, Relaxed);
     let (stats, _) = run(&mqspan, &endpoint, "http/protobuf", &[], 0)?;
     let (ids, again) = backend.taken();
     println!(

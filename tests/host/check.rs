@@ -7,10 +7,12 @@ use support::program::{Ended, Mqspan, finish, without_otel};
 
 use crate::mqspan;
 
-/// mqspan's program where every user may run it.
+/// mqspan's program where every user may run it. Copied by another process: a child that some other test forks
+/// meanwhile would keep a file busy that this one has open to write it.
 fn program(mqspan: &Mqspan) -> Result<PathBuf> {
     let copy = mqspan.file("mqspan");
-    std::fs::copy(mqspan.path(), &copy)?;
+    let copied = Command::new("cp").arg(mqspan.path()).arg(&copy).status()?;
+    ensure!(copied.success(), "cp: {copied}");
     Ok(copy)
 }
 

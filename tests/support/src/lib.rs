@@ -8,6 +8,7 @@ pub mod collector;
 pub mod expect;
 pub mod family;
 pub mod otlp;
+pub mod own;
 pub mod program;
 pub mod queues;
 pub mod ready;

@@ -1,0 +1,223 @@
+//! Backends in trouble, played by a scripted one: what arrives, what is tried again and when, and what is counted. Needs
+//! root and tracefs. TLS with a wrong authority is in tests/collector.rs, restarts and outages are in tests/spool.rs.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use support::{
+    backend::{self, Answer, Arrived, Backend},
+    own,
+    program::{Ended, Mqspan, Tracing, finish},
+    stats::{Output, Stats},
+    wait, workload,
+};
+use tonic::Code;
+
+const CALLS: u64 = 20;
+/// The first back-off is 5 s, spread by half of it.
+const BACK_OFF: [f64; 2] = [2.4, 8.0];
+/// A backend that asks for more than any first back-off, but for less than flushing at the end may take.
+const ASKED: u64 = 8;
+/// Flushing at the end takes at most this long; attaching and ending come on top.
+const FLUSH: Duration = Duration::from_secs(10);
+
+fn mqspan() -> Result<Mqspan> {
+    Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
+}
+
+/// `mqspan run` that sends what calls make, and nothing of itself.
+fn command(mqspan: &Mqspan, endpoint: &str, protocol: &str, options: &[&str]) -> std::process::Command {
+    let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+    let mut command = mqspan.command(["run", "--output=otlp", "--max-rate=0", &stats]);
+    command.args(["--endpoint", endpoint, "--protocol", protocol]).args(options);
+    command.env("OTEL_SDK_DISABLED", "true").env("OTEL_EXPORTER_OTLP_TIMEOUT", "2000");
+    command
+}
+
+/// What becomes of some calls whose first request gets this answer, and every later one that.
+struct Fault {
+    name: &'static str,
+    protocol: &'static str,
+    first: Answer,
+    then: Answer,
+    /// Requests, the seconds between the first two, calls exported, the stage of the rest.
+    expected: (usize, Option<[f64; 2]>, u64, &'static str),
+}
+
+/// A fault that is over at the second attempt.
+fn passes(name: &'static str, protocol: &'static str, first: Answer, pause: [f64; 2]) -> Fault {
+    Fault { name, protocol, first, then: Answer::Taken, expected: (2, Some(pause), CALLS, "") }
+}
+
+/// One that no second attempt would mend.
+fn stays(name: &'static str, protocol: &'static str, first: Answer, exported: u64, stage: &'static str) -> Fault {
+    Fault { name, protocol, first, then: Answer::Taken, expected: (1, None, exported, stage) }
+}
+
+fn faults() -> Vec<Fault> {
+    let asked = Some(Duration::from_secs(ASKED));
+    let patient = [ASKED as f64 - 0.1, FLUSH.as_secs_f64()];
+    let (http, grpc) = ("http/protobuf", "grpc");
+    vec![
+        passes("429", http, Answer::Http(429, None), BACK_OFF),
+        passes("502", "http/json", Answer::Http(502, None), BACK_OFF),
+        passes("503", http, Answer::Http(503, None), BACK_OFF),
+        passes("504", http, Answer::Http(504, None), BACK_OFF),
+        passes("429, Retry-After", http, Answer::Http(429, Some(ASKED)), patient),
+        passes("503, Retry-After", "http/json", Answer::Http(503, Some(ASKED)), patient),
+        passes("UNAVAILABLE", grpc, Answer::Grpc(Code::Unavailable, None), BACK_OFF),
+        passes("UNAVAILABLE, RetryInfo", grpc, Answer::Grpc(Code::Unavailable, asked), patient),
+        passes("RESOURCE_EXHAUSTED, RetryInfo", grpc, Answer::Grpc(Code::ResourceExhausted, asked), patient),
+        passes("cut", http, Answer::Cut, BACK_OFF),
+        passes("cut", grpc, Answer::Cut, BACK_OFF),
+        // The timeout of 2 s comes on top.
+        passes("hangs once", http, Answer::Nothing, [BACK_OFF[0] + 2.0, FLUSH.as_secs_f64()]),
+        stays("slow", http, Answer::TakenAfter(Duration::from_millis(1500)), CALLS, ""),
+        stays("slow", grpc, Answer::TakenAfter(Duration::from_millis(1500)), CALLS, ""),
+        stays("RESOURCE_EXHAUSTED", grpc, Answer::Grpc(Code::ResourceExhausted, None), 0, "refused"),
+        stays("INVALID_ARGUMENT", grpc, Answer::Grpc(Code::InvalidArgument, None), 0, "refused"),
+        stays("400", http, Answer::Http(400, None), 0, "refused"),
+        stays("500", http, Answer::Http(500, None), 0, "refused"),
+        stays("a page", http, Answer::Page, 0, "refused"),
+        stays("a page", "http/json", Answer::Page, 0, "refused"),
+        stays("partial success", http, Answer::Partial(5), CALLS - 5, "rejected"),
+        stays("partial success", grpc, Answer::Partial(5), CALLS - 5, "rejected"),
+        stays("404", http, Answer::Http(404, None), 0, "switched_off"),
+        stays("UNIMPLEMENTED", grpc, Answer::Grpc(Code::Unimplemented, None), 0, "switched_off"),
+    ]
+}
+
+impl Fault {
+    fn happen(&self) -> Result<String> {
+        let (first, then) = (self.first.clone(), self.then.clone());
+        let backend = Backend::start(move |number, _| if number == 0 { first.clone() } else { then.clone() })?;
+        let mqspan = mqspan()?;
+        let mut command = command(&mqspan, &backend.endpoint(), self.protocol, &["--signals=traces"]);
+        command.args(["--", &mqspan.workload_arg(), "flat", "--calls", &CALLS.to_string()]);
+        let ended = Ended::of(finish(command)?).ok()?;
+        let (stats, arrived) = (mqspan.stats()?, backend.arrived());
+        self.is_as_expected(&stats, &arrived, &backend).with_context(|| format!("{stats:?}, {:?}", ended.stderr))
+    }
+
+    fn is_as_expected(&self, stats: &Stats, arrived: &[Arrived], backend: &Backend) -> Result<String> {
+        let (requests, pause, exported, stage) = self.expected;
+        ensure!(arrived.len() == requests, "{} requests, not {requests}", arrived.len());
+        let paused = arrived.get(1).map(|second| (second.at - arrived[0].at).as_secs_f64());
+        if let (Some([least, most]), Some(paused)) = (pause, paused) {
+            ensure!((least..=most).contains(&paused), "tried again after {paused} s, not {least} to {most}");
+        }
+        let lost = CALLS - exported;
+        ensure!(stats.exported == exported && stats.lost_sum() == lost, "{exported} exported, {lost} lost");
+        ensure!(stage.is_empty() || stats.lost_at(stage) == lost, "not {lost} at {stage}");
+        let (rejected, lost) = if stage == "switched_off" { (0, lost) } else { (lost, 0) };
+        let expected = Output { sent: exported, rejected, lost };
+        ensure!(stats.outputs.get("otlp.traces") == Some(&expected), "not {expected:?}");
+        let (taken, again) = backend.taken();
+        ensure!(again == 0 && (exported == 0) == taken.is_empty(), "{} taken, {again} again", taken.len());
+        let again = paused.map_or(String::new(), |paused| format!(", again after {paused:.1} s"));
+        Ok(format!(
+            "{}, {}: {} requests{again}, {exported} exported, {:?}",
+            self.name, self.protocol, requests, expected
+        ))
+    }
+}
+
+/// Prevents what can be mended from being given up, what can't from being sent again, a backend's wish for patience from
+/// being ignored, and either from being counted as something else.
+#[test]
+fn each_fault_is_answered_as_it_should() -> Result<()> {
+    // Most of the time they wait.
+    for some in faults().chunks(8) {
+        thread::scope(|scope| {
+            let under_way: Vec<_> = some.iter().map(|fault| (fault, scope.spawn(|| fault.happen()))).collect();
+            under_way.into_iter().try_for_each(|(fault, outcome)| {
+                let outcome = outcome.join().map_err(|_| anyhow!("a thread panicked"))?;
+                println!("{}", outcome.with_context(|| format!("{}, {}", fault.name, fault.protocol))?);
+                anyhow::Ok(())
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// Prevents a backend that comes up later than mqspan from getting nothing.
+#[test]
+fn nobody_listens_at_first() -> Result<()> {
+    for protocol in ["grpc", "http/protobuf"] {
+        let (mqspan, port) = (mqspan()?, backend::free_port()?);
+        let options = ["--signals=traces", &own::pid()];
+        let tracing = Tracing::start(command(&mqspan, &format!("http://127.0.0.1:{port}"), protocol, &options))?;
+        own::opens("/mqspan-test-early", CALLS)?;
+        wait::until("trouble", || {
+            Ok(tracing.said().iter().any(|line| line.contains("can't be reached")).then_some(()))
+        })?;
+        let backend = Backend::start_at(port, |_, _| Answer::Taken)?;
+        wait::until("the spans", || Ok((backend.taken().0.len() as u64 >= CALLS).then_some(())))?;
+        tracing.stop()?.ok()?.said("delivering again")?;
+        let (stats, (taken, again)) = (mqspan.stats()?, backend.taken());
+        ensure!((taken.len() as u64, again, stats.lost_sum()) == (stats.exported, 0, 0), "{again} again: {stats:?}");
+    }
+    Ok(())
+}
+
+/// Prevents a backend that hangs from keeping mqspan or its command, from growing its memory without bound, and from
+/// hiding what was lost.
+#[test]
+fn a_backend_that_hangs_for_ever() -> Result<()> {
+    for protocol in ["grpc", "http/protobuf"] {
+        let (mqspan, backend) = (mqspan()?, Backend::start(|_, _| Answer::Nothing)?);
+        let tracing = Tracing::start(command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces,logs"]))?;
+        let start = Instant::now();
+        workload::run(&mqspan.workload(), &["flat", "--calls=300000"])?;
+        let status = fs::read_to_string(format!("/proc/{}/status", tracing.pid()))?;
+        let field = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
+            Ok(line.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?)
+        };
+        let (most, anonymous) = (field("VmHWM")?, field("RssAnon")? + field("RssShmem")?);
+        let took = start.elapsed();
+        let start = Instant::now();
+        let ended = tracing.stop()?.ok()?;
+        let (stats, ending) = (mqspan.stats()?, start.elapsed());
+        println!(
+            "{protocol}: {most} KiB at most, {anonymous} KiB without files; 300000 calls in {took:?}, the end in {ending:?}; {stats:?}"
+        );
+        ensure!(stats.exported == 0 && stats.lost_sum() >= 300_000, "{stats:?}");
+        ensure!(anonymous <= 64 << 10, "{anonymous} KiB");
+        ensure!(ending <= FLUSH + Duration::from_secs(4), "the end took {ending:?}");
+        ended.said("lost")?;
+    }
+    Ok(())
+}
+
+/// Prevents a backend that takes one signal only from costing the other, or from being asked for ever.
+#[test]
+fn a_signal_that_is_not_taken() -> Result<()> {
+    for (protocol, answer) in
+        [("http/protobuf", Answer::Http(404, None)), ("grpc", Answer::Grpc(Code::Unimplemented, None))]
+    {
+        let mqspan = mqspan()?;
+        let script = move |_: usize, path: &str| match path.to_lowercase().contains("metrics") {
+            true => answer.clone(),
+            false => Answer::Taken,
+        };
+        let backend = Backend::start(script)?;
+        let mut command = command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces,metrics"]);
+        command.env("OTEL_METRIC_EXPORT_INTERVAL", "200");
+        command.args(["--", "bash", "-c", "for n in 1 2 3 4; do \"$0\" flat --calls=5; sleep 0.3; done"]);
+        command.arg(mqspan.workload_arg());
+        let ended = Ended::of(finish(command)?).ok()?;
+        let (stats, arrived) = (mqspan.stats()?, backend.arrived());
+        let asked = arrived.iter().filter(|request| request.path.to_lowercase().contains("metrics")).count();
+        ensure!(asked == 1 && stats.exported == CALLS && stats.lost_sum() == 0, "{asked} requests: {stats:?}");
+        let metrics = stats.outputs.get("otlp.metrics").context("no metrics")?;
+        ensure!(metrics.sent == 0 && metrics.lost > 0, "{stats:?}");
+        let said = ended.stderr.iter().filter(|line| line.contains("does not take metrics")).count();
+        ensure!(said == 1, "said {said} times: {:?}", ended.stderr);
+        ended.said("otlp.metrics: ")?;
+    }
+    Ok(())
+}
