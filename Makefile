@@ -38,7 +38,7 @@ test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
 	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
 
 .PHONY: test-kernels
-test-kernels: ## other kernels under qemu, each kind of hooks on each: a quarter of an hour
+test-kernels: ## other kernels under qemu, each kind of hooks on each: half an hour
 	@scripts/setup.sh kernels
 	cargo build --release --workspace
 	cargo test --release --test kernels -- --test-threads=1

@@ -228,7 +228,7 @@ struct Steps {
 
 #[derive(Args)]
 struct Race {
-    /// While the name changes; more while attr does
+    /// While the name changes, and as many while attr does
     #[arg(long, default_value_t = 50)]
     calls: u64,
 

@@ -4,6 +4,7 @@ use std::{
     ffi::{CStr, CString},
     fmt::Write as _,
     fs::{self, File},
+    hint,
     io::{self, Read as _},
     os::fd::{AsFd, AsRawFd, FromRawFd},
     ptr,
@@ -18,15 +19,13 @@ use crate::{Race, call::Attr, kernel, timing::stay_on};
 const PAGE: usize = 4096;
 const CREATE: u32 = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
 const ATTR: Attr = [0, 2, 16, 0, 0, 0, 0, 0];
-/// The two threads must happen to run at once: so many more calls see to that, on a busy machine too.
-const CHANCES: u64 = 20;
 const BEFORE: &CStr = c"race-before";
 const AFTER: &CStr = c"race-behind";
 
 pub fn run(options: &Race) -> Result<()> {
     let mut record = String::new();
     names(options.calls, &mut record)?;
-    attrs(options.calls * CHANCES, &mut record)?;
+    attrs(options.calls, &mut record)?;
     Ok(fs::write(&options.print, record)?)
 }
 
@@ -83,11 +82,14 @@ fn attrs(calls: u64, record: &mut String) -> Result<()> {
                 attr[1].fetch_xor(1, Ordering::Relaxed);
             }
         });
-        // Not before it has begun.
-        while attr[1].load(Ordering::Relaxed) == ATTR[1] {
-            thread::yield_now();
-        }
         let outcome = (0..calls).try_for_each(|_| {
+            // Not before the other is seen to run: on a busy machine it may not for long.
+            for _ in 0..3 {
+                let seen = attr[1].load(Ordering::Relaxed);
+                while attr[1].load(Ordering::Relaxed) == seen {
+                    hint::spin_loop();
+                }
+            }
             let name = CString::from(c"race-attr");
             let fd = queue(kernel::mq_open(name.as_ptr().addr(), CREATE, 0o600, attr.as_ptr().addr()))?;
             kernel::mq_unlink(&name);
