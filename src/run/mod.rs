@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tracing::{debug, info, warn};
 
 use self::child::Child;
@@ -25,7 +25,8 @@ use crate::config::Settings;
 use crate::config::error::Error;
 use crate::config::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
 use crate::export::hangup::Hangup;
-use crate::export::{self, Outputs, no_thread};
+use crate::export::ledger::Ledger;
+use crate::export::{self, Deliveries, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
 use crate::meter::{self, Meter};
@@ -35,11 +36,13 @@ use crate::process::host::Host;
 use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
 
-/// Flushing at the end takes at most 10 s: so long for deliveries,
-const FLUSH: Duration = Duration::from_secs(7);
+/// Flushing at the end takes at most this long.
+const FLUSH: Duration = Duration::from_secs(10);
 /// ... of which what is not delivered has this long to be put into the spool.
 const SPOOL: Duration = Duration::from_secs(3);
-/// and so long to detach, which waits for the kernel, and to count what is left.
+/// Where there is a spool, the last counts wait so long for calls that are under way; the others are told next time.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Then there is so long to detach, for which the kernel makes mqspan wait, and to count what is left.
 const ABORT: Duration = Duration::from_secs(3);
 
 /// Runs until the end; returns the exit status.
@@ -142,14 +145,43 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     pulse.set_ready(false);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
+    let running = Running { driver, internal, deliveries, ledger: ledger.clone() };
+    let unmatched = finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
+    let totals = ledger.close();
+    report::end(&totals, ledger.unseen(), &unmatched, &filters);
+    if let Some(file) = stats_file {
+        file.write(&totals)?;
+    }
+    end(runtime);
+    started.map(|()| status)
+}
+
+/// What has to come to an end.
+struct Running {
+    driver: Driver,
+    internal: Internal,
+    deliveries: Deliveries,
+    ledger: Arc<Ledger>,
+}
+
+/// Ends in an order in which nothing is lost that can be delivered in time: driver, deliveries, the last counts. Returns
+/// the filter values that no call matched.
+fn finish(
+    running: Running,
+    signals: &Signals,
+    child: Option<&mut Child>,
+    runtime: &Handle,
+    status: &mut u8,
+) -> Result<Vec<String>, Error> {
+    let Running { driver, mut internal, deliveries, ledger } = running;
     let (aborter, hurry, has_spool) = (deliveries.aborter(), deliveries.hurrier(), deliveries.has_spool());
-    let (bell, handle) = (signals.bell(), runtime.handle().clone());
+    let (bell, handle) = (signals.bell(), runtime.clone());
     let (send, receive) = mpsc::channel();
     let at_end = ledger.clone();
     let ending = thread::Builder::new().name("mqspan-end".into()).spawn(move || {
         let unmatched = driver.stop();
         // The last counts are those of all calls, but for those that may stay in the spool.
-        let patience = Instant::now() + if has_spool { ABORT } else { FLUSH };
+        let patience = Instant::now() + if has_spool { SETTLE } else { FLUSH };
         while !at_end.is_settled() && Instant::now() < patience {
             thread::sleep(Duration::from_millis(2));
         }
@@ -161,7 +193,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     });
     ending.map_err(no_thread)?;
     let until = Instant::now() + FLUSH - if has_spool { SPOOL } else { Duration::ZERO };
-    let mut unmatched = wait_for_end(&signals, child.as_mut(), until, &receive, &mut status);
+    let mut unmatched = wait_for_end(signals, child, until, &receive, status);
     if unmatched.is_none() && has_spool {
         hurry();
         unmatched = receive.recv_timeout(SPOOL).ok();
@@ -171,13 +203,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         aborter();
         unmatched = receive.recv_timeout(ABORT).ok();
     }
-    let totals = ledger.close();
-    report::end(&totals, ledger.unseen(), &unmatched.unwrap_or_default(), &filters);
-    if let Some(file) = stats_file {
-        file.write(&totals)?;
-    }
-    end(runtime);
-    started.map(|()| status)
+    Ok(unmatched.unwrap_or_default())
 }
 
 /// Waits until the run is to end; returns the exit status so far.
