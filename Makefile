@@ -40,8 +40,8 @@ test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
 .PHONY: test-kernels
 test-kernels: ## other kernels under qemu, each kind of hooks on each: a quarter of an hour
 	@scripts/setup.sh kernels
-	cargo build --workspace
-	cargo test --test kernels -- --test-threads=1
+	cargo build --release --workspace
+	cargo test --release --test kernels -- --test-threads=1
 
 .PHONY: ready
 ready:

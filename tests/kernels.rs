@@ -1,7 +1,7 @@
 //! mqspan on other kernels, under qemu: `make test-kernels` runs it, `cargo test` does not. Each test here boots a kernel,
 //! in which this same program runs the tests of [`guest`].
 
-#[path = "kernels/guest.rs"]
+#[path = "kernels/guest/mod.rs"]
 mod guest;
 
 use std::{

@@ -10,6 +10,7 @@ pub mod family;
 pub mod otlp;
 pub mod own;
 pub mod program;
+pub mod queues;
 pub mod ready;
 pub mod stats;
 pub mod strace;

@@ -1,6 +1,7 @@
 //! Makes calls of the family for mqspan's tests and benchmarks to watch: by the raw system call, so that they arrive in the
 //! kernel as they are written here, without glibc's checks and without its removing the slash.
 
+mod abi;
 mod bursts;
 mod call;
 mod family;
@@ -9,7 +10,9 @@ mod kernel;
 mod ledger;
 mod memory;
 mod open;
+mod race;
 mod rng;
+mod steps;
 mod timing;
 
 use std::path::PathBuf;
@@ -35,6 +38,18 @@ enum Workload {
     /// In each of some seconds makes calls of each kind that a limit on their rate tells apart, and a second later one pair
     /// more; prints in how many seconds of CLOCK_MONOTONIC that was
     Bursts(Bursts),
+
+    /// Makes every call in every way that has one outcome, always the same
+    Steps(Steps),
+
+    /// Passes one message through each queue, to a receiver that asks all the time: /snatch-0 and so on
+    Snatch {
+        #[arg(long, default_value_t = 50)]
+        queues: u64,
+    },
+
+    /// Opens queues while another thread changes the arguments; writes what the kernel used
+    Race(Race),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
@@ -204,6 +219,24 @@ struct Bursts {
     asked: u64,
 }
 
+#[derive(Args)]
+struct Steps {
+    /// As which kind of caller
+    #[arg(long, value_enum, default_value = "native")]
+    abi: abi::Abi,
+}
+
+#[derive(Args)]
+struct Race {
+    /// While the name changes; more while attr does
+    #[arg(long, default_value_t = 50)]
+    calls: u64,
+
+    /// Each call that succeeded: `name` or `attr`, and the queue's own
+    #[arg(long, value_name = "PATH")]
+    print: PathBuf,
+}
+
 fn main() -> Result<()> {
     match Workload::parse() {
         Workload::Open(options) => open::run(&options),
@@ -211,6 +244,9 @@ fn main() -> Result<()> {
         Workload::Ledger(options) => ledger::run(&options),
         Workload::Hold(options) => hold::run(&options),
         Workload::Bursts(options) => bursts::run(&options),
+        Workload::Steps(options) => steps::run(&options),
+        Workload::Snatch { queues } => steps::snatch(queues),
+        Workload::Race(options) => race::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),

@@ -24,7 +24,7 @@ pub fn rounds(calls: u64, rounds: u64, cpu: Option<usize>) -> Result<()> {
     Ok(())
 }
 
-fn stay_on(cpu: Option<usize>) -> Result<()> {
+pub fn stay_on(cpu: Option<usize>) -> Result<()> {
     let Some(cpu) = cpu else { return Ok(()) };
     let mut set = CpuSet::new();
     set.set(cpu)?;

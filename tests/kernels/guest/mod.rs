@@ -1,0 +1,75 @@
+//! What is tested inside the kernel that was booted. Each kind of hooks is asked for by name: none may be missing here.
+
+mod crowds;
+mod links;
+mod metrics;
+mod parity;
+mod races;
+
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use opentelemetry_proto::tonic::trace::v1::Span;
+use support::{
+    otlp::{self, Record, made_by},
+    program::{Ended, Mqspan, finish},
+};
+
+use crate::MQSPAN;
+
+const KINDS: [&str; 3] = ["fentry", "kprobe", "tracepoint"];
+/// Of which messages are told by their identity; the first is the best that misses no call here.
+const BY_MESSAGE: [&str; 2] = ["auto", "kprobe"];
+
+/// A run of mqspan by one kind of hooks, and what it left.
+struct Run {
+    kind: &'static str,
+    mqspan: Mqspan,
+    ended: Option<Ended>,
+}
+
+impl Run {
+    fn new(kind: &'static str) -> Result<Self> {
+        Ok(Self { kind, mqspan: Mqspan::new(MQSPAN)?, ended: None })
+    }
+
+    /// mqspan with these options.
+    fn command(&self, options: &[&str]) -> Command {
+        let mut command = self.mqspan.command(["run", &format!("--hooks={}", self.kind), &self.mqspan.to_file("told")]);
+        command.arg(format!("--stats-file={}", self.mqspan.file("stats.json").display())).args(options);
+        // Nothing is to be added up over several collections.
+        command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
+        command
+    }
+
+    /// Traces a command to its end.
+    fn of(mut self, options: &[&str], traced: &[&str]) -> Result<Self> {
+        let mut command = self.command(options);
+        command.arg("--").args(traced);
+        self.ended = Some(Ended::of(finish(command)?).ok().context(self.kind)?);
+        Ok(self)
+    }
+
+    /// The same of the workload.
+    fn of_workload(self, options: &[&str], workload: &[&str]) -> Result<Self> {
+        let program = self.mqspan.workload_arg();
+        self.of(options, &[&[&*program], workload].concat())
+    }
+
+    fn said(&self, text: &str) -> Result<&str> {
+        self.ended.as_ref().context("not run")?.said(text)
+    }
+
+    fn spans(&self) -> Result<Vec<Record<Span>>> {
+        otlp::spans(&self.mqspan.file("told"))
+    }
+
+    /// The workload's, in the order of their beginning, of which none is lost.
+    fn all_spans(&self) -> Result<Vec<Record<Span>>> {
+        let stats = self.mqspan.stats()?;
+        anyhow::ensure!(stats.lost_sum() == 0, "{}: {stats:?}", self.kind);
+        let mut spans = made_by(self.spans()?, &self.mqspan.workload());
+        spans.sort_by_key(|span| span.body.start_time_unix_nano);
+        Ok(spans)
+    }
+}

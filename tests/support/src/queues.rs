@@ -1,0 +1,65 @@
+//! Queues that stay as they are, and what the gauges say of queues.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point};
+
+use crate::{
+    otlp::{self, int, text},
+    program::{Mqspan, without_otel},
+    ready,
+};
+
+/// The workload while it holds its queues: /NAME-full has 3 of 8 messages, 5 at its peak; 3 threads wait for a message of
+/// /NAME-empty.
+pub struct Held(Child);
+
+impl Held {
+    /// Returns once it holds them.
+    pub fn start(mqspan: &Mqspan, name: &str) -> Result<Self> {
+        let mut command = Command::new(mqspan.workload());
+        command.args(["hold", "--name", name, "--maxmsg=8", "--sent=5", "--received=2", "--waiting=3"]);
+        without_otel(&mut command);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        ensure!(line == "held\n", "{line:?}");
+        Ok(Self(child))
+    }
+
+    /// Lets it empty and remove them.
+    pub fn let_go(mut self) -> Result<()> {
+        drop(self.0.stdin.take());
+        let status = self.0.wait()?;
+        ensure!(status.success(), "{status}");
+        Ok(())
+    }
+}
+
+/// The last values of the gauges in a file, by name and queue, with the operation where there is one.
+pub fn gauges(path: &Path) -> Result<BTreeMap<String, i64>> {
+    let mut values: BTreeMap<String, i64> = BTreeMap::new();
+    let requests = otlp::metrics(path)?;
+    let of_resources = requests.iter().flat_map(|request| &request.resource_metrics);
+    for metric in of_resources.flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics) {
+        let Some(Data::Gauge(gauge)) = &metric.data else { continue };
+        for point in &gauge.data_points {
+            let attributes = otlp::attributes(&point.attributes)?;
+            let Some(queue) = text(&attributes, "messaging.destination.name") else { continue };
+            ensure!(int(&attributes, "posix_mq.ipc_namespace") == Some(ready::ipc_namespace()?), "{attributes:?}");
+            let operation = text(&attributes, "messaging.operation.name").map(|name| format!(" {name}"));
+            let Some(number_data_point::Value::AsInt(value)) = point.value else { continue };
+            let last =
+                values.entry(format!("{} {queue}{}", metric.name, operation.unwrap_or_default())).or_insert(value);
+            // A peak is of one interval only.
+            *last = if metric.name == "posix_mq.queue.peak_depth" { value.max(*last) } else { value };
+        }
+    }
+    Ok(values)
+}
