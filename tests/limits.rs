@@ -51,21 +51,22 @@ impl Run {
 }
 
 fn counted(mqspan: &Mqspan) -> Result<BTreeMap<String, u64>> {
-    let mut counted = BTreeMap::new();
-    let requests = otlp::metrics(&mqspan.file("all"))?;
-    let of_resources = requests.iter().flat_map(|request| &request.resource_metrics);
-    for metric in of_resources.flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics) {
-        let (Some(Data::ExponentialHistogram(data)), "messaging.client.operation.duration") =
-            (&metric.data, &*metric.name)
-        else {
-            continue;
-        };
-        // The last of a cumulative stream is the total; mqspan ends before there is a second one.
-        for point in &data.data_points {
-            let operation = otlp::attributes(&point.attributes)?;
-            let operation = text(&operation, "messaging.operation.name").context("no operation")?.to_owned();
-            *counted.entry(operation).or_default() += point.count;
+    let mut last = BTreeMap::new();
+    for of in otlp::metrics(&mqspan.file("all"))?.iter().flat_map(|request| &request.resource_metrics) {
+        let resource = otlp::attributes(of.resource.as_ref().map(|it| &*it.attributes).unwrap_or_default())?;
+        for metric in of.scope_metrics.iter().flat_map(|of| &of.metrics) {
+            let Some(Data::ExponentialHistogram(data)) = &metric.data else { continue };
+            for point in data.data_points.iter().filter(|_| metric.name == "messaging.client.operation.duration") {
+                let attributes = otlp::attributes(&point.attributes)?;
+                let operation = text(&attributes, "messaging.operation.name").context("no operation")?.to_owned();
+                // Of a cumulative stream the last point is the total.
+                last.insert((operation, format!("{resource:?} {attributes:?}")), point.count);
+            }
         }
+    }
+    let mut counted = BTreeMap::new();
+    for ((operation, _), count) in last {
+        *counted.entry(operation).or_default() += count;
     }
     Ok(counted)
 }

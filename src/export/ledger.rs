@@ -153,7 +153,12 @@ impl Ledger {
     /// A record came out of the ring. False: there is only time left to count it.
     pub fn received(&self) -> bool {
         self.received.fetch_add(1, Relaxed);
-        !self.hurries.load(Relaxed)
+        let hurries = self.hurries.load(Relaxed);
+        if hurries {
+            // At once: the end waits for what has not come to its end.
+            self.lose(Stage::Shutdown, 1);
+        }
+        !hurries
     }
 
     /// The time for deliveries is over: what comes now is counted, and lost.
