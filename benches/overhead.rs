@@ -36,8 +36,16 @@ fn time(mqspan: &Mqspan, cpu: usize) -> Result<f64> {
     printed.trim().parse().with_context(|| printed.clone())
 }
 
+/// Every call as a span; as a span and in the metrics; and as a host is traced by default, where a loop is limited.
+const WAYS: [(&str, &[&str]); 3] = [
+    ("mqspan, spans", &["--signals=traces", "--max-rate=0"]),
+    ("mqspan, spans and metrics", &["--max-rate=0"]),
+    ("mqspan, by default", &[]),
+];
+
 fn overhead(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
-    let [mut bare, mut empty, mut traced] = [const { Vec::new() }; 3];
+    let [mut bare, mut empty] = [const { Vec::new() }; 2];
+    let mut traced = WAYS.map(|_| Vec::new());
     let mut lost = 0;
     for _ in 0..ROUNDS {
         bare.push(time(mqspan, cpu)?);
@@ -46,22 +54,27 @@ fn overhead(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
         empty.push(time(mqspan, cpu)?);
         drop(attached);
 
-        let tracing = mqspan.trace_counted(&["--output=none", "--hooks=tracepoint", others])?;
-        traced.push(time(mqspan, cpu)?);
-        tracing.stop()?.ok()?;
-        lost += mqspan.stats()?.lost_sum();
+        for ((_, options), times) in WAYS.iter().zip(&mut traced) {
+            let options = [&["--output=none", "--hooks=tracepoint", others], *options].concat();
+            let tracing = mqspan.trace_counted(&options)?;
+            times.push(time(mqspan, cpu)?);
+            tracing.stop()?.ok()?;
+            lost += mqspan.stats()?.lost_sum();
+        }
     }
     println!("\nns of mq_open of a missing queue, {ROUNDS} rounds of {CALLS} calls each, tracepoints");
     println!("{:34} {:>8} {:>6} {:>8} {:>6}", "", "median", "ratio", "least", "ratio");
     let (bare_median, bare_least) = middle_and_least(&mut bare);
-    for (what, mut times) in
-        [("nothing attached", bare), ("empty programs", empty), ("mqspan run --output none", traced)]
-    {
+    let ways = WAYS.iter().map(|(what, _)| *what).zip(traced);
+    for (what, mut times) in [("nothing attached", bare), ("empty programs", empty)].into_iter().chain(ways) {
         let (median, least) = middle_and_least(&mut times);
         let ratios = (median / bare_median, least / bare_least);
         println!("{what:34} {median:8.1} {:6.2} {least:8.1} {:6.2}", ratios.0, ratios.1);
     }
-    println!("{lost} of {} calls were lost with mqspan; a lost call is a cheap one", CALLS * ROUNDS as u64);
+    println!(
+        "{lost} of {} calls were lost with mqspan; a lost call is a cheap one",
+        CALLS * (ROUNDS * WAYS.len()) as u64
+    );
     Ok(())
 }
 
