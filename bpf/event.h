@@ -35,6 +35,7 @@ enum call_flag {
 	CALL_FILTERED = 1 << 16,     /* refused by a filter: only its message matters */
 	CALL_DECIDED = 1 << 17,	     /* whether it has a record was decided with its message, see limit.h */
 	CALL_LIMITED = 1 << 18,	     /* it has none for the rate's sake */
+	CALL_MEASURED = 1 << 19,     /* metrics hold it */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */

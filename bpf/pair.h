@@ -181,8 +181,10 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 	call->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	read_comm(call, task);
 	send_image(call);
-	if (aggregates)
+	if (aggregates) {
+		call->flags |= CALL_MEASURED;
 		aggregate(call, name);
+	}
 	if (!makes_records)
 		return false;
 	if (!is_wanted(call))

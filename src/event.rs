@@ -237,6 +237,8 @@ pub struct Call {
     pub comm: [u8; 16],
     /// Whether a filter refused it: it is here for its message's sake alone.
     pub filtered: bool,
+    /// Whether metrics hold it.
+    pub measured: bool,
 }
 
 /// Who made calls: a process image, as it was at its first call.
@@ -415,6 +417,7 @@ impl Call {
             }),
             comm: raw.comm.map(i8::cast_unsigned),
             filtered: has(call_flag::CALL_FILTERED),
+            measured: has(call_flag::CALL_MEASURED),
         })
     }
 
@@ -427,6 +430,14 @@ impl Call {
     pub fn wait_ns(&self) -> Option<u64> {
         match &self.args {
             Args::Receive(message) => message.wait_ns,
+            _ => None,
+        }
+    }
+
+    /// The same where it was inferred from the order of calls, in ns.
+    pub fn inferred_wait_ns(&self) -> Option<u64> {
+        match &self.args {
+            Args::Receive(message) if message.turn.number > 0 => message.wait_ns,
             _ => None,
         }
     }

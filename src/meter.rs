@@ -16,7 +16,7 @@ use crate::config::MetricLimits;
 use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::{Op, Temporality};
-use crate::event::{Ids, ImageKey, Name, QueueKey};
+use crate::event::{Call, Ids, ImageKey, Name, QueueKey};
 use crate::export::Sink;
 use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
@@ -25,6 +25,7 @@ use crate::metrics::otlp;
 use crate::metrics::queues::{Gauges, Queues};
 use crate::metrics::reading::Measure;
 use crate::metrics::streams::{Destination, Exemplar, Of, Stream, Streams};
+use crate::metrics::waits::Waits;
 use crate::process::host;
 use crate::telemetry::record::{Record, Resource};
 use crate::telemetry::text::utf8;
@@ -54,6 +55,7 @@ struct Candidate {
 #[derive(Debug)]
 pub struct Meter {
     streams: Streams,
+    waits: Waits,
     sinks: Vec<Sink>,
     ledger: Arc<Ledger>,
     filters: Arc<Filters>,
@@ -106,6 +108,7 @@ impl Meter {
         let cumulative = temporality == Temporality::Cumulative;
         Self {
             streams: Streams::new(limits, cumulative, own.clone(), now_ns()),
+            waits: Waits::default(),
             sinks,
             ledger,
             filters,
@@ -173,6 +176,15 @@ impl Meter {
         self.names.insert(name.number, known);
     }
 
+    /// Adds how long the message that a receive got lay in its queue, where that was inferred.
+    pub fn waited(&mut self, call: &Call) {
+        let (Some(queue), Some(wait_ns)) = (&call.queue, call.inferred_wait_ns()) else { return };
+        if self.filters.comm.keeps_name(Some(&utf8(call.comm()))) {
+            let name = || format!("/{}", utf8(&queue.name)).into();
+            self.waits.add(call.image, queue.key, call.ipc_ns, wait_ns, name);
+        }
+    }
+
     /// Takes what was added since the last time, and hands over what there is to tell.
     /// Returns the queues that the kernel side need not keep any more.
     pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) -> Vec<QueueKey> {
@@ -193,6 +205,11 @@ impl Meter {
             }
             if passes {
                 self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+            }
+        }
+        for (reading, name) in self.waits.take() {
+            if name.is_none() || self.filters.queue.keeps_name(name.as_deref()) {
+                self.streams.add(&reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
             }
         }
         self.exemplify();

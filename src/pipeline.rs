@@ -199,6 +199,12 @@ impl Records for Pipeline {
         }
     }
 
+    fn waited(&mut self, call: &Call) {
+        if let Some(meter) = &mut self.meter {
+            meter.waited(call);
+        }
+    }
+
     fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
         let Some(meter) = &mut self.meter else { return Vec::new() };
         self.pulse.wait();

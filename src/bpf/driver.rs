@@ -45,6 +45,8 @@ pub trait Records {
     fn no_image(&mut self, call: &Call);
     /// A call; its image came before where it could.
     fn call(&mut self, call: Call);
+    /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
+    fn waited(&mut self, call: &Call);
     /// A record of a call that is none.
     fn malformed(&mut self);
     /// The name behind a number of the kernel side's series.
@@ -284,6 +286,9 @@ impl<'a, R: Records> Rings<'a, R> {
 }
 
 fn hand_on(call: Call, images: &RingBuffer<'_>, records: &RefCell<impl Records>) {
+    if call.measured && call.inferred_wait_ns().is_some() {
+        records.borrow_mut().waited(&call);
+    }
     if !call.filtered {
         learn(&call, images, records);
         records.borrow_mut().call(call);

@@ -28,6 +28,11 @@ pub struct Points {
 }
 
 impl Points {
+    /// No value.
+    pub fn none() -> Self {
+        Self { sum: 0, zeros: 0, buckets: Box::new([0; BUCKETS]) }
+    }
+
     /// How many values there were.
     pub fn count(&self) -> u64 {
         self.zeros + self.buckets.iter().copied().map(u64::from).sum::<u64>()

@@ -88,6 +88,14 @@ impl<T> Record<T> {
         int(&self.attributes, key)
     }
 
+    /// An attribute that is a double.
+    pub fn double(&self, key: &str) -> Option<f64> {
+        match self.attributes.get(key)? {
+            Value::Double(number) => Some(*number),
+            _ => None,
+        }
+    }
+
     /// The thread that made the call; an error in a record of mqspan's own.
     pub fn tid(&self) -> Result<u32> {
         Ok(self.int("thread.id").context("no thread.id")?.try_into()?)
