@@ -30,7 +30,14 @@ struct Report {
     tracefs: Option<String>,
     syscall_tracepoints: bool,
     attaching: &'static str,
+    /// Of maps in the kernel, in bytes.
+    map_bytes: Option<u64>,
+    /// The most that mqspan itself is resident with, in bytes.
+    resident_bytes: u64,
 }
+
+/// The bound on what mqspan itself holds, under any backend (docs/requirements.md).
+const RESIDENT: u64 = 64 << 20;
 
 #[derive(Debug, Serialize)]
 struct Missing {
@@ -101,7 +108,15 @@ impl Report {
                 Some((_, Err(_))) => "refused",
                 None => "not tried",
             },
+            map_bytes: facts.map_bytes,
+            resident_bytes: RESIDENT,
         }
+    }
+
+    fn memory(&self) -> String {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let maps = self.map_bytes.map_or("unknown".into(), |bytes| format!("{} MiB", mib(bytes)));
+        format!("{maps} in the kernel, whatever the number of CPUs; at most {} MiB resident", mib(self.resident_bytes))
     }
 
     fn text(&self) -> String {
@@ -120,6 +135,7 @@ impl Report {
             ("tracepoints", yes(self.syscall_tracepoints).to_owned()),
             ("preemption", or_none(&self.preemption)),
             ("attaching", self.attaching.to_owned()),
+            ("memory", self.memory()),
         ] {
             text += &format!("  {what:<13} {found}\n");
         }

@@ -47,6 +47,8 @@ pub struct Facts {
     /// What came of attaching for a try, up to the first kind of hooks that works; none where something above was
     /// missing already.
     pub trials: Vec<(HookKind, Result<(), String>)>,
+    /// What the maps of those that work take in the kernel, in bytes.
+    pub map_bytes: Option<u64>,
 }
 
 /// The function that a 64-bit caller's call enters by, without the call's name.
@@ -84,15 +86,16 @@ impl Facts {
             tracepoints_are_preempted: functions.contains(FAULTABLE),
             tracefs,
             trials: Vec::new(),
+            map_bytes: None,
         };
         for kind in plan::order(&facts, asked) {
             if plan::refusal(&facts, kind).is_some() {
                 continue;
             }
             let trial = programs::try_attach(kind, facts.tracefs.as_deref());
-            let works = trial.is_ok();
-            facts.trials.push((kind, trial));
-            if works {
+            facts.map_bytes = trial.as_ref().ok().copied();
+            facts.trials.push((kind, trial.map(drop)));
+            if facts.map_bytes.is_some() {
                 break;
             }
         }

@@ -119,6 +119,7 @@ mod tests {
             has_functions: true,
             tracepoints_are_preempted: false,
             trials: Vec::new(),
+            map_bytes: None,
         }
     }
 

@@ -125,8 +125,9 @@ fn explained(error: &libbpf_rs::Error) -> String {
     }
 }
 
-/// Attaches for a try and detaches again: some kernels load what they can't attach.
-pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<(), String> {
+/// Attaches for a try and detaches again: some kernels load what they can't attach. Returns how many bytes the maps take
+/// in the kernel.
+pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<u64, String> {
     let mut storage = MaybeUninit::uninit();
     // One call shows whether the kind works, and is loaded in a sixth of the time of all.
     let none = Filters { call: [Op::MqOpen].into(), ..Filters::default() };
@@ -140,7 +141,7 @@ pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<(), String> 
         aggregates: true,
         rate: Rate { most: 1, slow: Duration::ZERO },
     };
-    Programs::attach(&mut storage, &config).map(drop)
+    Programs::attach(&mut storage, &config).map(|programs| programs.map_bytes())
 }
 
 impl<'obj> Programs<'obj> {
@@ -153,6 +154,11 @@ impl<'obj> Programs<'obj> {
         let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
         programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
         Ok(programs)
+    }
+
+    /// What the maps take in the kernel, in bytes.
+    fn map_bytes(&self) -> u64 {
+        self.skel.object().maps().map(|map| memlock(map.as_fd())).sum()
     }
 
     fn fill_maps(&self, config: &Config<'_>) -> libbpf_rs::Result<()> {
@@ -361,6 +367,13 @@ fn put_rule(map: &MapMut<'_>, value: u32, exclude: bool) -> libbpf_rs::Result<()
 fn was_hit(map: &MapMut<'_>, value: u32) -> bool {
     let rule = map.lookup(&value.to_ne_bytes(), MapFlags::ANY).ok().flatten();
     rule.is_some_and(|rule| rule[4] != 0)
+}
+
+/// What a map takes in the kernel (kernel/bpf/syscall.c, bpf_map_show_fdinfo).
+fn memlock(map: BorrowedFd<'_>) -> u64 {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).unwrap_or_default();
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    bytes.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
 }
 
 /// `recursion_misses` of a program: its runs that the kernel skipped (kernel/bpf/syscall.c, bpf_prog_get_stats).
