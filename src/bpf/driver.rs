@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
@@ -21,9 +21,11 @@ use super::aggregates::{Aggregates, Taken};
 use super::programs::{Config, Counts, Programs};
 use crate::config::Rate;
 use crate::config::filter::Filters;
-use crate::config::values::HookKind;
+use crate::config::values::{HookKind, Op};
 use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::links::sequence::Sequence;
+use crate::metrics::queues::QueueName;
+use crate::process::calls;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -151,7 +153,8 @@ fn drive(
     };
     let records = RefCell::new(records);
     let sequence = RefCell::new(Sequence::default());
-    let aggregates = match follow(&programs, &sequence, &records, stop, metrics, ready) {
+    let infers = kind == HookKind::Tracepoint && makes_records;
+    let aggregates = match follow(&programs, &sequence, &records, stop, metrics, infers, ready) {
         Ok(aggregates) => aggregates,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -178,16 +181,26 @@ fn follow(
     records: &RefCell<impl Records>,
     stop: &Arc<Stop>,
     metrics: Option<Duration>,
+    infers: bool,
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Result<Option<Aggregates>, String> {
     let rings = Rings::open(programs, sequence, records).map_err(|error| error.to_string())?;
     let woken = stop.clone();
     let start = |interval| Aggregates::start(programs, interval, move || woken.wake());
     let aggregates = metrics.map(start).transpose()?;
-    let _ = ready.send(Ok(()));
+    // Links can be inferred once it is known who takes messages unseen; the ring is read meanwhile.
+    let mut looked = infers.then(|| look(stop));
+    if looked.is_none() {
+        let _ = ready.send(Ok(()));
+    }
     let mut counted = Instant::now();
     loop {
         stop.woken();
+        if let Some(early) = looked.as_ref().and_then(|looked| looked.try_recv().ok()) {
+            looked = None;
+            sequence.borrow_mut().found(early);
+            let _ = ready.send(Ok(()));
+        }
         if stop.asked.load(Ordering::Relaxed) {
             // Before detaching, which takes its time: the less is left to count if there is none.
             while take(&rings.calls) >= AT_ONCE {}
@@ -202,6 +215,7 @@ fn follow(
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
+            sequence.borrow_mut().forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
             records.borrow_mut().counts(counts(programs, sequence));
         }
         let again = records.borrow_mut().tick(now);
@@ -221,6 +235,19 @@ fn follow(
         }
         programs.armed().store(0, Ordering::Relaxed);
     }
+}
+
+/// Looks for threads that are in a receive, on a thread of its own: there may be many to look at.
+fn look(stop: &Arc<Stop>) -> mpsc::Receiver<Vec<(u32, Option<QueueName>)>> {
+    let (found, looked) = mpsc::sync_channel(1);
+    let woken = stop.clone();
+    thread::spawn(move || {
+        let (calls, _) = calls::in_calls();
+        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive).map(|call| (call.tid, call.queue));
+        let _ = found.send(early.collect());
+        woken.wake();
+    });
+    looked
 }
 
 /// The images and names that the readings speak of came before them.

@@ -10,11 +10,15 @@
 //!   under way beside it have shown theirs.
 //!
 //! A queue is trusted from when it was surely empty: no message in it and no other call under way. A call that was not
-//! seen whole ends all trust, as does a depth, a size or an order of records that does not agree with the calls seen.
+//! seen whole ends all trust, as does a depth, a size or an order of records that does not agree with the calls seen. A
+//! thread that is in a receive since before mqspan attached keeps its queue from being trusted: what it takes does not
+//! show.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crate::event::{Args, Call, Ids, Message, Method, QueueKey, Sender, Turn};
+use crate::metrics::queues::QueueName;
+use crate::telemetry::text::utf8;
 
 /// Queues that are followed at a time; more than that and all are begun anew.
 const QUEUES: usize = 4096;
@@ -102,6 +106,9 @@ pub struct Sequence {
     places: Vec<Place>,
     losses: u32,
     stream: Stream,
+    /// Threads in a receive since before their calls were followed, and at which queue: its ipc namespace and name; None
+    /// where that is not known.
+    early: HashMap<u32, Option<QueueName>>,
 }
 
 /// The calls on their way through, numbered.
@@ -119,13 +126,31 @@ struct Stream {
 
 impl Default for Sequence {
     fn default() -> Self {
-        Self { queues: HashMap::new(), places: vec![Place::default(); PLACES], losses: 0, stream: Stream::default() }
+        Self {
+            queues: HashMap::new(),
+            places: vec![Place::default(); PLACES],
+            losses: 0,
+            stream: Stream::default(),
+            early: HashMap::new(),
+        }
     }
 }
 
 impl Sequence {
+    /// These threads are in a receive whose beginning was not seen.
+    pub fn found(&mut self, early: impl IntoIterator<Item = (u32, Option<QueueName>)>) {
+        self.early.extend(early);
+    }
+
+    /// Threads that are gone, as `is_gone` says, are in no receive any more.
+    pub fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
+        self.early.retain(|tid, _| !is_gone(*tid));
+    }
+
     /// Takes a call; gives back those that are ready.
     pub fn offer(&mut self, mut call: Call, out: &mut impl FnMut(Call)) {
+        // Another call of the thread: the one that was not seen has ended.
+        self.early.remove(&call.tid);
         if let (Args::Send(message) | Args::Receive(message), Some(queue)) = (call.args, &call.queue)
             && message.turn.number > 0
         {
@@ -149,6 +174,15 @@ impl Sequence {
     /// Messages received so far whose send could not be told.
     pub fn unlinked(&self) -> u64 {
         self.stream.unlinked
+    }
+
+    /// Whether a thread may take messages of the call's queue unseen.
+    fn has_early(&self, call: &Call) -> bool {
+        let is_here = |(ipc_ns, name): &QueueName| {
+            *ipc_ns == call.ipc_ns
+                && call.queue.as_ref().is_some_and(|queue| **name == *format!("/{}", utf8(&queue.name)))
+        };
+        self.early.values().any(|queue| queue.as_ref().is_none_or(is_here))
     }
 
     fn distrust_all(&mut self) {
@@ -187,7 +221,7 @@ impl Sequence {
         // A single message is this send's, unless a receive meanwhile left another's.
         let is_undisturbed = turn.begun == turn.begun_before;
         let is_first = depth == Some(1) && is_undisturbed && call.ret >= 0 && matches!(call.args, Args::Send(_));
-        if depth == Some(0) || is_first {
+        if (depth == Some(0) || is_first) && !self.has_early(call) {
             if self.queues.len() >= QUEUES {
                 self.distrust_all();
             }
