@@ -13,7 +13,12 @@ pub const LONG: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
 /// Asks until there is an answer; `what` says in the error what there was none of.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(what: &str, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_every(POLL, what, ask)
+}
+
+/// The same of what is asked at some cost, and so not more often than this.
+pub fn until_every<T>(pause: Duration, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + LONG;
     loop {
         if let Some(answer) = ask()? {
@@ -22,6 +27,6 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Resul
         if Instant::now() > deadline {
             bail!("waited {LONG:?} for {what}");
         }
-        thread::sleep(POLL);
+        thread::sleep(pause);
     }
 }
