@@ -5,6 +5,7 @@
  * They have a ring of their own: its records are large and take a loop to fill, which the calls' ring must not wait for.
  */
 #pragma once
+#include "container.h"
 #include "count.h"
 
 #define IMAGES_RING_SIZE (1 << 20)
@@ -65,6 +66,36 @@ static __always_inline void read_path(struct image *image, struct file *exe)
 	image->flags |= IMAGE_PATH_CUT;
 }
 
+static __always_inline void read_cgroup(struct image *image)
+{
+	struct container container = {};
+	struct cgroup *at;
+	__u64 len = 0;
+	long part;
+
+	find_container(&container);
+	at = (void *)container.cgroup;
+	for (int i = 0; i < NESTED; i++) {
+		struct cgroup_subsys_state *parent = BPF_CORE_READ(at, self.parent);
+
+		if (!parent) {
+			image->cgroup_len = len;
+			return;
+		}
+		if (len >= CGROUP_SIZE)
+			break;
+		asm volatile("" : "+r"(len)); /* as above */
+		len &= CGROUP_SIZE - 1;
+		part = bpf_probe_read_kernel_str(image->cgroup + len, NAME_SIZE, BPF_CORE_READ(at, kn, name));
+		if (part < 1)
+			break;
+		len += part;
+		at = BPF_CORE_READ(parent, cgroup);
+	}
+	image->cgroup_len = 0;
+	image->flags |= IMAGE_CGROUP_CUT;
+}
+
 static __always_inline void read_environ(struct image *image, struct mm_struct *mm)
 {
 	unsigned long start = mm->env_start, len = mm->env_end - start;
@@ -100,9 +131,9 @@ __noinline int put_image(const struct call *call)
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
 	image->uid = call->uid;
-	image->cgroup_id = call->cgroup_id;
 	__builtin_memcpy(image->comm, call->comm, sizeof(image->comm));
 	read_path(image, task->mm->exe_file);
+	read_cgroup(image);
 	read_environ(image, task->mm);
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
 	return true;

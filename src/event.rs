@@ -219,8 +219,6 @@ pub struct Call {
     pub ret: i64,
     /// Effective user id in the initial user namespace.
     pub uid: u32,
-    /// Id of the cgroup (v2).
-    pub cgroup_id: u64,
     /// Number of the ipc namespace: the queue's, or the caller's where no queue was reached.
     pub ipc_ns: u32,
     /// How its arguments were laid out.
@@ -256,8 +254,9 @@ pub struct Image {
     pub environ_cut: bool,
     /// Effective user id of the first call, in the initial user namespace.
     pub uid: u32,
-    /// Id of the cgroup (v2).
-    pub cgroup_id: u64,
+    /// Path of its control group, in the hierarchy that names its container, else in the unified one; None where it was
+    /// not read or too long.
+    pub cgroup: Option<Vec<u8>>,
     /// Name of the thread that made the first call.
     pub comm: Vec<u8>,
 }
@@ -399,7 +398,6 @@ impl Call {
             left_ns: raw.left_ns,
             ret: raw.ret,
             uid: raw.uid,
-            cgroup_id: raw.cgroup_id,
             ipc_ns: raw.ipc_ns,
             abi: if raw.abi == 0 { Abi::Native } else { Abi::Compat },
             ids: Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() },
@@ -465,10 +463,11 @@ impl Image {
             false => Err(malformed),
         };
         let path_len = usize::from(short(offset_of!(image, path_len))?);
-        let path = field(offset_of!(image, path), path_len, offset_of!(image, environ) - offset_of!(image, path))?;
+        let path = field(offset_of!(image, path), path_len, offset_of!(image, cgroup) - offset_of!(image, path))?;
         let environ_len = number(offset_of!(image, environ_len))? as usize;
-        let cgroup_id = bytes[offset_of!(image, cgroup_id)..][..8].try_into().map_err(|_| malformed)?;
-        let cgroup_id = u64::from_ne_bytes(cgroup_id);
+        let cgroup_len = number(offset_of!(image, cgroup_len))? as usize;
+        let cgroup =
+            field(offset_of!(image, cgroup), cgroup_len, offset_of!(image, environ) - offset_of!(image, cgroup))?;
         let comm = &bytes[offset_of!(image, comm)..][..16];
         let at = offset_of!(image, environ);
         let environ = field(at, environ_len, size_of::<image>() - at)?;
@@ -484,7 +483,10 @@ impl Image {
             environ: (!has(image_flag::IMAGE_ENVIRON_BAD)).then(|| environ.to_vec()),
             environ_cut: has(image_flag::IMAGE_ENVIRON_CUT),
             uid: number(offset_of!(image, uid))?,
-            cgroup_id,
+            cgroup: (!has(image_flag::IMAGE_CGROUP_CUT)).then(|| match absolute(cgroup) {
+                path if path.is_empty() => b"/".to_vec(),
+                path => path,
+            }),
             comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().into(),
         })
     }

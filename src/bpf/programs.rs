@@ -13,7 +13,7 @@ use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, TracepointCategory, set_print};
 
-use super::btf;
+use super::{btf, containers};
 use super::hooks::{Hook, Place};
 use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
@@ -156,8 +156,9 @@ impl<'obj> Programs<'obj> {
     }
 
     fn fill_maps(&self, config: &Config<'_>) -> libbpf_rs::Result<()> {
-        let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+        let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
         let maps = &self.skel.maps;
+        containers::put(&maps.container_rules, container.picks())?;
         for pick in pid.picks() {
             put_rule(&maps.pid_rules, pick.value, pick.exclude)?;
         }
@@ -289,6 +290,7 @@ impl<'obj> Programs<'obj> {
             });
         let mut unmatched = numbers("--pid", &maps.pid_rules, filters.pid.picks());
         unmatched.extend(numbers("--uid", &maps.uid_rules, filters.uid.picks()));
+        unmatched.extend(containers::unmatched(&maps.container_rules, filters.container.picks()));
         unmatched.extend(namespaces.map(|pick| format!("--ipc-namespace {pick}")));
         unmatched
     }
@@ -315,10 +317,11 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
     }
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());
-    let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+    let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
     if let Some(rodata) = &mut open.maps.rodata_data {
         rodata.pid_mode = mode(pid.picks().iter().map(|pick| pick.exclude));
         rodata.uid_mode = mode(uid.picks().iter().map(|pick| pick.exclude));
+        rodata.container_mode = mode(container.picks().iter().map(|pick| pick.exclude));
         let all = ipc_namespace.picks().iter().any(|pick| pick.value == Namespace::All);
         let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
         // `all` with an exclusion is the exclusion alone.

@@ -159,7 +159,6 @@ fn wrong_values() {
 #[test]
 fn later_options_are_refused() {
     for (arguments, what) in [
-        ("--container ab", "--container"),
         ("--summary", "--summary"),
         ("--report /r", "--report"),
         ("--hooks fsession", "--hooks"),

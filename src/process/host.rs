@@ -66,7 +66,7 @@ fn parse_stat(stat: &str) -> Option<(u32, u64)> {
 /// What the call and /proc tell of a caller whose image the kernel's record does not describe: not its environment,
 /// which may be that of a later image.
 pub fn image_of_caller(call: &Call) -> Image {
-    Image { vpid: call.vpid, uid: call.uid, cgroup_id: call.cgroup_id, comm: call.comm().into(), ..image(call.image) }
+    Image { vpid: call.vpid, uid: call.uid, comm: call.comm().into(), ..image(call.image) }
 }
 
 /// What /proc tells of an image, which may be nothing.
@@ -92,7 +92,7 @@ pub fn image(key: ImageKey) -> Image {
         environ: None,
         environ_cut: false,
         uid: number("Uid:", 1).unwrap_or(0),
-        cgroup_id: 0,
+        cgroup: None,
         comm: field("Name:", 0).unwrap_or_default().into_bytes(),
     }
 }

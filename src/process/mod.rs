@@ -3,6 +3,7 @@
 
 pub mod calls;
 mod cgroup;
+mod container;
 mod environment;
 pub mod host;
 mod owner;
@@ -11,7 +12,6 @@ pub mod resource;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use self::cgroup::Cgroups;
 use self::environment::Said;
 use self::host::Host;
 use self::owner::Owners;
@@ -26,7 +26,6 @@ const GENERATION: usize = 2048;
 pub struct Registry {
     host: Host,
     owners: Owners,
-    cgroups: Cgroups,
     /// What the kernel recorded of images whose first call has not come yet.
     images: Generations<(Image, Said)>,
     resources: Generations<Arc<Resource>>,
@@ -38,7 +37,6 @@ impl Registry {
         Self {
             host,
             owners: Owners::default(),
-            cgroups: Cgroups::default(),
             images: Generations::default(),
             resources: Generations::default(),
         }
@@ -77,7 +75,7 @@ impl Registry {
             })
         };
         let owner = self.owners.name(image.uid);
-        let cgroup = self.cgroups.path(&image);
+        let cgroup = cgroup::path(&image);
         let resource = Arc::new(resource::build(&self.host, &image, said, owner, cgroup, is_taken));
         self.resources.put(key, resource.clone());
         resource

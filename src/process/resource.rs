@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use nix::time::ClockId;
 use uuid::Uuid;
 
+use super::container::Container;
 use super::environment::{self, Said};
 use super::host::{self, Host};
 use crate::clock;
@@ -17,6 +18,10 @@ use crate::telemetry::text::utf8;
 const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
 const INSTANCE_ID: &str = "service.instance.id";
 const SERVICE_NAME: &str = "service.name";
+/// The container's id.
+pub const CONTAINER_ID: &str = "container.id";
+/// The pod's id.
+pub const POD_UID: &str = "k8s.pod.uid";
 
 /// What the kernel shows: a process's own word for these is not taken.
 const KERNELS: [&str; 4] = ["process.", "container.", "host.", "os."];
@@ -64,12 +69,17 @@ pub fn build(
         to.text("process.owner", owner.to_owned());
     }
     if let Some(cgroup) = cgroup {
+        let Container { id, pod_uid } = Container::of_path(&cgroup);
         to.text("process.linux.cgroup", cgroup);
+        for (key, value) in [(CONTAINER_ID, id), (POD_UID, pod_uid)] {
+            if let Some(value) = value {
+                to.text(key, value);
+            }
+        }
     }
     of_host(host, &mut to);
     for (key, value) in said.attributes {
-        let kernels = key == "k8s.pod.uid" || KERNELS.iter().any(|prefix| key.starts_with(prefix));
-        if !kernels && key != INSTANCE_ID {
+        if !is_ours(&key) {
             to.text(&key, value);
         }
     }
@@ -112,7 +122,7 @@ fn of_host(host: &Host, to: &mut Attributes) {
 }
 
 fn is_ours(key: &str) -> bool {
-    [SERVICE_NAME, INSTANCE_ID].contains(&key) || KERNELS.iter().any(|prefix| key.starts_with(prefix))
+    [SERVICE_NAME, INSTANCE_ID, POD_UID].contains(&key) || KERNELS.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// What the image says of itself.

@@ -20,7 +20,7 @@ fn image(pid: u32, environ: &[u8]) -> Image {
         environ: Some(environ.into()),
         environ_cut: false,
         uid: 1000,
-        cgroup_id: 0,
+        cgroup: Some(b"/x".to_vec()),
         comm: b"worker".to_vec(),
     }
 }
