@@ -13,11 +13,11 @@ use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, TracepointCategory, set_print};
 
-use super::{btf, containers};
 use super::hooks::{Hook, Place};
 use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
+use super::{btf, containers};
 use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Namespace, Op};

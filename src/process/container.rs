@@ -43,10 +43,7 @@ fn is_short_id(name: &str) -> bool {
     let groups: Vec<&str> = name.split('-').collect();
     match groups[..] {
         [task, number] => {
-            task.len() == 32
-                && is_hex(task)
-                && !number.is_empty()
-                && number.bytes().all(|byte| byte.is_ascii_digit())
+            task.len() == 32 && is_hex(task) && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
         }
         [first, .., _] if groups.len() == 5 => {
             first.len() == 8

@@ -34,12 +34,7 @@ pub struct Registry {
 impl Registry {
     /// An empty registry on this host.
     pub fn new(host: Host) -> Self {
-        Self {
-            host,
-            owners: Owners::default(),
-            images: Generations::default(),
-            resources: Generations::default(),
-        }
+        Self { host, owners: Owners::default(), images: Generations::default(), resources: Generations::default() }
     }
 
     /// Takes what the kernel recorded of an image; its first call follows.
