@@ -151,10 +151,18 @@ struct image {
 	__u32 environ_len;
 	__u32 uid; /* of the first call, as in struct call */
 	__u32 cgroup_len;
+	__u64 environ_at; /* its address: another one in another image of the process */
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
 	char cgroup[CGROUP_SIZE + NAME_SIZE]; /* the path of its control group (container.h), in the same way */
 	char environ[ENVIRON_SIZE];	  /* as given at exec: NAME=value, each with its NUL */
+};
+
+/* An image has published its process context (publish.h). */
+struct publication {
+	__u64 started_ns;
+	__u32 pid;
+	__u32 exec_id;
 };
 
 /* A name by the number that stands for it (name.h). On the ring of images, which it is told from by its size. */

@@ -100,6 +100,7 @@ static __always_inline void read_environ(struct image *image, struct mm_struct *
 {
 	unsigned long start = mm->env_start, len = mm->env_end - start;
 
+	image->environ_at = start;
 	if (len > ENVIRON_SIZE) {
 		len = ENVIRON_SIZE;
 		image->flags |= IMAGE_ENVIRON_CUT;
@@ -139,11 +140,21 @@ __noinline int put_image(const struct call *call)
 	return true;
 }
 
+static __always_inline __u64 image_hash(__u64 started_ns, __u32 pid, __u32 exec_id)
+{
+	return (started_ns ^ ((__u64)pid << 32 | exec_id)) * 0x9e3779b97f4a7c15;
+}
+
+static __always_inline __u32 image_slot(__u64 hash)
+{
+	return hash >> 52;
+}
+
 /* Sends the current process's image unless that was done; the call's identity is filled in already. */
 static __always_inline void send_image(const struct call *call)
 {
-	__u64 hash = (call->process_started_ns ^ ((__u64)call->pid << 32 | call->exec_id)) * 0x9e3779b97f4a7c15;
-	__u32 slot = hash >> 52;
+	__u64 hash = image_hash(call->process_started_ns, call->pid, call->exec_id);
+	__u32 slot = image_slot(hash);
 	__u64 *last = bpf_map_lookup_elem(&sent, &slot);
 
 	/* Where there is no room it is not marked as sent: the next call of the process tries again. */

@@ -3,7 +3,9 @@
 
 use std::mem::{offset_of, size_of};
 
-use crate::bpf::skel::types::{call, call_flag, image, image_flag, message_args, name, notify_args, open_args};
+use crate::bpf::skel::types::{
+    call, call_flag, image, image_flag, message_args, name, notify_args, open_args, publication,
+};
 use crate::config::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
@@ -250,6 +252,8 @@ pub struct Image {
     pub path: Option<Vec<u8>>,
     /// The environment given at exec, `NAME=value` each with its NUL; None where it could not be read.
     pub environ: Option<Vec<u8>>,
+    /// Its address, by which the image is told from a later one of the process; 0 where it is not known.
+    pub environ_at: u64,
     /// Whether the environment was longer than the kernel side reads.
     pub environ_cut: bool,
     /// Effective user id of the first call, in the initial user namespace.
@@ -280,6 +284,17 @@ impl Name {
         let raw: name = head(bytes);
         let name = raw.bytes.get(..raw.len as usize).ok_or(malformed)?;
         Ok(Self { number: raw.hash, bytes: name.iter().map(|byte| byte.cast_unsigned()).collect() })
+    }
+}
+
+impl ImageKey {
+    /// Decodes a `struct publication`: which image published its process context.
+    pub fn of_publication(bytes: &[u8]) -> Result<Self, Malformed> {
+        if bytes.len() != size_of::<publication>() {
+            return Err(Malformed(bytes.len()));
+        }
+        let raw: publication = head(bytes);
+        Ok(Self { pid: raw.pid, started_ns: raw.started_ns, exec_id: raw.exec_id })
     }
 }
 
@@ -455,7 +470,7 @@ impl Image {
         }
         let number = |at: usize| bytes[at..at + 4].try_into().map(u32::from_ne_bytes).map_err(|_| malformed);
         let short = |at: usize| bytes[at..at + 2].try_into().map(u16::from_ne_bytes).map_err(|_| malformed);
-        let started = bytes[offset_of!(image, started_ns)..][..8].try_into().map_err(|_| malformed)?;
+        let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_ne_bytes).map_err(|_| malformed);
         let flags = u32::from(short(offset_of!(image, flags))?);
         let has = |flag: image_flag| flags & flag.0 != 0;
         let field = |at: usize, len: usize, room: usize| match len <= room {
@@ -474,13 +489,14 @@ impl Image {
         Ok(Self {
             key: ImageKey {
                 pid: number(offset_of!(image, pid))?,
-                started_ns: u64::from_ne_bytes(started),
+                started_ns: long(offset_of!(image, started_ns))?,
                 exec_id: number(offset_of!(image, exec_id))?,
             },
             vpid: number(offset_of!(image, vpid))?,
             parent_pid: number(offset_of!(image, ppid))?,
             path: (!has(image_flag::IMAGE_PATH_CUT) && !path.is_empty()).then(|| absolute(path)),
             environ: (!has(image_flag::IMAGE_ENVIRON_BAD)).then(|| environ.to_vec()),
+            environ_at: long(offset_of!(image, environ_at))?,
             environ_cut: has(image_flag::IMAGE_ENVIRON_CUT),
             uid: number(offset_of!(image, uid))?,
             cgroup: (!has(image_flag::IMAGE_CGROUP_CUT)).then(|| match absolute(cgroup) {

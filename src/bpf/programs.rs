@@ -229,6 +229,11 @@ impl<'obj> Programs<'obj> {
         &self.skel.maps.images
     }
 
+    /// The ring of publications.
+    pub fn publications(&self) -> &MapMut<'obj> {
+        &self.skel.maps.publications
+    }
+
     /// The maps of series: the one that holds the map in use, the names asked for, and the two that take turns; and
     /// those of queues, of names that were unlinked, and of the number of the period.
     pub fn series(&self) -> [&MapMut<'obj>; 7] {
