@@ -170,6 +170,10 @@ int kprobe_prctl(struct pt_regs *ctx)
 	return 0;
 }
 
+/* Run by mqspan on itself (BPF_PROG_TEST_RUN), attached nowhere. */
+SEC("raw_tracepoint")
+int see_self(void *ctx) { own_pid = bpf_get_current_pid_tgid() >> 32; return 0; }
+
 SEC("?raw_tracepoint/sched_process_fork")
 int tree_on_fork(struct bpf_raw_tracepoint_args *ctx) { tree_fork((void *)ctx->args[0], (void *)ctx->args[1]); return 0; }
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, TracepointCategory, set_print};
+use libbpf_rs::{
+    Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramInput, ProgramMut, TracepointCategory, set_print,
+};
 
 use super::hooks::{Hook, Place};
 use super::probes::{self, Probes};
@@ -151,7 +153,11 @@ impl<'obj> Programs<'obj> {
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
         let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
-        programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
+        let see_self = programs.skel.progs.see_self.test_run(ProgramInput::default()).map(drop);
+        see_self
+            .and_then(|()| programs.fill_maps(config))
+            .and_then(|()| programs.attach_all(config))
+            .map_err(|error| explained(&error))?;
         Ok(programs)
     }
 
@@ -320,6 +326,7 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
             .is_some_and(|hook| hook.is_used(config.kind, &config.filters.call) && functions.contains(&hook.target));
         program.set_autoload(used);
     }
+    open.progs.see_self.set_autoload(true);
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());
     let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
@@ -335,7 +342,6 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
         rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
-        rodata.own_pid = std::process::id();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;
         rodata.max_rate = config.rate.most;
