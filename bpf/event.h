@@ -10,6 +10,7 @@
 #define NAME_SIZE 256
 #define COMM_SIZE 16
 #define PATH_SIZE 2048
+#define CGROUP_SIZE 1024
 #define ENVIRON_SIZE 8192
 /* Buckets of a series of metrics (aggregate.h). */
 #define POINT_BUCKETS 160
@@ -116,7 +117,6 @@ struct call {
 	__u64 process_started_ns; /* CLOCK_BOOTTIME */
 	__u32 exec_id;
 	__u32 uid; /* effective, in the initial user namespace */
-	__u64 cgroup_id;
 	__u64 trace_id[2];
 	__u64 span_id;
 	__u64 queue_inode; /* its address, number and the address of its namespace: no two queues share all of these */
@@ -137,6 +137,7 @@ enum image_flag {
 	IMAGE_PATH_CUT = 1 << 0,     /* more components or bytes than fit */
 	IMAGE_ENVIRON_CUT = 1 << 1,  /* longer than ENVIRON_SIZE */
 	IMAGE_ENVIRON_BAD = 1 << 2,  /* not readable: not in memory */
+	IMAGE_CGROUP_CUT = 1 << 3,   /* more components or bytes than fit */
 };
 
 /* A process image, sent at its first call: who called, read on the process itself, so that none is gone too early. */
@@ -150,11 +151,19 @@ struct image {
 	__u16 path_len;
 	__u32 environ_len;
 	__u32 uid; /* of the first call, as in struct call */
-	__u32 unused;
-	__u64 cgroup_id;
+	__u32 cgroup_len;
+	__u64 environ_at; /* its address: another one in another image of the process */
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
+	char cgroup[CGROUP_SIZE + NAME_SIZE]; /* the path of its control group (container.h), in the same way */
 	char environ[ENVIRON_SIZE];	  /* as given at exec: NAME=value, each with its NUL */
+};
+
+/* An image has published its process context (publish.h). */
+struct publication {
+	__u64 started_ns;
+	__u32 pid;
+	__u32 exec_id;
 };
 
 /* A name by the number that stands for it (name.h). On the ring of images, which it is told from by its size. */

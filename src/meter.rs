@@ -167,6 +167,11 @@ impl Meter {
         }
     }
 
+    /// The image has another Resource from now on.
+    pub fn replace(&mut self, image: &ImageKey) {
+        self.streams.replace(image);
+    }
+
     /// Remembers the name behind a number.
     pub fn name(&mut self, name: Name) {
         if self.names.len() >= NAMES {

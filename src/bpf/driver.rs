@@ -41,6 +41,8 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 pub trait Records {
     /// What the kernel side recorded of a process image.
     fn image(&mut self, image: Image);
+    /// An image has published its process context.
+    fn published(&mut self, key: ImageKey);
     /// Whether the image is known.
     fn knows(&mut self, key: &ImageKey) -> bool;
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
@@ -57,6 +59,8 @@ pub trait Records {
     fn metrics(&mut self, taken: Taken) -> Vec<QueueKey>;
     /// What the kernel side counted so far.
     fn counts(&mut self, counts: Counts);
+    /// No more calls come: waits, not for long, for what is still to be known of those that came.
+    fn settle(&mut self);
     /// Time has passed; returns when to come again at the latest.
     fn tick(&mut self, now: Instant) -> Duration;
 }
@@ -166,6 +170,8 @@ fn drive(
     if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
         while take(&rings.calls) > 0 {}
         rings.release();
+        rings.images.consume_raw();
+        records.borrow_mut().settle();
         for taken in aggregates.map(Aggregates::stop).unwrap_or_default() {
             take_metrics(&rings, taken);
         }
@@ -207,6 +213,7 @@ fn follow(
             return Ok(aggregates);
         }
         let taken = take(&rings.calls);
+        rings.images.consume_raw();
         if let Some(aggregates) = &aggregates {
             for taken in aggregates.fetch() {
                 aggregates.forget(&take_metrics(&rings, taken));
@@ -231,7 +238,7 @@ fn follow(
         // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
         fence(Ordering::SeqCst);
         if take(&rings.calls) == 0 {
-            wait(&[stop.event.as_fd(), rings.fd()], again.min(COUNT_EVERY));
+            wait(&[stop.event.as_fd(), rings.fd(), rings.images_fd()], again.min(COUNT_EVERY));
         }
         programs.armed().store(0, Ordering::Relaxed);
     }
@@ -288,6 +295,12 @@ impl<'a, R: Records> Rings<'a, R> {
             }
             0
         })?;
+        images.add(programs.publications(), |bytes| {
+            if let Ok(key) = ImageKey::of_publication(bytes) {
+                records.borrow_mut().published(key);
+            }
+            0
+        })?;
         let images = Rc::new(images.build()?);
         let images_of_calls = images.clone();
         let mut calls = RingBufferBuilder::new();
@@ -309,6 +322,12 @@ impl<'a, R: Records> Rings<'a, R> {
     fn fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the ring's own epoll descriptor, open as long as the ring is.
         unsafe { BorrowedFd::borrow_raw(self.calls.epoll_fd()) }
+    }
+
+    /// Images and names wake nobody, publications do.
+    fn images_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: as above.
+        unsafe { BorrowedFd::borrow_raw(self.images.epoll_fd()) }
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod aggregates;
 pub mod btf;
+mod containers;
 pub mod driver;
 pub mod facts;
 pub mod hooks;

@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, TracepointCategory, set_print};
+use libbpf_rs::{
+    Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramInput, ProgramMut, TracepointCategory, set_print,
+};
 
-use super::btf;
 use super::hooks::{Hook, Place};
 use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
+use super::{btf, containers};
 use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Namespace, Op};
@@ -152,7 +154,11 @@ impl<'obj> Programs<'obj> {
         configure(&mut open, config);
         let skel = open.load().map_err(|error| explained(&error))?;
         let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
-        programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
+        let see_self = programs.skel.progs.see_self.test_run(ProgramInput::default()).map(drop);
+        see_self
+            .and_then(|()| programs.fill_maps(config))
+            .and_then(|()| programs.attach_all(config))
+            .map_err(|error| explained(&error))?;
         Ok(programs)
     }
 
@@ -162,8 +168,9 @@ impl<'obj> Programs<'obj> {
     }
 
     fn fill_maps(&self, config: &Config<'_>) -> libbpf_rs::Result<()> {
-        let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+        let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
         let maps = &self.skel.maps;
+        containers::put(&maps.container_rules, container.picks())?;
         for pick in pid.picks() {
             put_rule(&maps.pid_rules, pick.value, pick.exclude)?;
         }
@@ -234,6 +241,11 @@ impl<'obj> Programs<'obj> {
         &self.skel.maps.images
     }
 
+    /// The ring of publications.
+    pub fn publications(&self) -> &MapMut<'obj> {
+        &self.skel.maps.publications
+    }
+
     /// The maps of series: the one that holds the map in use, the names asked for, and the two that take turns; and
     /// those of queues, of names that were unlinked, and of the number of the period.
     pub fn series(&self) -> [&MapMut<'obj>; 7] {
@@ -295,6 +307,7 @@ impl<'obj> Programs<'obj> {
             });
         let mut unmatched = numbers("--pid", &maps.pid_rules, filters.pid.picks());
         unmatched.extend(numbers("--uid", &maps.uid_rules, filters.uid.picks()));
+        unmatched.extend(containers::unmatched(&maps.container_rules, filters.container.picks()));
         unmatched.extend(namespaces.map(|pick| format!("--ipc-namespace {pick}")));
         unmatched
     }
@@ -319,12 +332,14 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
             .is_some_and(|hook| hook.is_used(config.kind, &config.filters.call) && functions.contains(&hook.target));
         program.set_autoload(used);
     }
+    open.progs.see_self.set_autoload(true);
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());
-    let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+    let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
     if let Some(rodata) = &mut open.maps.rodata_data {
         rodata.pid_mode = mode(pid.picks().iter().map(|pick| pick.exclude));
         rodata.uid_mode = mode(uid.picks().iter().map(|pick| pick.exclude));
+        rodata.container_mode = mode(container.picks().iter().map(|pick| pick.exclude));
         let all = ipc_namespace.picks().iter().any(|pick| pick.value == Namespace::All);
         let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
         // `all` with an exclusion is the exclusion alone.
@@ -333,7 +348,6 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
         rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
-        rodata.own_pid = std::process::id();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;
         rodata.max_rate = config.rate.most;

@@ -4,9 +4,9 @@
 use percent_encoding::percent_decode_str;
 
 /// At most so many attributes of a process's own.
-const MOST: usize = 64;
+pub const MOST: usize = 64;
 /// At most so many bytes of their keys and values.
-const MOST_BYTES: usize = 4096;
+pub const MOST_BYTES: usize = 4096;
 
 /// What a process says of itself.
 #[derive(Debug, Default, PartialEq, Eq)]

@@ -120,6 +120,20 @@ pub enum Value {
     Text(String),
     /// An integer.
     Int(i64),
+    /// A number.
+    Double(f64),
+    /// True or false.
+    Bool(bool),
+}
+
+impl Value {
+    /// The text, if it is one.
+    pub fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
 }
 
 /// Who made the calls of a batch: the attributes of one OpenTelemetry Resource.
@@ -138,6 +152,8 @@ impl Resource {
             match value {
                 Value::Text(text) => to.text(key, text),
                 Value::Int(int) => to.int(key, *int),
+                Value::Double(double) => to.double(key, *double),
+                Value::Bool(bool) => to.boolean(key, *bool),
             }
         }
     }
