@@ -43,6 +43,15 @@ test-kernels: ## other kernels under qemu, each kind of hooks on each: half an h
 	cargo build --release --workspace
 	cargo test --release --test kernels -- --test-threads=1
 
+.PHONY: test-compose
+test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger and Prometheus the first time, ten minutes
+	@scripts/setup.sh compose
+	cargo build --workspace
+	MQSPAN_TEST_COLLECTOR=$$(scripts/collector.sh) MQSPAN_TEST_JAEGER=$$(scripts/backends.sh jaeger) \
+	MQSPAN_TEST_PROMETHEUS=$$(scripts/backends.sh prometheus) \
+	MQSPAN_TEST_PODMAN_COMPOSE=$(CACHE)/podman-compose/bin/podman-compose \
+		$(CARGO_AS_ROOT) test --test compose -- --nocapture
+
 .PHONY: ready
 ready:
 	@scripts/setup.sh test

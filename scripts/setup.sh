@@ -4,6 +4,7 @@
 #   setup.sh test    to test it, too
 #   setup.sh stress  to test it under stress, too
 #   setup.sh kernels to test it on other kernels under qemu, too
+#   setup.sh compose to test docker-compose.yml by podman, too
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan
@@ -68,6 +69,18 @@ if [ "${1:-}" = kernels ]; then
     need binutils strip "makes the programs small"
 fi
 
+if [ "${1:-}" = compose ]; then
+    command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' backends are built with it"
+    need podman podman "runs containers"
+    need runc runc "starts them also on hosts with both versions of control groups"
+    need buildah buildah "makes images"
+    need netavark /usr/lib/podman/netavark "connects containers"
+    need aardvark-dns /usr/lib/podman/aardvark-dns "lets them find each other by name"
+    need iptables iptables "lets the host reach them"
+    need iproute2 ip "the same"
+    need python3-venv /usr/share/doc/python3-venv "podman-compose runs in an environment of its own"
+fi
+
 if [ ${#missing[@]} -gt 0 ]; then
     command -v apt-get >/dev/null || fail "no apt-get: install by this system's own means: ${missing[*]}"
     as_root apt-get -qq update
@@ -82,4 +95,10 @@ if [ "${1:-}" = test ]; then
         say "installing cargo-deny into the cache, a minute or two: checks licences and sources of the crates"
     # Unoptimised it is built in a quarter of the time, and still done within seconds.
     cargo install cargo-deny --quiet --debug --locked --version 0.20.2 --root "$cache"
+fi
+
+if [ "${1:-}" = compose ] && [ ! -x "$cache/podman-compose/bin/podman-compose" ]; then
+    say "installing podman-compose into the cache: runs docker-compose.yml by podman"
+    python3 -m venv "$cache/podman-compose"
+    "$cache/podman-compose/bin/pip" install --quiet podman-compose==1.6.0
 fi
