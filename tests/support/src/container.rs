@@ -94,7 +94,7 @@ fn root(folder: &Path) -> Result<PathBuf> {
     for name in ["bin", "sbin", "lib", "lib64"] {
         let host = Path::new("/").join(name);
         let link = folder.join(name);
-        if host.exists() && !link.exists() {
+        if host.exists() && !link.is_symlink() {
             let target = fs::read_link(&host).with_context(|| format!("{} is not merged into /usr", host.display()))?;
             symlink(target, link)?;
         }
