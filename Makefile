@@ -37,6 +37,12 @@ test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
 	cargo build --release --package workload
 	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
 
+.PHONY: test-containers
+test-containers: ## containers by Podman and runc: who calls in them, mqspan in one, as another user than root
+	@scripts/setup.sh containers
+	cargo build --workspace
+	$(CARGO_AS_ROOT) test --test containers
+
 .PHONY: test-kernels
 test-kernels: ## other kernels under qemu, each kind of hooks on each: half an hour
 	@scripts/setup.sh kernels

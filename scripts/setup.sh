@@ -3,6 +3,7 @@
 #   setup.sh         to build mqspan and to run it
 #   setup.sh test    to test it, too
 #   setup.sh stress  to test it under stress, too
+#   setup.sh containers to test it with containers, too
 #   setup.sh kernels to test it on other kernels under qemu, too
 #   setup.sh compose to test docker-compose.yml by podman, too
 set -euo pipefail
@@ -60,6 +61,12 @@ fi
 
 if [ "${1:-}" = stress ]; then
     need stress-ng stress-ng "calls as fast as it can, and counts them itself"
+fi
+
+if [ "${1:-}" = containers ]; then
+    need strace strace "the tests compare mqspan's calls with strace's"
+    need podman podman "makes the containers"
+    need runc runc "runs them, also where control groups are of both versions"
 fi
 
 if [ "${1:-}" = kernels ]; then
