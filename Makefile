@@ -58,6 +58,13 @@ test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger a
 	MQSPAN_TEST_PODMAN_COMPOSE=$(CACHE)/podman-compose/bin/podman-compose \
 		$(CARGO_AS_ROOT) test --test compose -- --nocapture
 
+.PHONY: fuzz
+fuzz: ## what reads other processes' bytes, each with random ones for FUZZ_SECONDS (600); needs Rust's nightly compiler
+	@scripts/setup.sh fuzz
+	for target in $$(sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | tail -n +2); do \
+		PATH="$(CACHE)/bin:$$PATH" cargo +nightly fuzz run $$target -- -max_total_time=$(or $(FUZZ_SECONDS),600) -print_final_stats=1 || exit 1; \
+	done
+
 .PHONY: ready
 ready:
 	@scripts/setup.sh test

@@ -5,6 +5,7 @@
 #   setup.sh stress  to test it under stress, too
 #   setup.sh containers to test it with containers, too
 #   setup.sh kernels to test it on other kernels under qemu, too
+#   setup.sh fuzz    to fuzz it, too
 #   setup.sh compose to test docker-compose.yml by podman, too
 set -euo pipefail
 
@@ -102,6 +103,12 @@ if [ "${1:-}" = test ]; then
         say "installing cargo-deny into the cache, a minute or two: checks licences and sources of the crates"
     # Unoptimised it is built in a quarter of the time, and still done within seconds.
     cargo install cargo-deny --quiet --debug --locked --version 0.20.2 --root "$cache"
+fi
+
+if [ "${1:-}" = fuzz ]; then
+    cargo +nightly --version >/dev/null 2>&1 || fail "Rust's nightly compiler is missing: rustup toolchain install nightly"
+    [ -x "$cache/bin/cargo-fuzz" ] || say "installing cargo-fuzz into the cache, a minute: runs the fuzzers"
+    cargo install cargo-fuzz --quiet --debug --locked --version 0.13.2 --root "$cache"
 fi
 
 if [ "${1:-}" = compose ] && [ ! -x "$cache/podman-compose/bin/podman-compose" ]; then

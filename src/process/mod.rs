@@ -4,9 +4,9 @@
 
 pub mod calls;
 mod cgroup;
-mod container;
+pub mod container;
 pub mod contexts;
-mod environment;
+pub mod environment;
 pub mod host;
 mod owner;
 pub mod process_context;
