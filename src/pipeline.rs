@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::Receive;
-use crate::event::{Call, Image, ImageKey, Name, QueueKey};
+use crate::event::{Call, Context, Image, ImageKey, Name, QueueKey, Source};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
@@ -167,6 +167,9 @@ impl Records for Pipeline {
         let Filters { queue, comm, .. } = &*self.filters;
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));
+        let started_in =
+            || self.registry.started_in(&call.image).map(|ids| Context { ids, source: Source::Environment });
+        call.context = call.context.or_else(started_in);
         let start_ns = self.clock.wall_ns(call.entered_ns);
         let view = View::new(&call, start_ns).received_as(self.receive).by_template(&self.templates);
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {

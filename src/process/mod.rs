@@ -3,10 +3,13 @@
 
 pub mod calls;
 mod cgroup;
+pub mod elf;
 mod environment;
 pub mod host;
 mod owner;
+pub mod publishers;
 pub mod resource;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +18,7 @@ use self::cgroup::Cgroups;
 use self::environment::Said;
 use self::host::Host;
 use self::owner::Owners;
-use crate::event::{Call, Image, ImageKey};
+use crate::event::{Call, Ids, Image, ImageKey};
 use crate::telemetry::record::Resource;
 
 /// Images of one generation; two generations are kept.
@@ -30,6 +33,8 @@ pub struct Registry {
     /// What the kernel recorded of images whose first call has not come yet.
     images: Generations<(Image, Said)>,
     resources: Generations<Arc<Resource>>,
+    /// The spans that images were started in, by their environment.
+    started_in: Generations<Ids>,
 }
 
 impl Registry {
@@ -41,12 +46,16 @@ impl Registry {
             cgroups: Cgroups::default(),
             images: Generations::default(),
             resources: Generations::default(),
+            started_in: Generations::default(),
         }
     }
 
     /// Takes what the kernel recorded of an image; its first call follows.
     pub fn add(&mut self, mut image: Image) {
         let said = resource::said(&image);
+        if let Some(ids) = said.started_in {
+            self.started_in.put(image.key, ids);
+        }
         // What is not asked for any more is not kept: environments are large, and their calls may all be filtered.
         image.environ = None;
         self.images.put(image.key, (image, said));
@@ -60,6 +69,11 @@ impl Registry {
     /// Whether the image is known, so that [`Registry::resource`] has more than the call itself to go by.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
         self.resources.get(key).is_some() || self.images.get(key).is_some()
+    }
+
+    /// The span that an image was started in, by its environment.
+    pub fn started_in(&mut self, key: &ImageKey) -> Option<Ids> {
+        self.started_in.get(key).copied()
     }
 
     /// The Resource of an image.
