@@ -16,6 +16,7 @@ use libbpf_rs::{
 };
 
 use super::hooks::{Hook, Place};
+use super::obi;
 use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
@@ -81,6 +82,14 @@ pub struct Counts {
     pub queues: u64,
     /// Messages received whose send could not be inferred.
     pub unlinked: u64,
+    /// What threads publish of their spans that could not be read.
+    pub context_unreadable: u64,
+    /// ... that says itself that it is not valid.
+    pub context_invalid: u64,
+    /// ... whose ids are zero.
+    pub context_zero: u64,
+    /// Files of processes that could not tell where they publish.
+    pub context_files: u64,
 }
 
 /// The programs, attached.
@@ -152,6 +161,7 @@ impl<'obj> Programs<'obj> {
         keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
+        obi::share(&mut open);
         let skel = open.load().map_err(|error| explained(&error))?;
         let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
         let see_self = programs.skel.progs.see_self.test_run(ProgramInput::default()).map(drop);
@@ -253,6 +263,11 @@ impl<'obj> Programs<'obj> {
         [&maps.series, &maps.askers, &maps.series_a, &maps.series_b, &maps.queues, &maps.unlinked, &maps.period]
     }
 
+    /// The map of processes that publish their spans, and the one that says how many there are.
+    pub fn contexts(&self) -> [&MapMut<'obj>; 2] {
+        [&self.skel.maps.publishers, &self.skel.maps.publishing]
+    }
+
     /// The flag that asks the kernel side for a wake-up with its next record.
     pub fn armed(&self) -> &AtomicU32 {
         // libbpf maps the variables of a loaded object always.
@@ -289,6 +304,10 @@ impl<'obj> Programs<'obj> {
             images: read(counter::COUNT_IMAGES_LOST),
             queues: read(counter::COUNT_QUEUES_FULL),
             unlinked: 0,
+            context_unreadable: read(counter::COUNT_CONTEXT_UNREADABLE),
+            context_invalid: read(counter::COUNT_CONTEXT_INVALID),
+            context_zero: read(counter::COUNT_CONTEXT_ZERO),
+            context_files: 0,
         }
     }
 

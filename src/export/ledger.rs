@@ -103,6 +103,10 @@ struct Spooled {
     restored: AtomicU64,
 }
 
+/// Why what a thread publishes could not be taken: it could not be read, says that it is not valid, has ids of zeros, or
+/// the process's files do not tell where it is.
+const CONTEXT_FAILURES: [&str; 4] = ["unreadable", "invalid", "zero_id", "file"];
+
 /// The kernel side's counts as they were read last.
 #[derive(Debug, Default)]
 struct KernelCounts {
@@ -115,6 +119,7 @@ struct KernelCounts {
     images: AtomicU64,
     queues: AtomicU64,
     unlinked: AtomicU64,
+    contexts: [AtomicU64; CONTEXT_FAILURES.len()],
 }
 
 /// What the kernel side did not see, besides calls.
@@ -189,6 +194,12 @@ impl Ledger {
         self.lost[stage as usize].fetch_add(calls, Relaxed);
     }
 
+    /// Spans of applications that were published and could not be taken, by the reason.
+    pub fn context_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.kernel.contexts.each_ref().map(|count| count.load(Relaxed));
+        CONTEXT_FAILURES.into_iter().zip(counts)
+    }
+
     /// Takes the kernel side's counts: totals since the start.
     pub fn kernel(&self, counts: &Counts) {
         self.kernel.filtered.store(counts.filtered, Relaxed);
@@ -198,6 +209,11 @@ impl Ledger {
         self.kernel.skipped.store(counts.missed_inside, Relaxed);
         self.kernel.untracked.store(counts.untracked, Relaxed);
         self.kernel.images.store(counts.images, Relaxed);
+        let Counts { context_unreadable, context_invalid, context_zero, context_files, .. } = *counts;
+        let contexts = [context_unreadable, context_invalid, context_zero, context_files];
+        for (kept, count) in self.kernel.contexts.iter().zip(contexts) {
+            kept.store(count, Relaxed);
+        }
         self.kernel.queues.store(counts.queues, Relaxed);
         self.kernel.unlinked.store(counts.unlinked, Relaxed);
         for (stage, total) in [
