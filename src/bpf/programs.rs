@@ -1,6 +1,6 @@
 //! The programs of bpf/: configured, loaded, attached and read. The one user of libbpf's objects; takes no records.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -54,7 +54,7 @@ const ONLY_LISTED: u8 = 1;
 const ALL_BUT_EXCLUDED: u8 = 2;
 
 /// What the kernel side counted, over all CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pairs that a filter refused.
     pub filtered: u64,
@@ -72,8 +72,9 @@ pub struct Counts {
     pub tree_full: u64,
     /// Runs of the entry and exit programs that the kernel skipped.
     pub missed: u64,
-    /// Runs of the other programs that the kernel skipped: these add to calls, but make none.
-    pub missed_inside: u64,
+    /// Runs of the other programs that the kernel skipped, by the functions that they are on: these add to calls, but
+    /// make none.
+    pub missed_inside: BTreeMap<String, u64>,
     /// Messages that found no room to be registered.
     pub untracked: u64,
     /// First calls whose image found no room in its ring: each is tried again with the next call.
@@ -284,11 +285,15 @@ impl<'obj> Programs<'obj> {
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
         let profile = self.probes.as_ref().map(Probes::profile);
-        let (mut missed, mut missed_inside) = (0, 0);
+        let (mut missed, mut missed_inside) = (0, BTreeMap::new());
         for (hook, program) in self.hooks() {
             let by_probe = profile.as_ref().map_or(0, |profile| probes::missed(profile, &hook));
-            let sum = if hook.place == Place::Inside { &mut missed_inside } else { &mut missed };
-            *sum += by_probe + misses(program.as_fd());
+            let runs = by_probe + misses(program.as_fd());
+            match hook.place {
+                Place::Inside if runs > 0 => *missed_inside.entry(hook.target).or_default() += runs,
+                Place::Inside => {}
+                _ => missed += runs,
+            }
         }
         Counts {
             filtered: read(counter::COUNT_FILTERED),

@@ -2,8 +2,8 @@
 //! requests of its own; a call counts once, as exported where any output took it. Pure counting.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -114,7 +114,7 @@ struct KernelCounts {
     limited: AtomicU64,
     unpaired: AtomicU64,
     tree_full: AtomicU64,
-    skipped: AtomicU64,
+    skipped: Mutex<BTreeMap<String, u64>>,
     untracked: AtomicU64,
     images: AtomicU64,
     queues: AtomicU64,
@@ -123,12 +123,12 @@ struct KernelCounts {
 }
 
 /// What the kernel side did not see, besides calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unseen {
     /// Forks that found the set of traced processes full: with each, a subtree of the command went unseen.
     pub forks: u64,
-    /// Runs of programs that follow messages which the kernel skipped.
-    pub skipped: u64,
+    /// Runs of programs inside calls that the kernel skipped, by the functions that they are on.
+    pub skipped: BTreeMap<String, u64>,
     /// Messages that found no room to be followed.
     pub untracked: u64,
     /// Calls whose process the kernel side had no room to describe: /proc had to do.
@@ -206,7 +206,7 @@ impl Ledger {
         self.kernel.limited.store(counts.limited, Relaxed);
         self.kernel.unpaired.store(counts.unpaired, Relaxed);
         self.kernel.tree_full.store(counts.tree_full, Relaxed);
-        self.kernel.skipped.store(counts.missed_inside, Relaxed);
+        self.kernel.skipped.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&counts.missed_inside);
         self.kernel.untracked.store(counts.untracked, Relaxed);
         self.kernel.images.store(counts.images, Relaxed);
         let Counts { context_unreadable, context_invalid, context_zero, context_files, .. } = *counts;
@@ -288,8 +288,9 @@ impl Ledger {
     /// What the kernel side did not see, besides calls.
     pub fn unseen(&self) -> Unseen {
         let KernelCounts { tree_full, skipped, untracked, unlinked, images, queues, .. } = &self.kernel;
-        let [forks, skipped, untracked, unlinked, images, queues] =
-            [tree_full, skipped, untracked, unlinked, images, queues].map(|count| count.load(Relaxed));
+        let [forks, untracked, unlinked, images, queues] =
+            [tree_full, untracked, unlinked, images, queues].map(|count| count.load(Relaxed));
+        let skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Unseen { forks, skipped, untracked, unlinked, images, queues }
     }
 
