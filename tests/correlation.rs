@@ -187,7 +187,9 @@ fn every_model_of_thread_local_storage() -> Result<()> {
         let name = format!("lib{linked}.so");
         let library = compile(&mqspan, &name, &["-DPUBLISHES", "-DLIBRARY", "-shared", "-fPIC", option])?;
         let library = library.display().to_string();
-        let beside = compile(&mqspan, linked, &[&library, &format!("-Wl,-rpath,{folder}")])?.display().to_string();
+        let beside = compile(&mqspan, linked, &["-Wl,--no-as-needed", &library, &format!("-Wl,-rpath,{folder}")])?
+            .display()
+            .to_string();
         programs.push((linked, words(&[&beside, "sampled", &queue_of(linked)])));
         programs.push((late, words(&[&loader, "sampled", &queue_of(late), &library])));
     }
