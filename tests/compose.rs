@@ -39,7 +39,7 @@ impl Compose {
         let mqspan = PathBuf::from(env!("CARGO_BIN_EXE_mqspan"));
         let made = Command::new(root().join("scripts/images.sh"))
             .arg(&mqspan)
-            .arg(mqspan.with_file_name("traced-orders"))
+            .arg(mqspan.with_file_name("thread-context"))
             .args([named("MQSPAN_TEST_COLLECTOR")?, named("MQSPAN_TEST_JAEGER")?, named("MQSPAN_TEST_PROMETHEUS")?])
             .status()?;
         ensure!(made.success(), "scripts/images.sh: {made}");

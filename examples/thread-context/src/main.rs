@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use nix::{
     errno::Errno,
-    mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_send, mq_unlink},
+    mqueue::{MQ_OFlag, MqAttr, MqdT, mq_close, mq_open, mq_receive, mq_send, mq_unlink},
     sys::stat::Mode,
     unistd::gettid,
 };
@@ -22,6 +22,7 @@ use tracing_subscriber::{layer::SubscriberExt, util::SubscriberInitExt};
 const MESSAGE_SIZE: i64 = 64;
 /// The empty message: there are no more orders for the biller who gets it.
 const CLOSED: &[u8] = b"";
+const AUDIT: &str = "/audit";
 
 /// Clerks and billers, whose calls on a queue appear inside their spans.
 #[derive(Parser)]
@@ -75,8 +76,8 @@ fn work(args: &Args) -> Result<()> {
         let clerks: Vec<_> = (0..args.threads)
             .map(|clerk| {
                 let numbers = (clerk..args.orders).step_by(args.threads);
-                let (queue, record) = (&queue, &record);
-                scope.spawn(move || take_orders(queue, numbers, between, record))
+                let (name, record) = (&*args.queue, &record);
+                scope.spawn(move || take_orders(name, numbers, between, record))
             })
             .collect();
         let billers: Vec<_> = (0..args.threads).map(|_| scope.spawn(|| bill(&queue, &record))).collect();
@@ -93,11 +94,14 @@ fn work(args: &Args) -> Result<()> {
     result
 }
 
-fn take_orders(queue: &MqdT, numbers: impl Iterator<Item = usize>, pause: Duration, record: &Record) -> Result<()> {
+fn take_orders(name: &str, numbers: impl Iterator<Item = usize>, pause: Duration, record: &Record) -> Result<()> {
     for number in numbers {
         let span = info_span!("take order", number).entered();
+        // As one who takes an order now and then does.
+        let queue = mq_open(name, MQ_OFlag::O_WRONLY, Mode::empty(), None)?;
         record.write("send")?;
-        mq_send(queue, format!("order {number}").as_bytes(), 0)?;
+        mq_send(&queue, format!("order {number}").as_bytes(), 0)?;
+        mq_close(queue)?;
         span.exit();
         thread::sleep(pause);
     }
@@ -118,6 +122,12 @@ fn bill(queue: &MqdT, record: &Record) -> Result<()> {
         };
         if &order[..length] == CLOSED {
             return Ok(());
+        }
+        // An auditor hears of every bill, where there is one.
+        match mq_open(AUDIT, MQ_OFlag::O_WRONLY, Mode::empty(), None) {
+            Ok(audit) => mq_send(&audit, &order[..length], 0).and(mq_close(audit))?,
+            Err(Errno::ENOENT) => {}
+            Err(error) => return Err(error).context(AUDIT),
         }
     }
 }
