@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes this machine (Debian, Ubuntu) ready, and says what it does for that:
-#   setup.sh         to build mqspan and to run it
-#   setup.sh test    to test it, too
+#   setup.sh          to build mqspan and to run it
+#   setup.sh test     to test it, too
 #   setup.sh backends to test it with Jaeger, Prometheus and VictoriaLogs
-#   setup.sh stress  to test it under stress, too
-#   setup.sh kernels to test it on other kernels under qemu, too
+#   setup.sh stress   to test it under stress, too
+#   setup.sh kernels  to test it on other kernels under qemu, too
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan

@@ -118,7 +118,10 @@ mod tests {
         let log = "ResourceSpans #0\n     -> host.name: Str(h)\nScopeSpans #0\nSpan #0\n    ID             : 1\n\
                    Attributes:\n     -> a: Int(1)\nSpan #1\n    ID             : 2\nResourceLog #0\nLogRecord #0\nFlags: 1\n\
                    \u{1b}[2m2026\u{1b}[0m INFO\n     -> b: Int(2)\n";
-        assert_eq!(blocks(log, "Span #"), [vec!["-> a: Int(1)", "Attributes:", "ID             : 1"], vec!["ID             : 2"]]);
+        assert_eq!(
+            blocks(log, "Span #"),
+            [vec!["-> a: Int(1)", "Attributes:", "ID             : 1"], vec!["ID             : 2"]]
+        );
         assert_eq!(blocks(log, "LogRecord #"), [vec!["Flags: 1"]]);
     }
 }
