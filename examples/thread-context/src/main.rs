@@ -51,7 +51,10 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     publish::start();
-    let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().build()?;
+    // The exporter's connection lives on it.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let _guard = runtime.enter();
+    let exporter = opentelemetry_otlp::SpanExporter::builder().with_tonic().build()?;
     let provider = SdkTracerProvider::builder().with_batch_exporter(exporter).build();
     let tracer = provider.tracer("thread-context");
     tracing_subscriber::registry().with(tracing_opentelemetry::layer().with_tracer(tracer)).init();
