@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys::bpf_map_create_opts};
 use nix::{
     mount::{MsFlags, mount},
-    mqueue::MQ_OFlag,
+    mqueue::{MQ_OFlag, MqAttr},
     sched::{CloneFlags, unshare},
     sys::stat::Mode,
 };
@@ -175,7 +175,7 @@ fn spans_that_obi_knows_are_linked() -> Result<()> {
         }
         let tracing = mqspan.trace(["--signals=traces", &format!("--pid={pid}"), &mqspan.to_file("spans")])?;
         let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_RDWR;
-        let queue = nix::mqueue::mq_open(&*name, flags, Mode::S_IRUSR | Mode::S_IWUSR, None)?;
+        let queue = nix::mqueue::mq_open(&*name, flags, Mode::S_IRUSR | Mode::S_IWUSR, Some(&MqAttr::new(0, 5, 8, 0)))?;
         nix::mqueue::mq_close(queue)?;
         nix::mqueue::mq_unlink(&*name)?;
         let ended = tracing.stop()?.ok()?;
