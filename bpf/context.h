@@ -50,13 +50,13 @@ struct published {
 };
 #define PUBLISHED_SIZE 28
 
-/* OBI's map, in whose place user space puts the pinned one where there is one. */
+/* OBI's map: user space puts the pinned one here where there is one. libbpf takes its name, too, so it must be the same. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1);
 	__type(key, __u64);
 	__type(value, struct context);
-} obi SEC(".maps");
+} traces_ctx_v1 SEC(".maps");
 
 const volatile bool reads_obi;
 
@@ -143,7 +143,7 @@ static __always_inline bool read_published(struct call *call, struct task_struct
 static __always_inline void read_obi(struct call *call)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
-	struct context *context = bpf_map_lookup_elem(&obi, &thread);
+	struct context *context = bpf_map_lookup_elem(&traces_ctx_v1, &thread);
 
 	if (!context || is_none(context))
 		return;

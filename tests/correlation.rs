@@ -10,6 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType, libbpf_sys::bpf_map_create_opts};
+use nix::{
+    mount::{MsFlags, mount},
+    mqueue::{MQ_OFlag, MqAttr},
+    sched::{CloneFlags, unshare},
+    sys::stat::Mode,
+};
 use opentelemetry_proto::tonic::{metrics::v1::metric::Data, trace::v1::Span};
 use support::{
     otlp::{self, Record, of_operation},
@@ -121,6 +128,66 @@ fn a_thousand_requests_under_their_own_spans() -> Result<()> {
 fn unsampled_spans_are_linked() -> Result<()> {
     let found = run_example(&mqspan()?, "always_off")?;
     ensure!(found == BTreeMap::from([("thread_context".into(), 2004), ("root".into(), 4)]), "{found:?}");
+    Ok(())
+}
+
+/// Prevents calls that a kept trace needs from being left out for the rate's sake.
+#[test]
+fn calls_inside_sampled_spans_are_not_limited() -> Result<()> {
+    for (sampler, is_limited) in [("always_on", false), ("always_off", true)] {
+        let mqspan = mqspan()?;
+        let queue = format!("--queue=/correlation-rate-{}", std::process::id());
+        let (variable, program) = (format!("OTEL_TRACES_SAMPLER={sampler}"), example()?);
+        let options = ["--orders=60", "--threads=4", "--pauses", "2000", "1", &queue];
+        let file = mqspan.to_file("spans");
+        let traced = ["--signals=traces", "--max-rate=10", &file, "--", "env", &variable, &program];
+        mqspan.run_counted(&[&traced[..], &options].concat())?;
+        let stats = mqspan.stats()?;
+        ensure!((stats.limited > 0) == is_limited, "{sampler}: {stats:?}");
+    }
+    Ok(())
+}
+
+/// OBI's map where OBI pins it, in a file system that only this thread and what it starts can see.
+fn pin_obi_map(value_size: u32) -> Result<MapHandle> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)?;
+    fs::create_dir("/sys/fs/bpf/otel")?;
+    let options = bpf_map_create_opts { sz: size_of::<bpf_map_create_opts>() as u64, ..Default::default() };
+    let mut map = MapHandle::create(MapType::LruHash, Some("traces_ctx_v1"), 8, value_size, 128, &options)?;
+    map.pin("/sys/fs/bpf/otel/traces_ctx_v1")?;
+    Ok(map)
+}
+
+/// Prevents what OBI knows of a thread from being left out, and a map of another form from being taken for OBI's.
+#[test]
+fn spans_that_obi_knows_are_linked() -> Result<()> {
+    let name = queue_of("obi");
+    let pid = std::process::id();
+    for is_obis in [true, false] {
+        let mqspan = mqspan()?;
+        let map = pin_obi_map(if is_obis { 24 } else { 32 })?;
+        let thread = u64::from(pid) << 32 | u64::from(nix::unistd::gettid().as_raw().cast_unsigned());
+        if is_obis {
+            map.update(&thread.to_ne_bytes(), &[&TRACE[..], &SPAN].concat(), MapFlags::ANY)?;
+        }
+        let tracing = mqspan.trace(["--signals=traces", &format!("--pid={pid}"), &mqspan.to_file("spans")])?;
+        let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_RDWR;
+        let queue = nix::mqueue::mq_open(&*name, flags, Mode::S_IRUSR | Mode::S_IWUSR, Some(&MqAttr::new(0, 5, 8, 0)))?;
+        nix::mqueue::mq_close(queue)?;
+        nix::mqueue::mq_unlink(&*name)?;
+        let ended = tracing.stop()?.ok()?;
+        let mut spans = otlp::spans(&mqspan.file("spans"))?;
+        spans.retain(|span| span.text("messaging.destination.name") == Some(&name));
+        ensure!(spans.len() == 2, "{spans:?}");
+        for span in spans {
+            let expected = is_obis.then(|| ("obi".to_owned(), hex(&TRACE), hex(&SPAN)));
+            ensure!(inside(&span.body)? == expected, "{span:?}");
+        }
+        ensure!(ended.said("is not read").is_ok() != is_obis, "{:?}", ended.stderr);
+    }
     Ok(())
 }
 

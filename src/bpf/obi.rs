@@ -10,6 +10,8 @@ use tracing::warn;
 use super::skel::OpenMqspanSkel;
 
 const PATH: &str = "/sys/fs/bpf/otel/traces_ctx_v1";
+/// The map's own name: libbpf gives it to ours, which the skeleton knows by this one.
+const NAME: &str = "traces_ctx_v1";
 /// A thread's `pid_tgid`, and `{trace_id[16], span_id[8]}`.
 const KEY: u32 = 8;
 const VALUE: u32 = 24;
@@ -31,9 +33,10 @@ pub fn share(open: &mut OpenMqspanSkel<'_>) {
 
 fn reuse(open: &mut OpenMqspanSkel<'_>) -> Result<(), String> {
     let map = MapHandle::from_pinned_path(PATH).map_err(|error| error.to_string())?;
-    let form = (map.map_type(), map.key_size(), map.value_size());
-    if form != (MapType::LruHash, KEY, VALUE) {
+    let name = map.name().to_string_lossy().into_owned();
+    let form = (&*name, map.map_type(), map.key_size(), map.value_size());
+    if form != (NAME, MapType::LruHash, KEY, VALUE) {
         return Err(format!("it is of another form: {form:?}"));
     }
-    open.maps.obi.reuse_fd(map.as_fd()).map_err(|error| error.to_string())
+    open.maps.traces_ctx_v1.reuse_fd(map.as_fd()).map_err(|error| error.to_string())
 }
