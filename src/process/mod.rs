@@ -4,10 +4,11 @@
 
 pub mod calls;
 mod cgroup;
-mod container;
+pub mod container;
 pub mod contexts;
 mod environment;
 pub mod host;
+pub mod namespaces;
 mod owner;
 pub mod process_context;
 pub mod resource;
