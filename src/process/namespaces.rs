@@ -10,18 +10,19 @@ use super::calls::numbers;
 use super::cgroup;
 use super::container::Container;
 
-/// By the namespaces' numbers. None where some process may not be looked at: it might be in any.
+/// By the namespaces' numbers. None where some container's process may not be looked at: it might be in any. One that is
+/// in no container is taken not to be in a container's namespace either.
 pub fn containers() -> Option<HashMap<u32, Container>> {
     let mut of_processes = Vec::new();
     for pid in numbers(Path::new("/proc")) {
+        let container = cgroup::of_process(pid).map(|path| Container::of_path(&path)).unwrap_or_default();
         let namespace = match fs::metadata(format!("/proc/{pid}/ns/ipc")) {
             Ok(file) => file.st_ino() as u32,
-            Err(error) if error.kind() == PermissionDenied => return None,
-            // It has just ended, and has left its namespaces.
+            Err(error) if error.kind() == PermissionDenied && container != Container::default() => return None,
+            // Otherwise it has just ended, and has left its namespaces.
             Err(_) => continue,
         };
-        let group = cgroup::of_process(pid);
-        of_processes.push((namespace, group.map(|path| Container::of_path(&path)).unwrap_or_default()));
+        of_processes.push((namespace, container));
     }
     Some(shared(of_processes))
 }
