@@ -57,7 +57,7 @@ fn who_is_in_a_container() -> Result<()> {
     for span in of(long.id()).into_iter().chain(of(short.id())) {
         let resource = &span.origin.resource;
         let vpid = int(resource, "process.vpid").context("no process.vpid")?;
-        ensure!(vpid >= 1 && vpid < 1000 && i64::from(span.pid()?) != vpid, "{resource:?}");
+        ensure!((1..1000).contains(&vpid) && i64::from(span.pid()?) != vpid, "{resource:?}");
         let group = text(resource, "process.linux.cgroup").context("no process.linux.cgroup")?;
         ensure!([long.id(), short.id()].iter().any(|id| group.contains(id)), "{group}");
         ensure!(span.int("posix_mq.ipc_namespace").is_some_and(|number| number != own), "{span:?}");
