@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::bpf::facts::{CAPABILITIES, Facts};
+use crate::bpf::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
 use crate::bpf::plan::{order, plan, refusal};
 use crate::config::error::Error;
 use crate::config::values::{Format, HookKind};
@@ -86,7 +86,10 @@ impl Report {
     fn of(facts: &Facts) -> Self {
         let plan = plan(facts, &[]);
         let has = |number| facts.has(number);
-        let notes = CAPABILITIES[2..].iter().filter(|(_, number, _)| !has(*number)).map(|(name, _, why)| {
+        let kprobes_refused = facts.trials.iter().any(|(kind, trial)| *kind == HookKind::Kprobe && trial.is_err());
+        let matters = |number| number != DAC_OVERRIDE || kprobes_refused;
+        let wanting = |number| !has(number) && matters(number);
+        let notes = CAPABILITIES[2..].iter().filter(|(_, number, _)| wanting(*number)).map(|(name, _, why)| {
             format!("without {name}, which {why}, some of that is left out: give it as the others")
         });
         Self {

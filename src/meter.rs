@@ -193,7 +193,7 @@ impl Meter {
     /// Takes what was added since the last time, and hands over what there is to tell.
     /// Returns the queues that the kernel side need not keep any more.
     pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) -> Vec<QueueKey> {
-        let Taken { series, queues, unlinked, waiting } = taken;
+        let Taken { series, queues, unlinked, waiting, containers } = taken;
         let queue_names = queues.iter().map(|queue| queue.name).collect::<HashSet<_>>();
         self.names.iter_mut().for_each(|(number, known)| known.used = queue_names.contains(number));
         for reading in &series {
@@ -224,7 +224,7 @@ impl Meter {
         points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
         let mut request = otlp::request(&self.streams, now_ns);
         let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
-        request.resource_metrics.extend(otlp::of_queues(&gauges, &self.own, now_ns));
+        request.resource_metrics.extend(otlp::of_queues(&gauges, &containers, &self.own, now_ns));
         if !request.resource_metrics.is_empty() {
             self.hand_over(&request);
         }

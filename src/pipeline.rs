@@ -220,12 +220,14 @@ fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
 
 impl Records for Pipeline {
     fn image(&mut self, image: Image) {
-        self.contexts.first_call(image.key, image.environ_at);
+        self.contexts.first_call(&image);
         self.registry.add(image);
     }
 
     fn published(&mut self, key: ImageKey) {
-        self.contexts.published(key, self.registry.environ_at(&key));
+        if let Some(image) = self.registry.image(&key) {
+            self.contexts.published(image);
+        }
     }
 
     fn knows(&mut self, key: &ImageKey) -> bool {

@@ -2,14 +2,16 @@
 //! Needs root, and Podman with runc: `make test-containers`.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, Permissions},
-    io::Write,
+    io::{BufRead, BufReader, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use support::{
     container::Container,
     otlp::{self, int, made_by, text},
@@ -55,7 +57,7 @@ fn who_is_in_a_container() -> Result<()> {
     for span in of(long.id()).into_iter().chain(of(short.id())) {
         let resource = &span.origin.resource;
         let vpid = int(resource, "process.vpid").context("no process.vpid")?;
-        ensure!(vpid >= 1 && vpid < 1000 && i64::from(span.pid()?) != vpid, "{resource:?}");
+        ensure!((1..1000).contains(&vpid) && i64::from(span.pid()?) != vpid, "{resource:?}");
         let group = text(resource, "process.linux.cgroup").context("no process.linux.cgroup")?;
         ensure!([long.id(), short.id()].iter().any(|id| group.contains(id)), "{group}");
         ensure!(span.int("posix_mq.ipc_namespace").is_some_and(|number| number != own), "{span:?}");
@@ -105,7 +107,6 @@ fn one_of_two_containers() -> Result<()> {
 
 /// How many calls of a container metrics count.
 fn counts(file: &Path, container: &str) -> Result<u64> {
-    use opentelemetry_proto::tonic::metrics::v1::metric::Data;
     let mut sum = 0;
     for of in otlp::metrics(file)?.into_iter().flat_map(|request| request.resource_metrics) {
         let resource = otlp::attributes(&of.resource.unwrap_or_default().attributes)?;
@@ -120,6 +121,51 @@ fn counts(file: &Path, container: &str) -> Result<u64> {
         }
     }
     Ok(sum)
+}
+
+/// Prevents a container's queue from going without its container, and the host's from going by one.
+#[test]
+fn queues_of_a_container() -> Result<()> {
+    let mqspan = mqspan()?;
+    let name = format!("container-{}", std::process::id());
+    let hold = ["hold", "--name", &name, "--waiting", "0"];
+    let inside = Container::create(&mqspan, &["--interactive"], &[&[&*mqspan.workload_arg()], &hold[..]].concat())?;
+    let mut outside = Command::new(mqspan.workload());
+    outside.args(["hold", "--name", &format!("{name}-outside"), "--waiting", "0"]);
+    let mut holding = Vec::new();
+    for mut command in [inside.start_attached(), outside] {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
+        ensure!(line == "held\n", "{line:?}");
+        holding.push(child);
+    }
+    mqspan.trace(["--signals=metrics", &mqspan.to_file("gauges")])?.stop()?.ok()?;
+    for mut child in holding {
+        drop(child.stdin.take());
+        ensure!(child.wait()?.success(), "the workload");
+    }
+    let mut found = BTreeMap::new();
+    let scopes = otlp::metrics(&mqspan.file("gauges"))?.into_iter().flat_map(|request| request.resource_metrics);
+    for metric in scopes.flat_map(|of| of.scope_metrics).flat_map(|scope| scope.metrics) {
+        let Some(Data::Gauge(gauge)) = metric.data else { continue };
+        for point in gauge.data_points {
+            let attributes = otlp::attributes(&point.attributes)?;
+            let container = text(&attributes, "container.id").map(str::to_owned);
+            found.insert(
+                (metric.name.clone(), text(&attributes, "messaging.destination.name").map(str::to_owned)),
+                container,
+            );
+        }
+    }
+    for (queue, container) in [(format!("/{name}-full"), Some(inside.id())), (format!("/{name}-outside-full"), None)] {
+        for metric in ["posix_mq.queue.depth", "posix_mq.queue.peak_depth", "posix_mq.queue.capacity"] {
+            let its =
+                found.get(&(metric.to_owned(), Some(queue.clone()))).with_context(|| format!("{metric} {queue}"))?;
+            ensure!(its.as_deref() == container, "{metric} {queue}: {its:?}");
+        }
+    }
+    Ok(())
 }
 
 /// The options under which mqspan runs in a container.

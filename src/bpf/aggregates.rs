@@ -1,7 +1,7 @@
 //! Reads the kernel side's series on a thread of its own: taking a map waits until no program holds it any more, which
 //! the driver must not wait for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -14,7 +14,8 @@ use super::programs::Programs;
 use crate::event::QueueKey;
 use crate::metrics::queues::{QueueReading, Unlinked, Waiting};
 use crate::metrics::reading::{Reading, overflow_keys};
-use crate::process::calls;
+use crate::process::container::Container;
+use crate::process::{calls, namespaces};
 
 /// As many series are read by one system call.
 const AT_ONCE: u32 = 512;
@@ -30,6 +31,8 @@ pub struct Taken {
     pub unlinked: Vec<Unlinked>,
     /// Who waits at queues now.
     pub waiting: Waiting,
+    /// Which container or pod an ipc namespace belongs to.
+    pub containers: HashMap<u32, Container>,
 }
 
 /// The maps of series: one that the programs fill, and one that is empty; and those of queues.
@@ -126,7 +129,8 @@ impl Maps {
                 *waiting.threads.entry((queue, call.op)).or_default() += 1;
             }
         }
-        Ok(Taken { series, queues, unlinked, waiting })
+        let containers = namespaces::containers().unwrap_or_default();
+        Ok(Taken { series, queues, unlinked, waiting, containers })
     }
 }
 

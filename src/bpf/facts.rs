@@ -13,12 +13,15 @@ use crate::config::values::HookKind;
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 
 /// Capabilities by their numbers (include/uapi/linux/capability.h).
-pub const CAPABILITIES: [(&str, u32, &str); 4] = [
+pub const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_BPF", 39, "loads programs and maps"),
     ("CAP_PERFMON", 38, "attaches them and reads the callers' memory"),
-    ("CAP_SYS_PTRACE", 19, "shows which threads wait at queues"),
-    ("CAP_DAC_READ_SEARCH", 2, "reads tracefs, and the control group of a process that is gone"),
+    ("CAP_SYS_PTRACE", 19, "shows which threads wait at queues, and what processes publish of themselves"),
+    ("CAP_DAC_READ_SEARCH", 2, "reads tracefs"),
+    ("CAP_DAC_OVERRIDE", DAC_OVERRIDE, "makes kprobes, by writing to tracefs"),
 ];
+/// Needed for one kind of hooks only.
+pub const DAC_OVERRIDE: u32 = 1;
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// What `run` rests on.

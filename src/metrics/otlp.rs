@@ -1,6 +1,6 @@
 //! Streams as an OTLP request, by the contract's names and OpenTelemetry's conventions for messaging. Pure code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
@@ -20,6 +20,8 @@ use super::queues::{self, Gauges};
 use super::reading::Measure;
 use super::streams::{self, Destination, Of, Process, Stream, Streams, Total};
 use crate::config::values::Op;
+use crate::process::container::Container;
+use crate::process::resource::{CONTAINER_ID, POD_UID};
 use crate::telemetry::record::{Resource, SCHEMA_URL, SCOPE, VERSION, Value};
 use crate::telemetry::terms::{errno_name, is_error, operation, operation_type};
 
@@ -30,7 +32,13 @@ pub fn request(streams: &Streams, now_ns: u64) -> ExportMetricsServiceRequest {
 }
 
 /// The gauges of queues and of the threads that wait at them; None where there is no queue to tell of.
-pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<ResourceMetrics> {
+/// They carry the container and the pod that an ipc namespace belongs to.
+pub fn of_queues(
+    gauges: &Gauges,
+    containers: &HashMap<u32, Container>,
+    own: &Resource,
+    now_ns: u64,
+) -> Option<ResourceMetrics> {
     let point = |attributes, value| NumberDataPoint {
         attributes,
         time_unix_nano: now_ns,
@@ -44,7 +52,12 @@ pub fn of_queues(gauges: &Gauges, own: &Resource, now_ns: u64) -> Option<Resourc
         data: Some(Data::Gauge(Gauge { data_points })),
         ..Default::default()
     };
-    let attributes = |(ipc_ns, destination): &(u32, Destination)| of_queue(Some(destination), *ipc_ns);
+    let attributes = |(ipc_ns, destination): &(u32, Destination)| {
+        let container = containers.get(ipc_ns);
+        let id = container.and_then(|container| Some(text(CONTAINER_ID, container.id.as_ref()?)));
+        let pod_uid = container.and_then(|container| Some(text(POD_UID, container.pod_uid.as_ref()?)));
+        of_queue(Some(destination), *ipc_ns).into_iter().chain(id).chain(pod_uid).collect::<Vec<_>>()
+    };
     let of_each = |value: fn(&queues::Gauge) -> i64| {
         gauges.0.iter().map(|(queue, gauge)| point(attributes(queue), value(gauge))).collect::<Vec<_>>()
     };

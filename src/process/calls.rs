@@ -29,7 +29,8 @@ pub struct InCall {
     pub queue: Option<QueueName>,
 }
 
-fn numbers(folder: &Path) -> Vec<u32> {
+/// The entries of a folder that are numbers, ascending.
+pub fn numbers(folder: &Path) -> Vec<u32> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut numbers: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();

@@ -14,9 +14,13 @@ pub fn path(image: &Image) -> Option<String> {
     if recorded.as_ref().is_some_and(|path| path != "/") {
         return recorded;
     }
-    let lines = fs::read_to_string(format!("/proc/{}/cgroup", image.key.pid)).ok();
-    let lines = lines.filter(|_| host::is_running(&image.key));
-    lines.and_then(|lines| from_lines(&lines).map(Into::into)).or(recorded)
+    of_process(image.key.pid).filter(|_| host::is_running(&image.key)).or(recorded)
+}
+
+/// The path of the group of the process that has this id now.
+pub fn of_process(pid: u32) -> Option<String> {
+    let lines = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    from_lines(&lines).map(Into::into)
 }
 
 /// Of the lines of /proc/PID/cgroup (cgroups(7)), the one that names a container, else that of the unified hierarchy

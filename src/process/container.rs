@@ -17,7 +17,8 @@ impl Container {
     /// What a path says; of containers inside of others, the innermost.
     pub fn of_path(path: &str) -> Self {
         let innermost = |find: fn(&str) -> Option<String>| path.rsplit('/').find_map(find);
-        let in_pod = path.contains("kubepods");
+        // Seen from a cgroup namespace, the groups that both are in are left out: `/../../podUID/ID`.
+        let in_pod = path.contains("kubepods") || path.starts_with("/../");
         Self { id: innermost(id), pod_uid: innermost(pod_uid).filter(|_| in_pod) }
     }
 }
@@ -129,6 +130,7 @@ mod tests {
         let fixed = "0123456789abcdef0123456789abcdef";
         expect(&format!("/kubepods/burstable/pod{fixed}/{A}"), Some(A), Some(fixed));
         expect(&format!("/kubepods/burstable/pod{UID}"), None, Some(UID));
+        expect(&format!("/../../pod{UID}/{A}"), Some(A), Some(UID));
     }
 
     /// Prevents what only looks like a container or a pod from being told as one.

@@ -1,7 +1,7 @@
 //! The thread that reads the process contexts of other processes ([`super::process_context`]): their memory may be slow
 //! to come, which calls must not wait for. Thin code.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
@@ -9,11 +9,11 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::debug;
+use tracing::warn;
 
 use super::host;
 use super::process_context::{self, HEADER, Published, Unreadable};
-use crate::event::ImageKey;
+use crate::event::{Image, ImageKey};
 
 /// The first calls of a process wait so long to be told with what it has published, and no longer.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -29,6 +29,8 @@ const MOST_MAPS: u64 = 16 << 20;
 #[derive(Debug)]
 struct Asked {
     image: ImageKey,
+    /// In the process's own pid namespace, which may be this program's too.
+    vpid: u32,
     environ_at: u64,
     /// Not before.
     at: Instant,
@@ -38,10 +40,14 @@ struct Asked {
 #[derive(Debug)]
 pub struct Contexts {
     asked: SyncSender<Asked>,
-    answers: Receiver<(ImageKey, Option<Published>)>,
+    answers: Receiver<Answer>,
     /// Images whose first calls wait, and until when.
     awaited: HashMap<ImageKey, Instant>,
+    /// Contexts that could not be read, by the reason.
+    unreadable: BTreeMap<Unreadable, u64>,
 }
+
+type Answer = (ImageKey, Result<Option<Published>, Unreadable>);
 
 impl Contexts {
     /// Starts the thread; it ends when this is gone.
@@ -49,25 +55,26 @@ impl Contexts {
         let (asked, asks) = mpsc::sync_channel(MOST_ASKED);
         let (send, answers) = mpsc::channel();
         thread::Builder::new().name("mqspan-contexts".into()).spawn(move || read_all(&asks, &send))?;
-        Ok(Self { asked, answers, awaited: HashMap::new() })
+        Ok(Self { asked, answers, awaited: HashMap::new(), unreadable: BTreeMap::new() })
     }
 
-    /// An image has made its first call; its environment is at this address, 0 where that is not known.
-    pub fn first_call(&mut self, image: ImageKey, environ_at: u64) {
+    /// An image has made its first call.
+    pub fn first_call(&mut self, image: &Image) {
         let now = Instant::now();
-        if self.ask(image, environ_at, now) {
-            self.awaited.insert(image, now + PATIENCE);
+        if self.ask(image, now) {
+            self.awaited.insert(image.key, now + PATIENCE);
         }
     }
 
     /// An image has published something.
-    pub fn published(&self, image: ImageKey, environ_at: u64) {
-        self.ask(image, environ_at, Instant::now() + PAUSE);
+    pub fn published(&self, image: &Image) {
+        self.ask(image, Instant::now() + PAUSE);
     }
 
-    fn ask(&self, image: ImageKey, environ_at: u64, at: Instant) -> bool {
+    fn ask(&self, image: &Image, at: Instant) -> bool {
+        let Image { key, vpid, environ_at, .. } = *image;
         // Without the address nothing would tell the image from a later one.
-        environ_at != 0 && self.asked.try_send(Asked { image, environ_at, at }).is_ok()
+        environ_at != 0 && self.asked.try_send(Asked { image: key, vpid, environ_at, at }).is_ok()
     }
 
     /// Whether the image's calls are to wait.
@@ -82,50 +89,54 @@ impl Contexts {
 
     /// What was read since the last time.
     pub fn answers(&mut self) -> Vec<(ImageKey, Published)> {
-        let mut answers = Vec::new();
-        while let Ok((image, published)) = self.answers.try_recv() {
-            self.awaited.remove(&image);
-            answers.extend(published.map(|published| (image, published)));
+        let mut published = Vec::new();
+        while let Ok(answer) = self.answers.try_recv() {
+            published.extend(self.take(answer));
         }
-        answers
+        published
     }
 
-    /// Waits for what is under way, no longer than calls do.
+    /// Waits for what is under way, no longer than calls do; then no more is read. Says what could not be.
     pub fn settle(&mut self) -> Vec<(ImageKey, Published)> {
-        let mut answers = self.answers();
+        let mut published = self.answers();
         while let Some(until) = self.awaited.values().max() {
             match self.answers.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok((image, published)) => {
-                    self.awaited.remove(&image);
-                    answers.extend(published.map(|published| (image, published)));
-                }
+                Ok(answer) => published.extend(self.take(answer)),
                 Err(_) => self.awaited.clear(),
             }
         }
-        answers
+        for (why, count) in std::mem::take(&mut self.unreadable) {
+            warn!("{count} times a process context counted as not published: {why}");
+        }
+        published
+    }
+
+    fn take(&mut self, (image, answer): Answer) -> Option<(ImageKey, Published)> {
+        self.awaited.remove(&image);
+        match answer {
+            Ok(published) => Some((image, published?)),
+            Err(why) => {
+                *self.unreadable.entry(why).or_default() += 1;
+                None
+            }
+        }
     }
 }
 
 /// Reads in the order in which it is due.
-fn read_all(asks: &Receiver<Asked>, answers: &Sender<(ImageKey, Option<Published>)>) {
+fn read_all(asks: &Receiver<Asked>, answers: &Sender<Answer>) {
     let mut waiting: Vec<Asked> = Vec::new();
     loop {
         let due = waiting.iter().map(|asked| asked.at).min();
         let wait = due.map_or(Duration::MAX, |due| due.saturating_duration_since(Instant::now()));
         match asks.recv_timeout(wait) {
-            // A publication that is to be looked at is looked at once.
-            Ok(asked) if waiting.iter().any(|other| other.image == asked.image && other.at <= asked.at) => {}
             Ok(asked) => waiting.push(asked),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         }
         let now = Instant::now();
         for asked in waiting.extract_if(.., |asked| asked.at <= now) {
-            let published = read(&asked).unwrap_or_else(|why| {
-                debug!("the process context of {}: {why}", asked.image.pid);
-                None
-            });
-            if answers.send((asked.image, published)).is_err() {
+            if answers.send((asked.image, read(&asked))).is_err() {
                 return;
             }
         }
@@ -134,26 +145,33 @@ fn read_all(asks: &Receiver<Asked>, answers: &Sender<(ImageKey, Option<Published
 
 /// What the image has published; None where it has not, or is no more.
 fn read(asked: &Asked) -> Result<Option<Published>, Unreadable> {
-    let pid = asked.image.pid;
+    // A sidecar in the pid namespace of its pod sees processes by their numbers there.
+    match read_of(asked, asked.image.pid)? {
+        None if asked.vpid != asked.image.pid => read_of(asked, asked.vpid),
+        published => Ok(published),
+    }
+}
+
+/// The same of the process that has this id, if it is the one.
+fn read_of(asked: &Asked, pid: u32) -> Result<Option<Published>, Unreadable> {
+    let is_it = || host::is_image(pid, &asked.image, asked.environ_at);
     // Opened first: it stays the memory of this image. What is asked after that shows whose it is.
     let memory = match File::open(format!("/proc/{pid}/mem")) {
         Ok(memory) => memory,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(_) => return Err(Unreadable::Memory),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => return Err(Unreadable::Memory),
+        Err(_) => return Ok(None),
     };
-    if !host::is_image(&asked.image, asked.environ_at) {
-        return Ok(None);
-    }
-    let Some(at) = find(pid) else { return Ok(None) };
-    let mut published = read_at(&memory, at);
-    for _ in 1..TRIES {
-        if published != Err(Unreadable::Changing) {
-            break;
+    let Some(at) = is_it().then(|| find(pid)).flatten() else { return Ok(None) };
+    for attempt in 1.. {
+        match read_at(&memory, at) {
+            Ok(published) => return Ok(Some(published)),
+            Err(Unreadable::Changing) if attempt < TRIES => thread::sleep(PAUSE),
+            // It may have ended meanwhile.
+            Err(_) if !is_it() => return Ok(None),
+            Err(why) => return Err(why),
         }
-        thread::sleep(PAUSE);
-        published = read_at(&memory, at);
     }
-    published.map(Some)
+    Ok(None)
 }
 
 fn find(pid: u32) -> Option<u64> {
@@ -204,7 +222,7 @@ mod tests {
         mapped[32..32 + payload.len()].copy_from_slice(&payload);
         let pid = std::process::id();
         let image = ImageKey { pid, started_ns: host::started_ns(pid).unwrap(), exec_id: 0 };
-        let asked = |environ_at| Asked { image, environ_at, at: Instant::now() };
+        let asked = |environ_at| Asked { image, vpid: pid, environ_at, at: Instant::now() };
         let environ_at = host::environ_at(pid).unwrap();
         assert_eq!(read(&asked(environ_at)), Err(Unreadable::Changing), "its time is 0");
         mapped[16..24].copy_from_slice(&7u64.to_ne_bytes());
@@ -212,10 +230,13 @@ mod tests {
         assert_eq!(published.attributes.len(), 1, "{published:?}");
         assert_eq!(read(&asked(environ_at + 8)), Ok(None), "another image");
 
+        let inside = Asked { image: ImageKey { pid: u32::MAX, ..image }, ..asked(environ_at) };
+        assert_eq!(read(&inside), Ok(Some(published.clone())), "by its number in this pid namespace");
+
         let mut contexts = Contexts::start().unwrap();
-        contexts.first_call(image, 0);
+        contexts.first_call(&host::image(image));
         assert!(!contexts.awaits(&image), "nothing to tell it by");
-        contexts.first_call(image, environ_at);
+        contexts.first_call(&Image { environ_at, ..host::image(image) });
         assert_eq!(contexts.settle(), [(image, published)]);
         assert!(!contexts.awaits(&image));
     }

@@ -57,11 +57,11 @@ pub fn is_running(image: &ImageKey) -> bool {
     stat(image.pid).is_some_and(|stat| stat.started == ticks(image.started_ns))
 }
 
-/// Whether that process runs the same image still, whose environment is at this address: the kernel draws another one at
-/// each exec.
-pub fn is_image(image: &ImageKey, environ_at: u64) -> bool {
+/// Whether the process that has this id now runs the image, whose environment is at this address: the kernel draws
+/// another one at each exec.
+pub fn is_image(pid: u32, image: &ImageKey, environ_at: u64) -> bool {
     let is_it = |stat: Stat| stat.started == ticks(image.started_ns) && stat.environ_at == environ_at;
-    stat(image.pid).is_some_and(is_it)
+    stat(pid).is_some_and(is_it)
 }
 
 /// Of /proc/PID/stat (proc_pid_stat(5)).

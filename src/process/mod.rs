@@ -9,6 +9,7 @@ pub mod contexts;
 pub mod elf;
 pub mod environment;
 pub mod host;
+pub mod namespaces;
 mod owner;
 pub mod process_context;
 pub mod publishers;
@@ -60,9 +61,9 @@ impl Registry {
         self.images.put(image.key, Known { image, said, published: Published::default() });
     }
 
-    /// Where the environment of an image was; 0 where that is not known.
-    pub fn environ_at(&mut self, key: &ImageKey) -> u64 {
-        self.images.get(key).map_or(0, |known| known.image.environ_at)
+    /// What is known of an image.
+    pub fn image(&mut self, key: &ImageKey) -> Option<&Image> {
+        self.images.get(key).map(|known| &known.image)
     }
 
     /// Takes what an image has published; returns whether that replaces a Resource that was in use.

@@ -25,7 +25,7 @@ pub struct Published {
 }
 
 /// Why a context can't be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Unreadable {
     /// There is another signature.
     #[error("it has no signature")]

@@ -5,6 +5,7 @@ mod links;
 mod metrics;
 mod parity;
 mod races;
+mod who;
 
 use std::process::Command;
 

@@ -51,7 +51,7 @@ impl Container {
     /// The command that starts it, and is it to who runs it.
     pub fn start_attached(&self) -> Command {
         let mut start = Command::new("podman");
-        start.args(["--runtime", "runc", "start", "--attach", "--sig-proxy", &self.id]);
+        start.args(["--runtime", "runc", "start", "--attach", "--interactive", "--sig-proxy", &self.id]);
         start
     }
 

@@ -91,6 +91,10 @@ struct Publish {
     /// Services
     names: Vec<String>,
 
+    /// Where they are
+    #[arg(long, value_enum, default_value = "memfd")]
+    mapping: publish::Mapping,
+
     /// Then become a program that makes one call more
     #[arg(long)]
     exec: bool,

@@ -16,13 +16,25 @@ use crate::{Publish, kernel};
 const SIZE: usize = 4096;
 const HEADER: usize = 32;
 
+/// As which the mapping shows in /proc/PID/maps.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+pub enum Mapping {
+    /// `/memfd:OTEL_CTX`
+    Memfd,
+    /// `[anon:OTEL_CTX]`
+    Private,
+    /// `[anon_shmem:OTEL_CTX]`
+    Shared,
+}
+
 pub fn run(options: &Publish) -> Result<()> {
-    let mapping = map()?;
+    let mapping = map(options.mapping)?;
     let queue = CString::new("workload-published")?;
     let mut lines = io::stdin().lock().lines();
     for name in &options.names {
-        publish(mapping, &resource(&[("service.name", name), ("service.instance.id", &format!("{name}-1"))]));
-        println!("published");
+        let is_named =
+            publish(mapping, &resource(&[("service.name", name), ("service.instance.id", &format!("{name}-1"))]));
+        println!("{}", if is_named { "published" } else { "published, but not named" });
         io::stdout().flush()?;
         // A line on stdin: a call; an empty one: on to the next name.
         while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {
@@ -35,18 +47,24 @@ pub fn run(options: &Publish) -> Result<()> {
     Ok(())
 }
 
-fn map() -> Result<*mut u8> {
-    // SAFETY: a new file, and a new mapping of all of it that stays until the process ends.
+fn map(kind: Mapping) -> Result<*mut u8> {
+    // SAFETY: a new file, and a new mapping, of all of it, that stays until the process ends.
     let mapping = unsafe {
-        let file = libc::memfd_create(c"OTEL_CTX".as_ptr(), libc::MFD_CLOEXEC);
-        ensure!(file >= 0 && libc::ftruncate(file, SIZE as i64) == 0, "memfd: {}", io::Error::last_os_error());
-        libc::mmap(std::ptr::null_mut(), SIZE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE, file, 0)
+        let (file, flags) = match kind {
+            Mapping::Memfd => (libc::memfd_create(c"OTEL_CTX".as_ptr(), libc::MFD_CLOEXEC), libc::MAP_PRIVATE),
+            Mapping::Private => (-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+            Mapping::Shared => (-1, libc::MAP_SHARED | libc::MAP_ANONYMOUS),
+        };
+        let sized = kind != Mapping::Memfd || libc::ftruncate(file, SIZE as i64) == 0;
+        ensure!(sized, "memfd: {}", io::Error::last_os_error());
+        libc::mmap(std::ptr::null_mut(), SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0)
     };
     ensure!(mapping != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
     Ok(mapping.cast())
 }
 
-fn publish(mapping: *mut u8, payload: &[u8]) {
+/// Returns whether the kernel named the mapping.
+fn publish(mapping: *mut u8, payload: &[u8]) -> bool {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: within the mapping, which is aligned and this thread's alone; other processes only read.
     unsafe {
@@ -62,7 +80,7 @@ fn publish(mapping: *mut u8, payload: &[u8]) {
         copy(HEADER, payload);
         time.store(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64, Ordering::SeqCst);
         // Whether the kernel can name mappings or not: this is what a reader is told by.
-        libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, mapping, SIZE, c"OTEL_CTX".as_ptr());
+        libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, mapping, SIZE, c"OTEL_CTX".as_ptr()) == 0
     }
 }
 
