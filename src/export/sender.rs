@@ -66,12 +66,21 @@ pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangu
             sender.state().off_until = None;
         }
         let sender = sender.clone();
-        if let Some(spool) = sender.spool.clone().filter(|spool| spool.has_backlog(sender.signal)) {
-            under_way.spawn(async move { sender.put_behind(&spool, queued).await });
-            continue;
-        }
+        let slot = match &sender.spool {
+            None => slots.clone().acquire_owned().await,
+            Some(spool) => tokio::select! {
+                biased;
+                () = spool.backlog(sender.signal) => {
+                    if let Some(put) = sender.put_behind(spool, queued) {
+                        under_way.spawn(put);
+                    }
+                    continue;
+                }
+                slot = slots.clone().acquire_owned() => slot,
+            },
+        };
         // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slot else { return };
         under_way.spawn(async move {
             let span = debug_span!("export", output = sender.name, records = queued.request.share.records());
             sender.deliver(queued).instrument(span).await;
@@ -92,14 +101,18 @@ async fn is_set(flag: &watch::Receiver<bool>) {
 }
 
 impl Sender {
-    /// Requests wait on disk already: this one behind them.
-    async fn put_behind(&self, spool: &Spool, queued: Queued) {
+    /// Requests wait on disk already: this one gets its place behind them at once. What is left to do about it.
+    fn put_behind(self: &Arc<Self>, spool: &Spool, queued: Queued) -> Option<impl Future<Output = ()> + Send + use<>> {
         if self.is_off() {
-            return queued.settle(Outcome::Lost(Stage::SwitchedOff));
+            queued.settle(Outcome::Lost(Stage::SwitchedOff));
+            return None;
         }
-        if let Err(Some(queued)) = spool.put(queued, self.client.encoding(), false).await {
-            self.deliver(queued).await;
-        }
+        let (sender, put) = (self.clone(), spool.put(queued, self.client.encoding(), false));
+        Some(async move {
+            if let Err(Some(queued)) = put.await {
+                sender.deliver(queued).await;
+            }
+        })
     }
 
     async fn deliver(&self, mut queued: Queued) {

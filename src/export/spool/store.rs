@@ -254,6 +254,17 @@ impl Store {
             .optional()
     }
 
+    /// Puts another body and number of records in a request's place.
+    pub fn replace(&self, id: i64, records: u64, body: &[u8]) -> rusqlite::Result<()> {
+        let body = zstd::bulk::compress(body, 1).map_err(failed)?;
+        self.db.prepare_cached("UPDATE requests SET records = ?2, body = ?3 WHERE id = ?1")?.execute(params![
+            id,
+            records.cast_signed(),
+            body
+        ])?;
+        Ok(())
+    }
+
     /// The calls of a batch are counted: what is left of it carries none any more.
     pub fn uncount(&self, batch: u64) -> rusqlite::Result<()> {
         self.db
