@@ -189,24 +189,24 @@ impl Sender {
                     () = is_set(&closing) => return,
                 }
             };
-            loop {
-                let result = tokio::select! {
-                    result = self.client.send(kept.body.clone(), kept.encoding) => result,
-                    () = is_set(&self.hurry) => return spool.back(kept.id),
-                };
-                let after = match self.outcome(result) {
-                    Ok(outcome) => {
-                        backoff = Backoff::default();
-                        spool.done(kept.id, outcome);
-                        break;
+            let result = tokio::select! {
+                result = self.client.send(kept.body, kept.encoding) => result,
+                () = is_set(&self.hurry) => return spool.back(kept.id),
+            };
+            match self.outcome(result) {
+                Ok(outcome) => {
+                    backoff = Backoff::default();
+                    spool.done(kept.id, outcome);
+                }
+                Err((after, _)) => {
+                    // Meanwhile it may be thinned.
+                    spool.back(kept.id);
+                    // What is on disk is never given up.
+                    let pause = backoff.next(after, Duration::ZERO, rand::random()).unwrap_or_default();
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = is_set(&closing) => return,
                     }
-                    Err((after, _)) => after,
-                };
-                // What is on disk is never given up.
-                let pause = backoff.next(after, Duration::ZERO, rand::random()).unwrap_or_default();
-                tokio::select! {
-                    () = sleep(pause) => {}
-                    () = is_set(&closing) => return spool.back(kept.id),
                 }
             }
         }

@@ -141,9 +141,10 @@ impl Store {
     fn try_open(path: &Path, bytes: u64, sync: bool) -> Result<Self, Unusable> {
         let db = Connection::open(path)?;
         db.busy_timeout(Duration::ZERO)?;
-        // The order matters: vacuuming is decided before the first table, the lock is taken by the first access.
-        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        // The order matters: the lock is taken by the first access, which without it would need a file for memory that is
+        // shared, for which a full disk has no room; vacuuming is decided before the first table.
         db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", if sync { "FULL" } else { "OFF" })?;
         db.pragma_update(None, "journal_size_limit", LOG as i64)?;
