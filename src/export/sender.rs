@@ -4,12 +4,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
+use super::batch::Encoding;
 use super::client::Client;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
@@ -17,6 +19,7 @@ use super::queue::Queued;
 use super::reply::{Accepted, Failure};
 use super::retry::{Backoff, GIVE_UP_AFTER};
 use super::spool::Spool;
+use super::traffic::Traffic;
 use crate::config::values::Signal;
 
 /// A signal that the backend does not take is tried again after this long.
@@ -35,6 +38,8 @@ pub struct Sender {
     pub signal: Signal,
     /// The connection to its backend.
     pub client: Client,
+    /// What is under way to it.
+    pub traffic: Arc<Traffic>,
     /// Where there is one.
     pub spool: Option<Spool>,
     /// True once mqspan is about to end: what is not delivered goes into the spool at once.
@@ -122,7 +127,10 @@ impl Sender {
         let (first, mut backoff) = (Instant::now(), Backoff::default());
         let outcome = loop {
             let result = match &self.spool {
-                None => self.client.send(queued.request.body.clone(), self.client.encoding()).await,
+                None => {
+                    let request = &queued.request;
+                    self.attempt(request.share.records(), request.body.clone(), self.client.encoding()).await
+                }
                 Some(spool) => match self.send_or_spool(spool, queued).await {
                     Some((unspooled, result)) => {
                         queued = unspooled;
@@ -153,11 +161,15 @@ impl Sender {
         queued.settle(outcome);
     }
 
+    async fn attempt(&self, records: u64, body: Bytes, encoding: Encoding) -> Result<Accepted, Failure> {
+        self.traffic.attempt(records, self.client.send(body, encoding)).await
+    }
+
     /// One attempt; where it takes too long the request goes into the spool meanwhile. None: the spool has it, and
     /// knows what came of the attempt.
     async fn send_or_spool(&self, spool: &Spool, queued: Queued) -> Option<(Queued, Result<Accepted, Failure>)> {
         let encoding = self.client.encoding();
-        let attempt = self.client.send(queued.request.body.clone(), encoding);
+        let attempt = self.attempt(queued.request.share.records(), queued.request.body.clone(), encoding);
         tokio::pin!(attempt);
         tokio::select! {
             result = &mut attempt => return Some((queued, result)),
@@ -190,7 +202,7 @@ impl Sender {
                 }
             };
             let result = tokio::select! {
-                result = self.client.send(kept.body, kept.encoding) => result,
+                result = self.attempt(kept.records, kept.body, kept.encoding) => result,
                 () = is_set(&self.hurry) => return spool.back(kept.id),
             };
             match self.outcome(result) {

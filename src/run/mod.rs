@@ -80,7 +80,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         health::serve(address, pulse.clone(), runtime.handle())?;
     }
     let filters = Arc::new(settings.filters);
-    let Outputs { sinks, ledger, deliveries } = outputs;
+    let Outputs { sinks, ledger, deliveries, .. } = outputs;
     let of_signal =
         |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
     let makes_records = settings.signals.traces || settings.signals.logs;

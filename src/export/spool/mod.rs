@@ -50,6 +50,8 @@ pub struct Kept {
     pub id: i64,
     /// Its encoding.
     pub encoding: Encoding,
+    /// Its records.
+    pub records: u64,
     /// The request.
     pub body: Bytes,
 }
@@ -375,9 +377,10 @@ impl Keeper {
             let row = self.read(signal, after)?;
             after = row.id;
             // One that has come to its end may still be on disk.
-            if self.shares.contains_key(&row.id) {
+            if let Some((_, share)) = self.shares.get(&row.id) {
                 if self.under_way.insert(row.id) {
-                    return Some(Kept { id: row.id, encoding: row.encoding, body: row.body.into() });
+                    let Row { id, encoding, body } = row;
+                    return Some(Kept { id, encoding, records: share.records(), body: body.into() });
                 }
                 // The points of a stream must not overtake each other.
                 if signal == Signal::Metrics {

@@ -18,6 +18,8 @@ const FILE: &str = "spool.sqlite";
 const APPLICATION: i32 = 0x6d71_7370;
 /// The layout of the tables (SQLite's user_version). A later one reads what earlier ones wrote, or says that it can't.
 const FORMAT: i32 = 1;
+/// Pages that are free are given back when that is asked for (SQLite's auto_vacuum).
+const INCREMENTAL: i32 = 2;
 /// What SQLite keeps besides the pages that are counted: its log of changes, which a change may exceed before it is
 /// written back. A change has some 2 MiB.
 const LOG: u64 = 4 << 20;
@@ -142,9 +144,12 @@ impl Store {
         let db = Connection::open(path)?;
         db.busy_timeout(Duration::ZERO)?;
         // The order matters: the lock is taken by the first access, which without it would need a file for memory that is
-        // shared, for which a full disk has no room; vacuuming is decided before the first table.
+        // shared; vacuuming is decided before the first table, and only then, since it is a change. A full disk has room
+        // for neither.
         db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
-        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        if db.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, i32>(0))? != INCREMENTAL {
+            db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+        }
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", if sync { "FULL" } else { "OFF" })?;
         db.pragma_update(None, "journal_size_limit", LOG as i64)?;
