@@ -24,7 +24,7 @@ test: ready lint ## everything: lint, the tests without root, those on the real 
 	cargo test --workspace
 	cargo build --workspace
 	$(CARGO_AS_ROOT) test --test host --test correlation --test family --test faults --test limits --test links --test metrics --test queues
-	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test spool
+	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test outage --test spool
 	rotel=$$(scripts/backends.sh rotel) && MQSPAN_TEST_ROTEL=$$rotel $(CARGO_AS_ROOT) test --test rotel
 
 .PHONY: test-backends
@@ -40,6 +40,11 @@ test-backends: ## Jaeger, Prometheus and VictoriaLogs: what their query APIs ans
 test-spool: ready ## the spool, with mqspan killed 50 times: ten minutes
 	cargo build --workspace
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector MQSPAN_TEST_KILLS=50 $(CARGO_AS_ROOT) test --test spool -- --nocapture
+
+.PHONY: test-outage
+test-outage: ready ## a backend up and down at random, with a spool and without: ten minutes
+	cargo build --workspace
+	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector MQSPAN_TEST_OUTAGE=$${MQSPAN_TEST_OUTAGE:-600} $(CARGO_AS_ROOT) test --test outage up_and_down -- --nocapture
 
 .PHONY: test-stress
 test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory

@@ -245,12 +245,14 @@ fn own_counters(requests: &[ExportMetricsServiceRequest], service: &str) -> Resu
         }
         for metric in of_resource.scope_metrics.iter().flat_map(|of_scope| &of_scope.metrics) {
             let Some(Data::Sum(sum)) = &metric.data else { continue };
-            ensure!(sum.is_monotonic && sum.aggregation_temporality == 2, "{metric:?}");
+            ensure!(sum.is_monotonic != metric.name.ends_with(".inflight"), "{metric:?}");
+            ensure!(sum.aggregation_temporality == 2, "{metric:?}");
             for point in &sum.data_points {
                 let Some(number_data_point::Value::AsInt(value)) = point.value else { continue };
                 let attributes = otlp::attributes(&point.attributes)?;
-                let more =
-                    ["stage", "output", "signal", "outcome"].into_iter().filter_map(|key| otlp::text(&attributes, key));
+                let more = ["stage", "output", "signal", "outcome", "error.type"]
+                    .into_iter()
+                    .filter_map(|key| otlp::text(&attributes, key));
                 let key = [&*metric.name].into_iter().chain(more).collect::<Vec<_>>().join(".");
                 // Cumulative: the last is the greatest.
                 let last: &mut u64 = counters.entry(key).or_default();
@@ -291,6 +293,16 @@ fn what_mqspan_says_of_itself() -> Result<()> {
     );
     let sent = counters.get("mqspan.export.records.otlp.traces.sent");
     ensure!(sent == Some(&stats.exported), "{sent:?} spans: {counters:?}");
+    for (kind, output) in [("span", "otlp.traces"), ("log", "otlp.logs")] {
+        let output = stats.outputs.get(output).context("no such output")?;
+        for (error, expected) in [("", output.sent), (".rejected", output.rejected), (".lost", output.lost)] {
+            let found = counters.get(&format!("otel.sdk.exporter.{kind}.exported{error}"));
+            ensure!(found == Some(&expected), "{kind}{error} is {found:?}, not {expected}: {counters:?}");
+        }
+    }
+    for name in ["otel.sdk.exporter.span.inflight", "otel.sdk.exporter.metric_data_point.exported"] {
+        ensure!(counters.contains_key(name), "no {name}: {counters:?}");
+    }
 
     let logs: Vec<_> = received.logs()?.into_iter().filter(|log| is_own(&log.origin.resource)).collect();
     let says = |text: &str| logs.iter().any(|log| otlp::body(&log.body).is_some_and(|body| body.contains(text)));

@@ -33,7 +33,7 @@ fn command(mqspan: &Mqspan, endpoint: &str, protocol: &str, options: &[&str]) ->
     let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
     let mut command = mqspan.command(["run", "--output=otlp", "--max-rate=0", &stats]);
     command.args(["--endpoint", endpoint, "--protocol", protocol]).args(options);
-    command.env("OTEL_SDK_DISABLED", "true").env("OTEL_EXPORTER_OTLP_TIMEOUT", "2000");
+    command.env("OTEL_SDK_DISABLED", "true").env("OTEL_EXPORTER_OTLP_TIMEOUT", "1000");
     command
 }
 
@@ -73,10 +73,10 @@ fn faults() -> Vec<Fault> {
         passes("RESOURCE_EXHAUSTED, RetryInfo", grpc, Answer::Grpc(Code::ResourceExhausted, asked), patient),
         passes("cut", http, Answer::Cut, BACK_OFF),
         passes("cut", grpc, Answer::Cut, BACK_OFF),
-        // The timeout of 2 s comes on top.
-        passes("hangs once", http, Answer::Nothing, [BACK_OFF[0] + 2.0, FLUSH.as_secs_f64()]),
-        stays("slow", http, Answer::TakenAfter(Duration::from_millis(1500)), CALLS, ""),
-        stays("slow", grpc, Answer::TakenAfter(Duration::from_millis(1500)), CALLS, ""),
+        // The timeout of 1 s comes on top.
+        passes("hangs once", http, Answer::Nothing, [BACK_OFF[0] + 1.0, FLUSH.as_secs_f64()]),
+        stays("slow", http, Answer::TakenAfter(Duration::from_millis(700)), CALLS, ""),
+        stays("slow", grpc, Answer::TakenAfter(Duration::from_millis(700)), CALLS, ""),
         stays("RESOURCE_EXHAUSTED", grpc, Answer::Grpc(Code::ResourceExhausted, None), 0, "refused"),
         stays("INVALID_ARGUMENT", grpc, Answer::Grpc(Code::InvalidArgument, None), 0, "refused"),
         stays("400", http, Answer::Http(400, None), 0, "refused"),

@@ -241,7 +241,7 @@ impl Ledger {
             Outcome::Lost(_) => {
                 output.lost.fetch_add(records, Relaxed);
             }
-            Outcome::Spooled => {}
+            Outcome::Spooled | Outcome::Superseded => {}
         }
     }
 
@@ -362,6 +362,8 @@ pub enum Outcome {
     Lost(Stage),
     /// Left in the spool, for another run to deliver.
     Spooled,
+    /// Points of cumulative streams for which a later one stands.
+    Superseded,
 }
 
 /// The calls of one batch, until every request that carries them has come to its end: dropping the last part of it
@@ -459,6 +461,11 @@ impl Share {
         if is_counted { 0 } else { tally.calls.load(Relaxed) }
     }
 
+    /// A later point stands for so many.
+    pub fn supersede(&mut self, records: u64) {
+        self.records = self.records.saturating_sub(records);
+    }
+
     /// Counts what became of them.
     pub fn settle(mut self, outcome: Outcome) {
         self.count(outcome);
@@ -480,6 +487,8 @@ impl Share {
             }
             Outcome::Lost(stage) => tally.stage.store(stage as u8, Relaxed),
             Outcome::Spooled => tally.spooled.store(true, Relaxed),
+            // Metrics carry no calls.
+            Outcome::Superseded => {}
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
 //! requests, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
-//! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin anew, and [`ledger`] counts.
+//! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
+//! anew, [`ledger`] counts what became of it all, and [`traffic`] what is under way.
 
 pub mod batch;
 pub mod client;
@@ -11,6 +12,7 @@ pub mod reply;
 pub mod retry;
 pub mod sender;
 pub mod spool;
+pub mod traffic;
 pub mod writer;
 
 use std::io;
@@ -31,6 +33,7 @@ use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
 use self::queue::{Queue, Queued, Request};
 use self::sender::Sender;
+use self::traffic::Traffic;
 use self::writer::Target;
 use crate::config::Signals;
 use crate::config::error::Error;
@@ -83,7 +86,9 @@ pub struct Outputs {
     pub sinks: Vec<Sink>,
     /// The counts of the run.
     pub ledger: Arc<Ledger>,
-    /// What is still under way, and its end.
+    /// What is under way to backends.
+    pub traffic: Vec<Arc<Traffic>>,
+    /// What is still to be delivered, and its end.
     pub deliveries: Deliveries,
 }
 
@@ -143,11 +148,15 @@ pub fn start(
         deliveries.spool = Some(thread);
         keeper = Some(spool);
     }
+    let mut traffic = Vec::new();
     for Unstarted { signal, output, client, requests } in senders {
+        let of_signal = Arc::new(Traffic::new(signal, otlp.of(signal).protocol));
+        traffic.push(of_signal.clone());
         let sender = Sender {
             name: names.get(output).cloned().unwrap_or_default(),
             signal,
             client,
+            traffic: of_signal,
             spool: keeper.clone(),
             hurry: deliveries.hurry.subscribe(),
             state: Mutex::default(),
@@ -155,7 +164,7 @@ pub fn start(
         let hangup = deliveries.hangup.listener();
         deliveries.tasks.push(runtime.spawn(sender::run(sender, requests, hangup)));
     }
-    Ok(Outputs { sinks, ledger, deliveries })
+    Ok(Outputs { sinks, ledger, traffic, deliveries })
 }
 
 /// A sender that waits for the ledger and the spool.

@@ -4,12 +4,14 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
+use super::batch::Encoding;
 use super::client::Client;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
@@ -17,6 +19,7 @@ use super::queue::Queued;
 use super::reply::{Accepted, Failure};
 use super::retry::{Backoff, GIVE_UP_AFTER};
 use super::spool::Spool;
+use super::traffic::Traffic;
 use crate::config::values::Signal;
 
 /// A signal that the backend does not take is tried again after this long.
@@ -35,6 +38,8 @@ pub struct Sender {
     pub signal: Signal,
     /// The connection to its backend.
     pub client: Client,
+    /// What is under way to it.
+    pub traffic: Arc<Traffic>,
     /// Where there is one.
     pub spool: Option<Spool>,
     /// True once mqspan is about to end: what is not delivered goes into the spool at once.
@@ -66,12 +71,21 @@ pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangu
             sender.state().off_until = None;
         }
         let sender = sender.clone();
-        if let Some(spool) = sender.spool.clone().filter(|spool| spool.has_backlog(sender.signal)) {
-            under_way.spawn(async move { sender.put_behind(&spool, queued).await });
-            continue;
-        }
+        let slot = match &sender.spool {
+            None => slots.clone().acquire_owned().await,
+            Some(spool) => tokio::select! {
+                biased;
+                () = spool.backlog(sender.signal) => {
+                    if let Some(put) = sender.put_behind(spool, queued) {
+                        under_way.spawn(put);
+                    }
+                    continue;
+                }
+                slot = slots.clone().acquire_owned() => slot,
+            },
+        };
         // The semaphore is never closed.
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slot else { return };
         under_way.spawn(async move {
             let span = debug_span!("export", output = sender.name, records = queued.request.share.records());
             sender.deliver(queued).instrument(span).await;
@@ -92,14 +106,18 @@ async fn is_set(flag: &watch::Receiver<bool>) {
 }
 
 impl Sender {
-    /// Requests wait on disk already: this one behind them.
-    async fn put_behind(&self, spool: &Spool, queued: Queued) {
+    /// Requests wait on disk already: this one gets its place behind them at once. What is left to do about it.
+    fn put_behind(self: &Arc<Self>, spool: &Spool, queued: Queued) -> Option<impl Future<Output = ()> + Send + use<>> {
         if self.is_off() {
-            return queued.settle(Outcome::Lost(Stage::SwitchedOff));
+            queued.settle(Outcome::Lost(Stage::SwitchedOff));
+            return None;
         }
-        if let Err(Some(queued)) = spool.put(queued, self.client.encoding(), false).await {
-            self.deliver(queued).await;
-        }
+        let (sender, put) = (self.clone(), spool.put(queued, self.client.encoding(), false));
+        Some(async move {
+            if let Err(Some(queued)) = put.await {
+                sender.deliver(queued).await;
+            }
+        })
     }
 
     async fn deliver(&self, mut queued: Queued) {
@@ -109,7 +127,10 @@ impl Sender {
         let (first, mut backoff) = (Instant::now(), Backoff::default());
         let outcome = loop {
             let result = match &self.spool {
-                None => self.client.send(queued.request.body.clone(), self.client.encoding()).await,
+                None => {
+                    let request = &queued.request;
+                    self.attempt(request.share.records(), request.body.clone(), self.client.encoding()).await
+                }
                 Some(spool) => match self.send_or_spool(spool, queued).await {
                     Some((unspooled, result)) => {
                         queued = unspooled;
@@ -140,11 +161,15 @@ impl Sender {
         queued.settle(outcome);
     }
 
+    async fn attempt(&self, records: u64, body: Bytes, encoding: Encoding) -> Result<Accepted, Failure> {
+        self.traffic.attempt(records, self.client.send(body, encoding)).await
+    }
+
     /// One attempt; where it takes too long the request goes into the spool meanwhile. None: the spool has it, and
     /// knows what came of the attempt.
     async fn send_or_spool(&self, spool: &Spool, queued: Queued) -> Option<(Queued, Result<Accepted, Failure>)> {
         let encoding = self.client.encoding();
-        let attempt = self.client.send(queued.request.body.clone(), encoding);
+        let attempt = self.attempt(queued.request.share.records(), queued.request.body.clone(), encoding);
         tokio::pin!(attempt);
         tokio::select! {
             result = &mut attempt => return Some((queued, result)),
@@ -176,24 +201,24 @@ impl Sender {
                     () = is_set(&closing) => return,
                 }
             };
-            loop {
-                let result = tokio::select! {
-                    result = self.client.send(kept.body.clone(), kept.encoding) => result,
-                    () = is_set(&self.hurry) => return spool.back(kept.id),
-                };
-                let after = match self.outcome(result) {
-                    Ok(outcome) => {
-                        backoff = Backoff::default();
-                        spool.done(kept.id, outcome);
-                        break;
+            let result = tokio::select! {
+                result = self.attempt(kept.records, kept.body, kept.encoding) => result,
+                () = is_set(&self.hurry) => return spool.back(kept.id),
+            };
+            match self.outcome(result) {
+                Ok(outcome) => {
+                    backoff = Backoff::default();
+                    spool.done(kept.id, outcome);
+                }
+                Err((after, _)) => {
+                    // Meanwhile it may be thinned.
+                    spool.back(kept.id);
+                    // What is on disk is never given up.
+                    let pause = backoff.next(after, Duration::ZERO, rand::random()).unwrap_or_default();
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        () = is_set(&closing) => return,
                     }
-                    Err((after, _)) => after,
-                };
-                // What is on disk is never given up.
-                let pause = backoff.next(after, Duration::ZERO, rand::random()).unwrap_or_default();
-                tokio::select! {
-                    () = sleep(pause) => {}
-                    () = is_set(&closing) => return spool.back(kept.id),
                 }
             }
         }

@@ -19,6 +19,7 @@ use crate::config::Settings;
 use crate::config::values::{self, Signal};
 use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
+use crate::export::traffic::Traffic;
 use crate::export::{Form, Outputs, Sink, points};
 use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 
@@ -36,7 +37,11 @@ pub fn start(settings: &Settings, resource: Resource, outputs: &Outputs) -> SdkM
     let reader = PeriodicReader::builder(exporter).with_interval(settings.metric_interval).build();
     let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource).build();
     let scope = InstrumentationScope::builder(SCOPE).with_version(VERSION).with_schema_url(SCHEMA_URL).build();
-    observe(&provider.meter_with_scope(scope), &outputs.ledger);
+    let meter = provider.meter_with_scope(scope);
+    observe(&meter, &outputs.ledger);
+    for traffic in &outputs.traffic {
+        observe_exporter(&meter, traffic, &outputs.ledger);
+    }
     provider
 }
 
@@ -99,6 +104,45 @@ fn observe(meter: &Meter, ledger: &Arc<Ledger>) {
             }
         })
         .build();
+}
+
+/// The conventions' metrics of SDK components, of the exporter of a signal. The processors' queues are bounded in bytes,
+/// not in records, and so have none.
+fn observe_exporter(meter: &Meter, traffic: &Arc<Traffic>, ledger: &Arc<Ledger>) {
+    let (signal, unit) = match traffic.signal {
+        Signal::Traces => ("span", "{span}"),
+        Signal::Logs => ("log", "{log_record}"),
+        Signal::Metrics => ("metric_data_point", "{data_point}"),
+    };
+    let (component, in_flight) = (traffic.component(), traffic.clone());
+    meter
+        .i64_observable_up_down_counter(format!("otel.sdk.exporter.{signal}.inflight"))
+        .with_unit(unit)
+        .with_description("Records that were passed to the exporter, and are not settled yet.")
+        .with_callback(move |observer| observer.observe(in_flight.in_flight().cast_signed(), &component))
+        .build();
+    let (component, ledger, output) = (traffic.component(), ledger.clone(), format!("otlp.{}", traffic.signal.name()));
+    meter
+        .u64_observable_counter(format!("otel.sdk.exporter.{signal}.exported"))
+        .with_unit(unit)
+        .with_description("Records whose export has ended, with error.type where it failed.")
+        .with_callback(move |observer| {
+            let totals = ledger.totals();
+            let Some(totals) = totals.outputs.get(&output) else { return };
+            observer.observe(totals.sent, &component);
+            for (error, count) in [("rejected", totals.rejected), ("lost", totals.lost)] {
+                let [name, kind] = component.clone();
+                observer.observe(count, &[name, kind, KeyValue::new("error.type", error)]);
+            }
+        })
+        .build();
+    let durations = meter
+        .f64_histogram("otel.sdk.exporter.operation.duration")
+        .with_unit("s")
+        .with_description("How long an attempt to export took.")
+        .with_boundaries(vec![0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0])
+        .build();
+    traffic.record_durations(durations);
 }
 
 /// Gives what the SDK collected to the sinks of the signal.

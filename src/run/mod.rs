@@ -37,13 +37,14 @@ use crate::process::host::Host;
 use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
 
-/// Flushing at the end takes at most this long.
-const FLUSH: Duration = Duration::from_secs(10);
+/// The end takes at most 10 s: so long for what is to be delivered, the rest to detach and to count.
+const FLUSH: Duration = Duration::from_secs(9);
 /// ... of which what is not delivered has this long to be put into the spool.
 const SPOOL: Duration = Duration::from_secs(3);
 /// Where there is a spool, the last counts wait so long for calls that are under way; the others are told next time.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Then there is so long to detach, for which the kernel makes mqspan wait, and to count what is left.
+/// Then there is a second, but on a busy host so long at most, to detach, for which the kernel makes mqspan wait, and to
+/// count what is left.
 const ABORT: Duration = Duration::from_secs(3);
 
 /// Runs until the end; returns the exit status.
@@ -79,7 +80,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         health::serve(address, pulse.clone(), runtime.handle())?;
     }
     let filters = Arc::new(settings.filters);
-    let Outputs { sinks, ledger, deliveries } = outputs;
+    let Outputs { sinks, ledger, deliveries, .. } = outputs;
     let of_signal =
         |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
     let makes_records = settings.signals.traces || settings.signals.logs;

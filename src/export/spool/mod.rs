@@ -1,25 +1,27 @@
 //! What could not be delivered yet, on disk until it is: the file ([`store`]), and the thread that alone uses it. What is
-//! handed to the thread together becomes one transaction; with `--spool-sync` there is one a second at most.
+//! handed to the thread together becomes one transaction; with `--spool-sync` there is one a second at most. Metrics
+//! are thinned ([`thin`]).
 
 pub mod store;
+pub mod thin;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
-use self::store::{Entry, Left, Store};
+use self::store::{Entry, Left, Row, Store};
+use self::thin::Streams;
 use super::batch::Encoding;
 use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
-use super::no_thread;
-use super::queue::Queued;
+use super::queue::{Queued, Request};
+use super::{no_thread, points};
 use crate::config::error::Error;
 use crate::config::values::Signal;
 
@@ -48,6 +50,8 @@ pub struct Kept {
     pub id: i64,
     /// Its encoding.
     pub encoding: Encoding,
+    /// Its records.
+    pub records: u64,
     /// The request.
     pub body: Bytes,
 }
@@ -72,8 +76,19 @@ enum Command {
 /// What is known of the requests of a signal without asking the thread.
 #[derive(Debug, Default)]
 struct Backlog {
-    requests: AtomicU64,
+    /// Those on disk, and on their way there.
+    requests: watch::Sender<u64>,
     grown: Notify,
+}
+
+impl Backlog {
+    fn add(&self) {
+        self.requests.send_modify(|requests| *requests += 1);
+    }
+
+    fn remove(&self) {
+        self.requests.send_modify(|requests| *requests -= 1);
+    }
 }
 
 /// The senders' end of the thread.
@@ -84,9 +99,11 @@ pub struct Spool {
 }
 
 impl Spool {
-    /// Whether requests of a signal wait on disk: what comes later must wait behind them.
-    pub fn has_backlog(&self, signal: Signal) -> bool {
-        self.backlogs[signal as usize].requests.load(Relaxed) > 0
+    /// Returns when requests of a signal wait on disk: what comes later must wait behind them.
+    pub async fn backlog(&self, signal: Signal) {
+        let mut requests = self.backlogs[signal as usize].requests.subscribe();
+        // The sender is as old as this.
+        let _ = requests.wait_for(|requests| *requests > 0).await;
     }
 
     /// Returns when requests of a signal may have come to wait.
@@ -95,19 +112,31 @@ impl Spool {
     }
 
     /// Puts a request on disk and returns its number; gives it back where that is not possible. One that is under way
-    /// is not given out by [`Self::next`] until it comes back.
-    pub async fn put(&self, queued: Queued, encoding: Encoding, is_under_way: bool) -> Result<i64, Option<Queued>> {
+    /// is not given out by [`Self::next`] until it comes back. Its place is that of the call, not that of the await.
+    pub fn put(
+        &self,
+        queued: Queued,
+        encoding: Encoding,
+        is_under_way: bool,
+    ) -> impl Future<Output = Result<i64, Option<Queued>>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
-        let put = Command::Put { queued, encoding, is_under_way, reply };
-        if let Err(unsent) = self.commands.send(put) {
-            let Command::Put { queued, .. } = unsent.0 else { return Err(None) };
-            return Err(Some(queued));
-        }
-        match answer.await {
-            Ok(Ok(id)) => Ok(id),
-            Ok(Err(queued)) => Err(Some(*queued)),
-            // The thread ended with it: it counts as lost.
-            Err(_) => Err(None),
+        let backlogs = self.backlogs.clone();
+        let signal = queued.request.signal as usize;
+        backlogs[signal].add();
+        let sent = self.commands.send(Command::Put { queued, encoding, is_under_way, reply });
+        async move {
+            let failed = match sent {
+                Ok(()) => match answer.await {
+                    Ok(Ok(id)) => return Ok(id),
+                    Ok(Err(queued)) => Some(*queued),
+                    // The thread ended with it: it counts as lost.
+                    Err(_) => None,
+                },
+                Err(SendError(Command::Put { queued, .. })) => Some(queued),
+                Err(_) => None,
+            };
+            backlogs[signal].remove();
+            Err(failed)
         }
     }
 
@@ -190,6 +219,7 @@ impl Keeper {
                 Signal::Metrics => Share::of_metrics(ledger, output, records),
                 _ => Share::of_calls(tally, output, records),
             };
+            self.backlogs[signal as usize].add();
             self.keep(id, signal, share, false);
         }
     }
@@ -199,15 +229,16 @@ impl Keeper {
         if is_under_way {
             self.under_way.insert(id);
         }
-        let backlog = &self.backlogs[signal as usize];
-        backlog.requests.fetch_add(1, Relaxed);
-        backlog.grown.notify_one();
+        self.backlogs[signal as usize].grown.notify_one();
     }
 
     fn end(&mut self, id: i64, outcome: Outcome) {
         self.under_way.remove(&id);
         if let Some((signal, share)) = self.shares.remove(&id) {
-            self.backlogs[signal as usize].requests.fetch_sub(1, Relaxed);
+            let backlog = &self.backlogs[signal as usize];
+            backlog.remove();
+            // One behind it may have waited for it.
+            backlog.grown.notify_one();
             share.settle(outcome);
         }
     }
@@ -274,10 +305,13 @@ impl Keeper {
         match self.store.change(&entries, &gone) {
             Ok((ids, dropped)) => {
                 self.said = false;
-                for (id, Put { queued, is_under_way, reply, .. }) in ids.into_iter().zip(puts) {
-                    let signal = queued.request.signal;
-                    self.keep(id, signal, queued.request.share, is_under_way);
+                for (id, Put { queued, encoding, is_under_way, reply }) in ids.into_iter().zip(puts) {
+                    let Request { signal, body, share } = queued.request;
+                    self.keep(id, signal, share, is_under_way);
                     let _ = reply.send(Ok(id));
+                    if signal == Signal::Metrics {
+                        self.thin(id, encoding, &body);
+                    }
                 }
                 if !dropped.is_empty() {
                     warn!("the spool is full: its oldest {} requests were dropped", dropped.len());
@@ -302,17 +336,56 @@ impl Keeper {
         }
     }
 
+    /// Takes the points that a request of metrics stands for out of those before it that are not under way.
+    fn thin(&mut self, id: i64, encoding: Encoding, body: &[u8]) {
+        let Some(streams) = thin::decode(encoding, body).map(Streams::of).filter(|streams| !streams.is_empty()) else {
+            return;
+        };
+        let mut after = 0;
+        while let Some(row) = self.read(Signal::Metrics, after).filter(|row| row.id < id) {
+            after = row.id;
+            if self.under_way.contains(&row.id) || !self.shares.contains_key(&row.id) {
+                continue;
+            }
+            let Some(mut earlier) = thin::decode(row.encoding, &row.body) else { continue };
+            let before = points(&earlier);
+            streams.thin(&mut earlier);
+            let left = points(&earlier);
+            if left == 0 {
+                self.end(row.id, Outcome::Superseded);
+                self.gone.push(row.id);
+            } else if left < before {
+                let replaced = thin::encode(row.encoding, &earlier)
+                    .is_some_and(|body| self.store.replace(row.id, left, &body).is_ok());
+                if let Some((_, share)) = self.shares.get_mut(&row.id).filter(|_| replaced) {
+                    share.supersede(before - left);
+                }
+            }
+        }
+    }
+
+    fn read(&self, signal: Signal, after: i64) -> Option<Row> {
+        self.store.after(signal, after).unwrap_or_else(|error| {
+            warn!("the spool can't be read: {error}");
+            None
+        })
+    }
+
     fn next(&mut self, signal: Signal) -> Option<Kept> {
         let mut after = 0;
         loop {
-            let row = self.store.after(signal, after).unwrap_or_else(|error| {
-                warn!("the spool can't be read: {error}");
-                None
-            })?;
+            let row = self.read(signal, after)?;
             after = row.id;
             // One that has come to its end may still be on disk.
-            if self.shares.contains_key(&row.id) && self.under_way.insert(row.id) {
-                return Some(Kept { id: row.id, encoding: row.encoding, body: row.body.into() });
+            if let Some((_, share)) = self.shares.get(&row.id) {
+                if self.under_way.insert(row.id) {
+                    let Row { id, encoding, body } = row;
+                    return Some(Kept { id, encoding, records: share.records(), body: body.into() });
+                }
+                // The points of a stream must not overtake each other.
+                if signal == Signal::Metrics {
+                    return None;
+                }
             }
         }
     }

@@ -18,6 +18,8 @@ const FILE: &str = "spool.sqlite";
 const APPLICATION: i32 = 0x6d71_7370;
 /// The layout of the tables (SQLite's user_version). A later one reads what earlier ones wrote, or says that it can't.
 const FORMAT: i32 = 1;
+/// Pages that are free are given back when that is asked for (SQLite's auto_vacuum).
+const INCREMENTAL: i32 = 2;
 /// What SQLite keeps besides the pages that are counted: its log of changes, which a change may exceed before it is
 /// written back. A change has some 2 MiB.
 const LOG: u64 = 4 << 20;
@@ -141,9 +143,13 @@ impl Store {
     fn try_open(path: &Path, bytes: u64, sync: bool) -> Result<Self, Unusable> {
         let db = Connection::open(path)?;
         db.busy_timeout(Duration::ZERO)?;
-        // The order matters: vacuuming is decided before the first table, the lock is taken by the first access.
-        db.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
+        // The order matters: the lock is taken by the first access, which without it would need a file for memory that is
+        // shared; vacuuming is decided before the first table, and only then, since it is a change. A full disk has room
+        // for neither.
         db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+        if db.pragma_query_value(None, "auto_vacuum", |row| row.get::<_, i32>(0))? != INCREMENTAL {
+            db.pragma_update(None, "auto_vacuum", INCREMENTAL)?;
+        }
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", if sync { "FULL" } else { "OFF" })?;
         db.pragma_update(None, "journal_size_limit", LOG as i64)?;
@@ -252,6 +258,17 @@ impl Store {
                 })
             })
             .optional()
+    }
+
+    /// Puts another body and number of records in a request's place.
+    pub fn replace(&self, id: i64, records: u64, body: &[u8]) -> rusqlite::Result<()> {
+        let body = zstd::bulk::compress(body, 1).map_err(failed)?;
+        self.db.prepare_cached("UPDATE requests SET records = ?2, body = ?3 WHERE id = ?1")?.execute(params![
+            id,
+            records.cast_signed(),
+            body
+        ])?;
+        Ok(())
     }
 
     /// The calls of a batch are counted: what is left of it carries none any more.

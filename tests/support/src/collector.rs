@@ -64,6 +64,15 @@ impl Collector {
 
     /// The same at these ports.
     pub fn start_at(ports: Ports, folder: PathBuf, certificates: Option<&Path>) -> Result<Self> {
+        Self::start_with(ports, folder, certificates, &[])
+    }
+
+    /// One that has less memory than it needs: its memory_limiter refuses everything.
+    pub fn start_refusing(ports: Ports, folder: PathBuf) -> Result<Self> {
+        Self::start_with(ports, folder, None, &["memory_limiter.yaml"])
+    }
+
+    fn start_with(ports: Ports, folder: PathBuf, certificates: Option<&Path>, more: &[&str]) -> Result<Self> {
         let program = env::var_os("MQSPAN_TEST_COLLECTOR")
             .context("MQSPAN_TEST_COLLECTOR is not set: make test sets it to what scripts/collector.sh prints")?;
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("collector");
@@ -71,6 +80,9 @@ impl Collector {
         let Ports { grpc, http, health } = ports;
         let mut command = Command::new(program);
         command.arg("--config").arg(config.join("config.yaml"));
+        for file in more {
+            command.arg("--config").arg(config.join(file));
+        }
         if let Some(certificates) = certificates {
             command.arg("--config").arg(config.join("tls.yaml")).env("MQSPAN_TEST_CERTIFICATES", certificates);
         }
