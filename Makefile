@@ -23,7 +23,7 @@ build: ## the program, optimised: target/release/mqspan
 test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
 	cargo test --workspace
 	cargo build --workspace
-	$(CARGO_AS_ROOT) test --test host --test family --test faults --test limits --test links --test metrics --test queues
+	$(CARGO_AS_ROOT) test --test host --test correlation --test family --test faults --test limits --test links --test metrics --test queues
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test spool
 	rotel=$$(scripts/backends.sh rotel) && MQSPAN_TEST_ROTEL=$$rotel $(CARGO_AS_ROOT) test --test rotel
 
@@ -47,11 +47,33 @@ test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
 	cargo build --release --package workload
 	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
 
+.PHONY: test-containers
+test-containers: ## containers by Podman and runc: who calls in them, mqspan in one, as another user than root
+	@scripts/setup.sh containers
+	cargo build --workspace
+	$(CARGO_AS_ROOT) test --test containers
+
 .PHONY: test-kernels
 test-kernels: ## other kernels under qemu, each kind of hooks on each: half an hour
 	@scripts/setup.sh kernels
 	cargo build --release --workspace
 	cargo test --release --test kernels -- --test-threads=1
+
+.PHONY: test-compose
+test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger and Prometheus the first time, ten minutes
+	@scripts/setup.sh compose
+	cargo build --workspace
+	MQSPAN_TEST_COLLECTOR=$$(scripts/collector.sh) MQSPAN_TEST_JAEGER=$$(scripts/backends.sh jaeger) \
+	MQSPAN_TEST_PROMETHEUS=$$(scripts/backends.sh prometheus) \
+	MQSPAN_TEST_PODMAN_COMPOSE=$(CACHE)/podman-compose/bin/podman-compose \
+		$(CARGO_AS_ROOT) test --test compose -- --nocapture
+
+.PHONY: fuzz
+fuzz: ## what reads other processes' bytes, each with random ones for FUZZ_SECONDS (600); needs Rust's nightly compiler
+	@scripts/setup.sh fuzz
+	for target in $$(sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | tail -n +2); do \
+		PATH="$(CACHE)/bin:$$PATH" cargo +nightly fuzz run $$target -- -max_total_time=$(or $(FUZZ_SECONDS),600) -print_final_stats=1 || exit 1; \
+	done
 
 .PHONY: ready
 ready:

@@ -10,6 +10,7 @@
 #define NAME_SIZE 256
 #define COMM_SIZE 16
 #define PATH_SIZE 2048
+#define CGROUP_SIZE 1024
 #define ENVIRON_SIZE 8192
 /* Buckets of a series of metrics (aggregate.h). */
 #define POINT_BUCKETS 160
@@ -36,6 +37,9 @@ enum call_flag {
 	CALL_DECIDED = 1 << 17,	     /* whether it has a record was decided with its message, see limit.h */
 	CALL_LIMITED = 1 << 18,	     /* it has none for the rate's sake */
 	CALL_MEASURED = 1 << 19,     /* metrics hold it */
+	CALL_CONTEXT = 1 << 20,	     /* context is set */
+	CALL_CONTEXT_SAMPLED = 1 << 21, /* ... and its span is sampled: the parent of the call's */
+	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */
@@ -93,6 +97,12 @@ struct notify_args {
 
 #define ARGS_SIZE sizeof(struct message_args)
 
+/* A span: where a call was made in one of the application's own. */
+struct context {
+	__u64 trace_id[2];
+	__u64 span_id;
+};
+
 /*
  * One entry/exit pair. Times are CLOCK_MONOTONIC in ns. (pid, process_started_ns, exec_id) names the process image,
  * described by a struct image. The record is cut after its names: `asked_len` bytes that the caller's memory held,
@@ -116,9 +126,9 @@ struct call {
 	__u64 process_started_ns; /* CLOCK_BOOTTIME */
 	__u32 exec_id;
 	__u32 uid; /* effective, in the initial user namespace */
-	__u64 cgroup_id;
 	__u64 trace_id[2];
 	__u64 span_id;
+	struct context context;
 	__u64 queue_inode; /* its address, number and the address of its namespace: no two queues share all of these */
 	__u64 queue_ino;
 	__u64 queue_ns;
@@ -137,6 +147,7 @@ enum image_flag {
 	IMAGE_PATH_CUT = 1 << 0,     /* more components or bytes than fit */
 	IMAGE_ENVIRON_CUT = 1 << 1,  /* longer than ENVIRON_SIZE */
 	IMAGE_ENVIRON_BAD = 1 << 2,  /* not readable: not in memory */
+	IMAGE_CGROUP_CUT = 1 << 3,   /* more components or bytes than fit */
 };
 
 /* A process image, sent at its first call: who called, read on the process itself, so that none is gone too early. */
@@ -150,11 +161,19 @@ struct image {
 	__u16 path_len;
 	__u32 environ_len;
 	__u32 uid; /* of the first call, as in struct call */
-	__u32 unused;
-	__u64 cgroup_id;
+	__u32 cgroup_len;
+	__u64 environ_at; /* its address: another one in another image of the process */
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
+	char cgroup[CGROUP_SIZE + NAME_SIZE]; /* the path of its control group (container.h), in the same way */
 	char environ[ENVIRON_SIZE];	  /* as given at exec: NAME=value, each with its NUL */
+};
+
+/* An image has published its process context (publish.h). */
+struct publication {
+	__u64 started_ns;
+	__u32 pid;
+	__u32 exec_id;
 };
 
 /* A name by the number that stands for it (name.h). On the ring of images, which it is told from by its size. */
@@ -177,5 +196,8 @@ enum counter {
 	COUNT_IMAGES_LOST,  /* first calls whose image found no room in its ring */
 	COUNT_QUEUES_FULL,  /* calls whose queue found no room for its state */
 	COUNT_UNTRACKED,    /* messages that found no room to be registered */
+	COUNT_CONTEXT_UNREADABLE, /* what a thread publishes that could not be read */
+	COUNT_CONTEXT_INVALID,	  /* ... that says itself that it is not valid */
+	COUNT_CONTEXT_ZERO,	  /* ... whose ids are zero */
 	COUNTERS,
 };

@@ -40,7 +40,8 @@ enum rules_mode { RULES_NONE, RULES_ONLY_LISTED, RULES_ALL_BUT_EXCLUDED };
 const volatile __u8 pid_mode;
 const volatile __u8 uid_mode;
 const volatile __u8 ipc_mode;
-const volatile __u32 own_pid; /* mqspan's, whose calls are none */
+/* mqspan's, whose calls are none: as the kernel numbers it, which it can't know itself in a pid namespace of its own. */
+__u32 own_pid;
 const volatile bool only_tree;
 const volatile bool makes_records; /* false: metrics alone */
 const volatile bool only_failed;

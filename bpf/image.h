@@ -5,6 +5,7 @@
  * They have a ring of their own: its records are large and take a loop to fill, which the calls' ring must not wait for.
  */
 #pragma once
+#include "container.h"
 #include "count.h"
 
 #define IMAGES_RING_SIZE (1 << 20)
@@ -65,10 +66,41 @@ static __always_inline void read_path(struct image *image, struct file *exe)
 	image->flags |= IMAGE_PATH_CUT;
 }
 
+static __always_inline void read_cgroup(struct image *image)
+{
+	struct container container = {};
+	struct cgroup *at;
+	__u64 len = 0;
+	long part;
+
+	find_container(&container);
+	at = (void *)container.cgroup;
+	for (int i = 0; i < NESTED; i++) {
+		struct cgroup_subsys_state *parent = BPF_CORE_READ(at, self.parent);
+
+		if (!parent) {
+			image->cgroup_len = len;
+			return;
+		}
+		if (len >= CGROUP_SIZE)
+			break;
+		asm volatile("" : "+r"(len)); /* as above */
+		len &= CGROUP_SIZE - 1;
+		part = bpf_probe_read_kernel_str(image->cgroup + len, NAME_SIZE, BPF_CORE_READ(at, kn, name));
+		if (part < 1)
+			break;
+		len += part;
+		at = BPF_CORE_READ(parent, cgroup);
+	}
+	image->cgroup_len = 0;
+	image->flags |= IMAGE_CGROUP_CUT;
+}
+
 static __always_inline void read_environ(struct image *image, struct mm_struct *mm)
 {
 	unsigned long start = mm->env_start, len = mm->env_end - start;
 
+	image->environ_at = start;
 	if (len > ENVIRON_SIZE) {
 		len = ENVIRON_SIZE;
 		image->flags |= IMAGE_ENVIRON_CUT;
@@ -100,19 +132,29 @@ __noinline int put_image(const struct call *call)
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
 	image->uid = call->uid;
-	image->cgroup_id = call->cgroup_id;
 	__builtin_memcpy(image->comm, call->comm, sizeof(image->comm));
 	read_path(image, task->mm->exe_file);
+	read_cgroup(image);
 	read_environ(image, task->mm);
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
 	return true;
 }
 
+static __always_inline __u64 image_hash(__u64 started_ns, __u32 pid, __u32 exec_id)
+{
+	return (started_ns ^ ((__u64)pid << 32 | exec_id)) * 0x9e3779b97f4a7c15;
+}
+
+static __always_inline __u32 image_slot(__u64 hash)
+{
+	return hash >> 52;
+}
+
 /* Sends the current process's image unless that was done; the call's identity is filled in already. */
 static __always_inline void send_image(const struct call *call)
 {
-	__u64 hash = (call->process_started_ns ^ ((__u64)call->pid << 32 | call->exec_id)) * 0x9e3779b97f4a7c15;
-	__u32 slot = hash >> 52;
+	__u64 hash = image_hash(call->process_started_ns, call->pid, call->exec_id);
+	__u32 slot = image_slot(hash);
 	__u64 *last = bpf_map_lookup_elem(&sent, &slot);
 
 	/* Where there is no room it is not marked as sent: the next call of the process tries again. */

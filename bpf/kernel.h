@@ -25,6 +25,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_MAP_TYPE_TASK_STORAGE = 29,
@@ -215,18 +216,43 @@ struct thread_info {
 #endif
 
 struct kernfs_node {
-	__u64 id;
+	const char *name;
+};
+
+/* include/linux/cgroup-defs.h: a group in a hierarchy, a controller's state in it, and what tasks in the same share */
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
 };
 
 struct cgroup {
+	struct cgroup_subsys_state self;
 	struct kernfs_node *kn;
 };
 
 struct css_set {
+	struct cgroup_subsys_state *subsys[1];
 	struct cgroup *dfl_cgrp;
 };
 
+/* Its value depends on the kernel's configuration. */
+enum cgroup_subsys_id {
+	CGROUP_SUBSYS_COUNT = 1,
+};
+
+/* arch/x86/include/asm/processor.h, arch/arm64/include/asm/processor.h */
+struct thread_struct {
+#ifdef __TARGET_ARCH_arm64
+	struct {
+		unsigned long tp_value;
+	} uw;
+#else
+	unsigned long fsbase;
+#endif
+};
+
 struct task_struct {
+	struct thread_struct thread;
 	struct css_set *cgroups;
 #ifdef __TARGET_ARCH_arm64
 	struct thread_info thread_info;

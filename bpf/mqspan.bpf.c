@@ -11,6 +11,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "call.h"
+#include "publish.h"
 #include "tree.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -21,7 +22,9 @@ const struct open_args open_args_type = {};
 const struct message_args message_args_type = {};
 const struct notify_args notify_args_type = {};
 const struct image image_type = {};
+const struct publisher publisher_type = {};
 const struct name name_type = {};
+const struct publication publication_type = {};
 const struct series series_type = {};
 const struct points points_type = {};
 const struct measures measures_type = {};
@@ -142,6 +145,35 @@ int fexit_load_msg(__u64 *ctx) { at_load_msg(ctx[2]); return 0; }
 
 SEC("?kretprobe/load_msg")
 int kretprobe_load_msg(struct pt_regs *ctx) { at_load_msg(RETURNED(ctx)); return 0; }
+
+/* The one system call beside those of the family that is looked at. */
+SEC("?tracepoint/syscalls/sys_enter_prctl")
+int tp_enter_prctl(struct sys_enter *ctx) { enter_prctl(ctx->args); return 0; }
+
+SEC("?fentry/" NATIVE_PREFIX "prctl")
+int fentry_prctl(__u64 *ctx)
+{
+	struct pt_regs *regs = (void *)ctx[0];
+	unsigned long args[] = NATIVE_ARGS(regs);
+
+	enter_prctl(args);
+	return 0;
+}
+
+SEC("?kprobe/" NATIVE_PREFIX "prctl")
+int kprobe_prctl(struct pt_regs *ctx)
+{
+	struct pt_regs regs = {};
+
+	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)PARM1(ctx));
+	unsigned long args[] = NATIVE_ARGS(&regs);
+	enter_prctl(args);
+	return 0;
+}
+
+/* Run by mqspan on itself (BPF_PROG_TEST_RUN), attached nowhere. */
+SEC("raw_tracepoint")
+int see_self(void *ctx) { own_pid = bpf_get_current_pid_tgid() >> 32; return 0; }
 
 SEC("?raw_tracepoint/sched_process_fork")
 int tree_on_fork(struct bpf_raw_tracepoint_args *ctx) { tree_fork((void *)ctx->args[0], (void *)ctx->args[1]); return 0; }

@@ -2,8 +2,9 @@
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
+#include "context.h"
 #include "limit.h"
-#include "filter.h"
+#include "container.h"
 #include "output.h"
 #include "turn.h"
 
@@ -60,6 +61,21 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 	call->exec_id = exec_id;
 	slot->exec_id = exec_id + 1;
 	slot->in_tree = is_in_tree(call->pid);
+	slot->groups = 0;
+}
+
+/* --container; another css_set is what a task gets that is moved to other control groups. */
+static __always_inline bool passes_container(struct slot *slot, struct task_struct *task)
+{
+	__u64 groups = (__u64)task->cgroups;
+
+	if (container_mode == RULES_NONE)
+		return true;
+	if (slot->groups != groups) {
+		slot->container_wanted = is_container_wanted();
+		slot->groups = groups;
+	}
+	return slot->container_wanted;
 }
 
 #ifdef __TARGET_ARCH_arm64
@@ -105,6 +121,8 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	make_ids(thread, call);
 	identify_thread(slot_of(thread), task);
 	call->uid = task->cred->euid.val;
+	if (makes_records)
+		read_context(call);
 	return thread;
 }
 
@@ -127,7 +145,7 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	return thread;
 }
 
-/* As bpf_get_current_comm() and bpf_get_current_cgroup_id() do, in a tenth of their time. */
+/* As bpf_get_current_comm() does, in a tenth of its time. */
 static __always_inline void read_comm(struct call *call, struct task_struct *task)
 {
 	volatile char *from = task->comm, *to = call->comm; /* the verifier takes no wider loads of an array */
@@ -168,7 +186,7 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	matched = slot->in_tree && is_of_interest(call);
+	matched = slot->in_tree && is_of_interest(call) && passes_container(slot, task);
 	if (aggregates || max_rate) {
 		name = name_hash(slot);
 		if (call->flags & CALL_QUEUE)
@@ -178,7 +196,6 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 	}
 	if (!matched)
 		return refuse(op, call, COUNT_FILTERED);
-	call->cgroup_id = task->cgroups->dfl_cgrp->kn->id;
 	read_comm(call, task);
 	send_image(call);
 	if (aggregates) {

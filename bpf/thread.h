@@ -16,6 +16,8 @@ struct slot {
 	__u32 queue_len;    /* of its name, at the beginning of the record's names */
 	__u32 in_tree;	    /* whether the process descends from the traced command, which never changes */
 	__u64 queue_hash;   /* of the queue's name, 0: not worked out yet */
+	__u64 groups;	    /* the task's css_set when container_wanted was worked out, 0: not yet */
+	bool container_wanted;
 	struct call call;
 };
 

@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # Makes this machine (Debian, Ubuntu) ready, and says what it does for that:
-#   setup.sh          to build mqspan and to run it
-#   setup.sh test     to test it, too
-#   setup.sh backends to test it with Jaeger, Prometheus and VictoriaLogs
-#   setup.sh stress   to test it under stress, too
-#   setup.sh kernels  to test it on other kernels under qemu, too
+#   setup.sh            to build mqspan and to run it
+#   setup.sh test       to test it, too
+#   setup.sh backends   to test it with Jaeger, Prometheus and VictoriaLogs
+#   setup.sh stress     to test it under stress, too
+#   setup.sh containers to test it with containers, too
+#   setup.sh compose    to test docker-compose.yml by podman, too
+#   setup.sh kernels    to test it on other kernels under qemu, too
+#   setup.sh fuzz       to fuzz it, too
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan
@@ -74,11 +77,29 @@ if [ "${1:-}" = stress ]; then
     need stress-ng stress-ng "calls as fast as it can, and counts them itself"
 fi
 
+if [ "${1:-}" = containers ]; then
+    need strace strace "the tests compare mqspan's calls with strace's"
+    need podman podman "makes the containers"
+    need runc runc "runs them, also where control groups are of both versions"
+fi
+
 if [ "${1:-}" = kernels ]; then
     need qemu-system-x86 qemu-system-x86_64 "runs other kernels"
     need busybox-static busybox "is all that there is beside them"
     need cpio cpio "packs what they boot from"
     need binutils strip "makes the programs small"
+fi
+
+if [ "${1:-}" = compose ]; then
+    command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' backends are built with it"
+    need podman podman "runs containers"
+    need runc runc "starts them also on hosts with both versions of control groups"
+    need buildah buildah "makes images"
+    need netavark /usr/lib/podman/netavark "connects containers"
+    need aardvark-dns /usr/lib/podman/aardvark-dns "lets them find each other by name"
+    need iptables iptables "lets the host reach them"
+    need iproute2 ip "the same"
+    need python3-venv /usr/share/doc/python3-venv "podman-compose runs in an environment of its own"
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then
@@ -95,4 +116,16 @@ if [ "${1:-}" = test ]; then
         say "installing cargo-deny into the cache, a minute or two: checks licences and sources of the crates"
     # Unoptimised it is built in a quarter of the time, and still done within seconds.
     cargo install cargo-deny --quiet --debug --locked --version 0.20.2 --root "$cache"
+fi
+
+if [ "${1:-}" = fuzz ]; then
+    cargo +nightly --version >/dev/null 2>&1 || fail "Rust's nightly compiler is missing: rustup toolchain install nightly"
+    [ -x "$cache/bin/cargo-fuzz" ] || say "installing cargo-fuzz into the cache, a minute: runs the fuzzers"
+    cargo install cargo-fuzz --quiet --debug --locked --version 0.13.2 --root "$cache"
+fi
+
+if [ "${1:-}" = compose ] && [ ! -x "$cache/podman-compose/bin/podman-compose" ]; then
+    say "installing podman-compose into the cache: runs docker-compose.yml by podman"
+    python3 -m venv "$cache/podman-compose"
+    "$cache/podman-compose/bin/pip" install --quiet podman-compose==1.6.0
 fi

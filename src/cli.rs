@@ -155,6 +155,9 @@ pub struct FilterArgs {
     /// Only processes of this effective user id; repeatable
     #[arg(long, value_name = "[!]N", value_parser = values::number)]
     pub uid: Vec<Pick<u32>>,
+    /// Only the container whose id begins so; repeatable
+    #[arg(long, value_name = "[!]ID", value_parser = values::container)]
+    pub container: Vec<Pick<String>>,
     /// Only this ipc namespace: all, self (mqspan's own) or its number; repeatable [default: all]
     #[arg(long, value_name = "[!]NS", value_parser = values::namespace)]
     pub ipc_namespace: Vec<Pick<Namespace>>,
@@ -164,9 +167,6 @@ pub struct FilterArgs {
     /// Only calls at least this long
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub min_duration: Option<Duration>,
-    /// Only the container whose id begins so; repeatable
-    #[arg(long, value_name = "[!]ID", help_heading = LATER)]
-    pub container: Vec<Pick<String>>,
 }
 
 /// Options that are checked for their form and then refused, see `config::unavailable`.

@@ -3,7 +3,9 @@
 
 use std::mem::{offset_of, size_of};
 
-use crate::bpf::skel::types::{call, call_flag, image, image_flag, message_args, name, notify_args, open_args};
+use crate::bpf::skel::types::{
+    call, call_flag, context, image, image_flag, message_args, name, notify_args, open_args, publication,
+};
 use crate::config::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
@@ -189,6 +191,29 @@ pub enum Args {
     },
 }
 
+/// The application's own span that a call was made in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The span.
+    pub ids: Ids,
+    /// Who said so.
+    pub source: Source,
+}
+
+/// Who said in which span a call was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The thread itself.
+    Thread {
+        /// Whether the span is sampled.
+        sampled: bool,
+    },
+    /// OBI's map.
+    Obi,
+    /// The environment that the process was started with.
+    Environment,
+}
+
 /// How a caller lays out its arguments, where not as this program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abi {
@@ -219,14 +244,14 @@ pub struct Call {
     pub ret: i64,
     /// Effective user id in the initial user namespace.
     pub uid: u32,
-    /// Id of the cgroup (v2).
-    pub cgroup_id: u64,
     /// Number of the ipc namespace: the queue's, or the caller's where no queue was reached.
     pub ipc_ns: u32,
     /// How its arguments were laid out.
     pub abi: Abi,
-    /// The ids of its span.
+    /// The ids of its span: in the application's trace where its span is the parent.
     pub ids: Ids,
+    /// The application's span that it was made in.
+    pub context: Option<Context>,
     /// The name that the caller's memory held, of calls that take one; None where it could not be read.
     pub asked: Option<Vec<u8>>,
     /// What it was passed.
@@ -254,12 +279,15 @@ pub struct Image {
     pub path: Option<Vec<u8>>,
     /// The environment given at exec, `NAME=value` each with its NUL; None where it could not be read.
     pub environ: Option<Vec<u8>>,
+    /// Its address, by which the image is told from a later one of the process; 0 where it is not known.
+    pub environ_at: u64,
     /// Whether the environment was longer than the kernel side reads.
     pub environ_cut: bool,
     /// Effective user id of the first call, in the initial user namespace.
     pub uid: u32,
-    /// Id of the cgroup (v2).
-    pub cgroup_id: u64,
+    /// Path of its control group, in the hierarchy that names its container, else in the unified one; None where it was
+    /// not read or too long.
+    pub cgroup: Option<Vec<u8>>,
     /// Name of the thread that made the first call.
     pub comm: Vec<u8>,
 }
@@ -283,6 +311,17 @@ impl Name {
         let raw: name = head(bytes);
         let name = raw.bytes.get(..raw.len as usize).ok_or(malformed)?;
         Ok(Self { number: raw.hash, bytes: name.iter().map(|byte| byte.cast_unsigned()).collect() })
+    }
+}
+
+impl ImageKey {
+    /// Decodes a `struct publication`: which image published its process context.
+    pub fn of_publication(bytes: &[u8]) -> Result<Self, Malformed> {
+        if bytes.len() != size_of::<publication>() {
+            return Err(Malformed(bytes.len()));
+        }
+        let raw: publication = head(bytes);
+        Ok(Self { pid: raw.pid, started_ns: raw.started_ns, exec_id: raw.exec_id })
     }
 }
 
@@ -380,6 +419,15 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
     Some((op, args))
 }
 
+fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context> {
+    let ids = Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() };
+    let source = match has(call_flag::CALL_CONTEXT_OBI) {
+        true => Source::Obi,
+        false => Source::Thread { sampled: has(call_flag::CALL_CONTEXT_SAMPLED) },
+    };
+    has(call_flag::CALL_CONTEXT).then_some(Context { ids, source })
+}
+
 impl Call {
     /// Decodes a `struct call`.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -401,10 +449,10 @@ impl Call {
             left_ns: raw.left_ns,
             ret: raw.ret,
             uid: raw.uid,
-            cgroup_id: raw.cgroup_id,
             ipc_ns: raw.ipc_ns,
             abi: if raw.abi == 0 { Abi::Native } else { Abi::Compat },
             ids: Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() },
+            context: context_of(&raw.context, &has),
             asked: (!has(call_flag::CALL_NAME_BAD)).then(|| asked.to_vec()),
             args,
             queue: has(call_flag::CALL_QUEUE).then(|| Queue {
@@ -468,7 +516,7 @@ impl Image {
         }
         let number = |at: usize| bytes[at..at + 4].try_into().map(u32::from_ne_bytes).map_err(|_| malformed);
         let short = |at: usize| bytes[at..at + 2].try_into().map(u16::from_ne_bytes).map_err(|_| malformed);
-        let started = bytes[offset_of!(image, started_ns)..][..8].try_into().map_err(|_| malformed)?;
+        let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_ne_bytes).map_err(|_| malformed);
         let flags = u32::from(short(offset_of!(image, flags))?);
         let has = |flag: image_flag| flags & flag.0 != 0;
         let field = |at: usize, len: usize, room: usize| match len <= room {
@@ -476,26 +524,31 @@ impl Image {
             false => Err(malformed),
         };
         let path_len = usize::from(short(offset_of!(image, path_len))?);
-        let path = field(offset_of!(image, path), path_len, offset_of!(image, environ) - offset_of!(image, path))?;
+        let path = field(offset_of!(image, path), path_len, offset_of!(image, cgroup) - offset_of!(image, path))?;
         let environ_len = number(offset_of!(image, environ_len))? as usize;
-        let cgroup_id = bytes[offset_of!(image, cgroup_id)..][..8].try_into().map_err(|_| malformed)?;
-        let cgroup_id = u64::from_ne_bytes(cgroup_id);
+        let cgroup_len = number(offset_of!(image, cgroup_len))? as usize;
+        let cgroup =
+            field(offset_of!(image, cgroup), cgroup_len, offset_of!(image, environ) - offset_of!(image, cgroup))?;
         let comm = &bytes[offset_of!(image, comm)..][..16];
         let at = offset_of!(image, environ);
         let environ = field(at, environ_len, size_of::<image>() - at)?;
         Ok(Self {
             key: ImageKey {
                 pid: number(offset_of!(image, pid))?,
-                started_ns: u64::from_ne_bytes(started),
+                started_ns: long(offset_of!(image, started_ns))?,
                 exec_id: number(offset_of!(image, exec_id))?,
             },
             vpid: number(offset_of!(image, vpid))?,
             parent_pid: number(offset_of!(image, ppid))?,
             path: (!has(image_flag::IMAGE_PATH_CUT) && !path.is_empty()).then(|| absolute(path)),
             environ: (!has(image_flag::IMAGE_ENVIRON_BAD)).then(|| environ.to_vec()),
+            environ_at: long(offset_of!(image, environ_at))?,
             environ_cut: has(image_flag::IMAGE_ENVIRON_CUT),
             uid: number(offset_of!(image, uid))?,
-            cgroup_id,
+            cgroup: (!has(image_flag::IMAGE_CGROUP_CUT)).then(|| match absolute(cgroup) {
+                path if path.is_empty() => b"/".to_vec(),
+                path => path,
+            }),
             comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().into(),
         })
     }

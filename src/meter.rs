@@ -125,7 +125,7 @@ impl Meter {
 
     /// A span was made of a call: it may be drawn as an exemplar, each as likely as any other.
     pub fn offer(&mut self, view: &View<'_>, record: &Record<'_>) {
-        let Some(ids) = record.ids else { return };
+        let Some(ids) = record.span() else { return };
         self.spans += 1;
         let place = match self.candidates.len() {
             len @ 0..CANDIDATES => len,
@@ -165,6 +165,11 @@ impl Meter {
                 self.streams.exemplify(image, &stream, Exemplar { time_ns, seconds: ns as f64 / 1e9, ids });
             }
         }
+    }
+
+    /// The image has another Resource from now on.
+    pub fn replace(&mut self, image: &ImageKey) {
+        self.streams.replace(image);
     }
 
     /// Remembers the name behind a number.

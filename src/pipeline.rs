@@ -1,6 +1,7 @@
 //! The way of a call through user space, on the driver thread: filter, who made it, its time of day, its ids, and into
 //! the batch of each output. Waits only where an output's queue is full.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,13 +15,15 @@ use crate::clock::Clock;
 use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::Receive;
-use crate::event::{Call, Image, ImageKey, Name, QueueKey};
+use crate::event::{Call, Context, Image, ImageKey, Name, QueueKey, Source};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::meter::Meter;
 use crate::process::Registry;
+use crate::process::contexts::Contexts;
+use crate::process::process_context::Published;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
 use crate::telemetry::text::utf8;
@@ -30,6 +33,10 @@ use crate::telemetry::view::View;
 const REQUEST: usize = 512 << 10;
 /// A call waits for others at most this long.
 const GATHER: Duration = Duration::from_secs(1);
+/// As many calls at most wait for what their process has published.
+const HELD: usize = 4096;
+/// How often these are looked at.
+const LOOK: Duration = Duration::from_millis(5);
 /// With nothing to do there is nothing to come back for.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -41,6 +48,11 @@ pub struct Pipeline {
     templates: Templates,
     clock: Clock,
     registry: Registry,
+    contexts: Contexts,
+    /// The first calls of images of which it is not known yet what they have published, in their order.
+    held: HashMap<ImageKey, Vec<Call>>,
+    /// How many these are.
+    holding: usize,
     traces: bool,
     receive: Receive,
     meter: Option<Meter>,
@@ -72,6 +84,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Who made a call.
     pub registry: Registry,
+    /// What processes publish.
+    pub contexts: Contexts,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
     /// Where a receive span hangs.
@@ -87,7 +101,8 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, templates, clock, registry, traces, receive, meter, pulse, color } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, registry, contexts, .. } = parts;
+        let Parts { traces, receive, meter, pulse, color, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -99,12 +114,68 @@ impl Pipeline {
             templates,
             clock,
             registry,
+            contexts,
+            held: HashMap::new(),
+            holding: 0,
             traces,
             receive,
             meter,
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
             since: None,
+        }
+    }
+
+    /// Takes what processes have published: their Resources are others from now on.
+    fn learn(&mut self, answers: Vec<(ImageKey, Published)>) {
+        for (image, published) in answers {
+            let replaced = self.registry.publish(image, published);
+            if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
+                meter.replace(&image);
+            }
+        }
+    }
+
+    /// Lets calls go on that need not wait any more.
+    fn release(&mut self, all: bool) {
+        let ready = self.held.extract_if(|image, _| all || !self.contexts.awaits(image));
+        for (_, calls) in ready.collect::<Vec<_>>() {
+            self.tell_all(&calls);
+        }
+    }
+
+    /// Calls that waited.
+    fn tell_all(&mut self, calls: &[Call]) {
+        self.holding -= calls.len();
+        calls.iter().for_each(|call| self.tell(call));
+    }
+
+    /// Puts a call into the batch of each output.
+    fn tell(&mut self, call: &Call) {
+        let Filters { queue, comm, .. } = &*self.filters;
+        let start_ns = self.clock.wall_ns(call.entered_ns);
+        let view = View::new(call, start_ns).received_as(self.receive).by_template(&self.templates);
+        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
+            return self.ledger.filtered();
+        }
+        let resource = self.registry.resource(call.image);
+        let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
+        if let Some(meter) = &mut self.meter {
+            meter.offer(&view, &record);
+        }
+        for gatherer in &mut self.gatherers {
+            match gatherer {
+                Gatherer::Batch(_, batch) => batch.add(&resource, &record),
+                Gatherer::Lines { lines, count, zone, color, .. } => {
+                    console::line(&record, zone, *color, lines);
+                    *count += 1;
+                }
+            }
+        }
+        self.tally.add();
+        self.since.get_or_insert_with(Instant::now);
+        if self.is_full() {
+            self.cut();
         }
     }
 
@@ -149,7 +220,12 @@ fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
 
 impl Records for Pipeline {
     fn image(&mut self, image: Image) {
+        self.contexts.first_call(image.key, image.environ_at);
         self.registry.add(image);
+    }
+
+    fn published(&mut self, key: ImageKey) {
+        self.contexts.published(key, self.registry.environ_at(&key));
     }
 
     fn knows(&mut self, key: &ImageKey) -> bool {
@@ -164,33 +240,21 @@ impl Records for Pipeline {
         if !self.ledger.received() {
             return;
         }
-        let Filters { queue, comm, .. } = &*self.filters;
         // A send that is filtered here has no span to link to; its queue is the receive's.
-        call.drop_sender_unless(|name| comm.keeps_name(Some(&utf8(name))));
-        let start_ns = self.clock.wall_ns(call.entered_ns);
-        let view = View::new(&call, start_ns).received_as(self.receive).by_template(&self.templates);
-        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
-            return self.ledger.filtered();
+        call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
+        let started_in =
+            || self.registry.started_in(&call.image).map(|ids| Context { ids, source: Source::Environment });
+        call.context = call.context.or_else(started_in);
+        let answers = self.contexts.answers();
+        self.learn(answers);
+        if self.contexts.awaits(&call.image) && self.holding < HELD {
+            self.holding += 1;
+            return self.held.entry(call.image).or_default().push(call);
         }
-        let resource = self.registry.resource(call.image);
-        let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
-        if let Some(meter) = &mut self.meter {
-            meter.offer(&view, &record);
+        if let Some(earlier) = self.held.remove(&call.image) {
+            self.tell_all(&earlier);
         }
-        for gatherer in &mut self.gatherers {
-            match gatherer {
-                Gatherer::Batch(_, batch) => batch.add(&resource, &record),
-                Gatherer::Lines { lines, count, zone, color, .. } => {
-                    console::line(&record, zone, *color, lines);
-                    *count += 1;
-                }
-            }
-        }
-        self.tally.add();
-        self.since.get_or_insert_with(Instant::now);
-        if self.is_full() {
-            self.cut();
-        }
+        self.tell(&call);
     }
 
     fn name(&mut self, name: Name) {
@@ -221,21 +285,32 @@ impl Records for Pipeline {
         self.ledger.kernel(&counts);
     }
 
+    fn settle(&mut self) {
+        let answers = self.contexts.settle();
+        self.learn(answers);
+        self.release(true);
+    }
+
     fn tick(&mut self, now: Instant) -> Duration {
         self.pulse.beat(now);
+        let answers = self.contexts.answers();
+        self.learn(answers);
+        self.release(false);
         self.flush_lines();
-        let Some(since) = self.since else { return IDLE };
+        let again = if self.held.is_empty() { IDLE } else { LOOK };
+        let Some(since) = self.since else { return again };
         let age = now.saturating_duration_since(since);
         if age >= GATHER {
             self.cut();
-            return IDLE;
+            return again;
         }
-        GATHER - age
+        again.min(GATHER - age)
     }
 }
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        self.release(true);
         self.cut();
     }
 }

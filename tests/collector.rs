@@ -1,6 +1,9 @@
 //! mqspan and a real OpenTelemetry Collector: what arrives is what mqspan's own file of the same run holds, and what the
 //! workload recorded. Needs root and the Collector that scripts/collector.sh builds: `make test` runs it.
 
+#[path = "collector/resources.rs"]
+mod resources;
+
 use std::{collections::BTreeMap, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};

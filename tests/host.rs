@@ -5,6 +5,8 @@
 mod check;
 #[path = "host/command.rs"]
 mod command;
+#[path = "host/containers.rs"]
+mod containers;
 #[path = "host/filters.rs"]
 mod filters;
 #[path = "host/oracle.rs"]

@@ -70,6 +70,8 @@ impl Hook {
         let needed = match self.place {
             Place::Entry(call) | Place::Exit(call) => calls.contains(&call),
             Place::Inside if self.target == "do_mq_open" => calls.contains(&Op::MqOpen),
+            // Processes say who they are by it.
+            Place::Inside if self.target.ends_with("prctl") => true,
             // The others follow messages.
             Place::Inside => calls.contains(&Op::MqTimedsend) || calls.contains(&Op::MqTimedreceive),
         };
@@ -113,6 +115,7 @@ mod tests {
             ("fexit_mq_timedsend_compat", false, true),
             ("fentry_wq_sleep", false, true),
             ("kprobe_mq_open", false, false),
+            ("fentry_prctl", true, true),
         ] {
             let hook = Hook::of(name, &format!("?fentry/{}", name.split_once('_').unwrap().1)).unwrap();
             let used = [&opens, &sends].map(|calls| hook.is_used(HookKind::Fentry, calls));

@@ -1,6 +1,6 @@
 //! The programs of bpf/: configured, loaded, attached and read. The one user of libbpf's objects; takes no records.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramMut, TracepointCategory, set_print};
+use libbpf_rs::{
+    Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramInput, ProgramMut, TracepointCategory, set_print,
+};
 
-use super::btf;
 use super::hooks::{Hook, Place};
+use super::obi;
 use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
+use super::{btf, containers};
 use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Namespace, Op};
@@ -51,7 +54,7 @@ const ONLY_LISTED: u8 = 1;
 const ALL_BUT_EXCLUDED: u8 = 2;
 
 /// What the kernel side counted, over all CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pairs that a filter refused.
     pub filtered: u64,
@@ -69,8 +72,9 @@ pub struct Counts {
     pub tree_full: u64,
     /// Runs of the entry and exit programs that the kernel skipped.
     pub missed: u64,
-    /// Runs of the other programs that the kernel skipped: these add to calls, but make none.
-    pub missed_inside: u64,
+    /// Runs of the other programs that the kernel skipped, by the functions that they are on: these add to calls, but
+    /// make none.
+    pub missed_inside: BTreeMap<String, u64>,
     /// Messages that found no room to be registered.
     pub untracked: u64,
     /// First calls whose image found no room in its ring: each is tried again with the next call.
@@ -79,6 +83,14 @@ pub struct Counts {
     pub queues: u64,
     /// Messages received whose send could not be inferred.
     pub unlinked: u64,
+    /// What threads publish of their spans that could not be read.
+    pub context_unreadable: u64,
+    /// ... that says itself that it is not valid.
+    pub context_invalid: u64,
+    /// ... whose ids are zero.
+    pub context_zero: u64,
+    /// Files of processes that could not tell where they publish.
+    pub context_files: u64,
 }
 
 /// The programs, attached.
@@ -150,9 +162,14 @@ impl<'obj> Programs<'obj> {
         keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
+        obi::share(&mut open);
         let skel = open.load().map_err(|error| explained(&error))?;
         let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
-        programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
+        let see_self = programs.skel.progs.see_self.test_run(ProgramInput::default()).map(drop);
+        see_self
+            .and_then(|()| programs.fill_maps(config))
+            .and_then(|()| programs.attach_all(config))
+            .map_err(|error| explained(&error))?;
         Ok(programs)
     }
 
@@ -162,8 +179,9 @@ impl<'obj> Programs<'obj> {
     }
 
     fn fill_maps(&self, config: &Config<'_>) -> libbpf_rs::Result<()> {
-        let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+        let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
         let maps = &self.skel.maps;
+        containers::put(&maps.container_rules, container.picks())?;
         for pick in pid.picks() {
             put_rule(&maps.pid_rules, pick.value, pick.exclude)?;
         }
@@ -234,11 +252,21 @@ impl<'obj> Programs<'obj> {
         &self.skel.maps.images
     }
 
+    /// The ring of publications.
+    pub fn publications(&self) -> &MapMut<'obj> {
+        &self.skel.maps.publications
+    }
+
     /// The maps of series: the one that holds the map in use, the names asked for, and the two that take turns; and
     /// those of queues, of names that were unlinked, and of the number of the period.
     pub fn series(&self) -> [&MapMut<'obj>; 7] {
         let maps = &self.skel.maps;
         [&maps.series, &maps.askers, &maps.series_a, &maps.series_b, &maps.queues, &maps.unlinked, &maps.period]
+    }
+
+    /// The map of processes that publish their spans, and the one that says how many there are.
+    pub fn contexts(&self) -> [&MapMut<'obj>; 2] {
+        [&self.skel.maps.publishers, &self.skel.maps.publishing]
     }
 
     /// The flag that asks the kernel side for a wake-up with its next record.
@@ -257,11 +285,15 @@ impl<'obj> Programs<'obj> {
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
         let profile = self.probes.as_ref().map(Probes::profile);
-        let (mut missed, mut missed_inside) = (0, 0);
+        let (mut missed, mut missed_inside) = (0, BTreeMap::new());
         for (hook, program) in self.hooks() {
             let by_probe = profile.as_ref().map_or(0, |profile| probes::missed(profile, &hook));
-            let sum = if hook.place == Place::Inside { &mut missed_inside } else { &mut missed };
-            *sum += by_probe + misses(program.as_fd());
+            let runs = by_probe + misses(program.as_fd());
+            match hook.place {
+                Place::Inside if runs > 0 => *missed_inside.entry(hook.target).or_default() += runs,
+                Place::Inside => {}
+                _ => missed += runs,
+            }
         }
         Counts {
             filtered: read(counter::COUNT_FILTERED),
@@ -277,6 +309,10 @@ impl<'obj> Programs<'obj> {
             images: read(counter::COUNT_IMAGES_LOST),
             queues: read(counter::COUNT_QUEUES_FULL),
             unlinked: 0,
+            context_unreadable: read(counter::COUNT_CONTEXT_UNREADABLE),
+            context_invalid: read(counter::COUNT_CONTEXT_INVALID),
+            context_zero: read(counter::COUNT_CONTEXT_ZERO),
+            context_files: 0,
         }
     }
 
@@ -295,6 +331,7 @@ impl<'obj> Programs<'obj> {
             });
         let mut unmatched = numbers("--pid", &maps.pid_rules, filters.pid.picks());
         unmatched.extend(numbers("--uid", &maps.uid_rules, filters.uid.picks()));
+        unmatched.extend(containers::unmatched(&maps.container_rules, filters.container.picks()));
         unmatched.extend(namespaces.map(|pick| format!("--ipc-namespace {pick}")));
         unmatched
     }
@@ -319,12 +356,14 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
             .is_some_and(|hook| hook.is_used(config.kind, &config.filters.call) && functions.contains(&hook.target));
         program.set_autoload(used);
     }
+    open.progs.see_self.set_autoload(true);
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());
-    let Filters { pid, uid, ipc_namespace, .. } = config.filters;
+    let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
     if let Some(rodata) = &mut open.maps.rodata_data {
         rodata.pid_mode = mode(pid.picks().iter().map(|pick| pick.exclude));
         rodata.uid_mode = mode(uid.picks().iter().map(|pick| pick.exclude));
+        rodata.container_mode = mode(container.picks().iter().map(|pick| pick.exclude));
         let all = ipc_namespace.picks().iter().any(|pick| pick.value == Namespace::All);
         let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
         // `all` with an exclusion is the exclusion alone.
@@ -333,7 +372,6 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
         rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
         rodata.only_tree = config.tree.is_some();
-        rodata.own_pid = std::process::id();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;
         rodata.max_rate = config.rate.most;

@@ -115,6 +115,8 @@ pub struct Filters {
     pub pid: Filter<u32>,
     /// `--uid`: the effective user id in the initial user namespace.
     pub uid: Filter<u32>,
+    /// `--container`: how the id of the container begins.
+    pub container: Filter<String>,
     /// `--ipc-namespace`.
     pub ipc_namespace: Filter<Namespace>,
     /// `--failed`: only calls that returned a negative value.
@@ -126,8 +128,12 @@ pub struct Filters {
 impl Filters {
     /// Whether only some callers are of interest.
     pub fn picks_callers(&self) -> bool {
-        let Self { comm, pid, uid, ipc_namespace, .. } = self;
-        !(comm.picks.is_empty() && pid.picks.is_empty() && uid.picks.is_empty() && ipc_namespace.picks.is_empty())
+        let Self { comm, pid, uid, container, ipc_namespace, .. } = self;
+        !(comm.picks.is_empty()
+            && pid.picks.is_empty()
+            && uid.picks.is_empty()
+            && container.picks.is_empty()
+            && ipc_namespace.picks.is_empty())
     }
 }
 

@@ -313,6 +313,7 @@ fn filters(args: FilterArgs) -> Filters {
         comm: Filter::new(args.comm),
         pid: Filter::new(args.pid),
         uid: Filter::new(args.uid),
+        container: Filter::new(args.container),
         ipc_namespace: Filter::new(args.ipc_namespace),
         failed: args.failed,
         min_duration: args.min_duration,

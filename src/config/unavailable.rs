@@ -10,7 +10,6 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     let later = &run.later;
     let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
     let table = [
-        (!run.filters.container.is_empty(), "--container", "leave it out; --pid, --comm and --ipc-namespace work"),
         (later.summary, "--summary", "leave it out; --stats-file has the counters"),
         (later.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
         (

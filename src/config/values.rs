@@ -228,6 +228,16 @@ pub fn number(text: &str) -> Result<Pick<u32>, String> {
     text.parse().map_err(|_| "not a number".into())
 }
 
+/// The beginning of a container's id.
+pub fn container(text: &str) -> Result<Pick<String>, String> {
+    let pick: Pick<String> = text.parse().map_err(|_| "not an id")?;
+    let is_id = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    match pick.value.len() {
+        1..=64 if pick.value.bytes().all(is_id) => Ok(pick),
+        _ => Err("not the beginning of a container's id: digits 0 to f, at most 64".into()),
+    }
+}
+
 /// A queue pattern: where it begins with none of `/ * ? [` it gets the slash that every name has.
 pub fn queue(text: &str) -> Result<Pick<Glob>, String> {
     let Pick { value, exclude } = text.parse::<Pick<Glob>>()?;

@@ -187,6 +187,10 @@ fn images() {
     assert_eq!(decoded.environ.as_deref(), Some(&b"A=b\0"[..]));
     assert_eq!(decoded.key.pid, 9);
     assert_eq!(Image::decode(&raw[1..]), Err(Malformed(raw.len() - 1)));
+    raw[offset_of!(image, cgroup)..][..4].copy_from_slice(b"b\0a\0");
+    assert_eq!(decoded.cgroup.as_deref(), Some(&b"/"[..]));
+    raw[offset_of!(image, cgroup_len)] = 4;
+    assert_eq!(Image::decode(&raw).unwrap().cgroup.as_deref(), Some(&b"/a/b"[..]));
     raw[offset_of!(image, environ_len) + 3] = 1;
     assert!(Image::decode(&raw).is_err());
 }

@@ -114,6 +114,8 @@ fn sdk_resource(attributes: &[(String, Value)]) -> Resource {
     let pairs = attributes.iter().map(|(key, value)| match value {
         Value::Text(text) => KeyValue::new(key.clone(), text.clone()),
         Value::Int(int) => KeyValue::new(key.clone(), *int),
+        Value::Double(double) => KeyValue::new(key.clone(), *double),
+        Value::Bool(bool) => KeyValue::new(key.clone(), *bool),
     });
     Resource::builder_empty().with_schema_url(pairs, SCHEMA_URL).build()
 }

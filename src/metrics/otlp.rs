@@ -106,6 +106,8 @@ pub fn resource(resource: &Resource) -> ProtoResource {
     let attribute = |(key, value): &(String, Value)| match value {
         Value::Text(value) => text(key, value),
         Value::Int(value) => int(key, *value),
+        Value::Double(value) => attribute(key, Any::DoubleValue(*value)),
+        Value::Bool(value) => attribute(key, Any::BoolValue(*value)),
     };
     ProtoResource { attributes: resource.attributes.iter().map(attribute).collect(), ..Default::default() }
 }

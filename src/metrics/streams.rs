@@ -162,6 +162,8 @@ pub struct Streams {
     /// The streams of what found no room elsewhere stand under mqspan's own Resource.
     own: Process,
     processes: HashMap<ImageKey, Process>,
+    /// Those that have another Resource now: told once more.
+    replaced: Vec<Process>,
     known: HashSet<u64>,
     since_ns: u64,
 }
@@ -175,6 +177,7 @@ impl Streams {
             cumulative,
             own: Process::new(own),
             processes: HashMap::new(),
+            replaced: Vec::new(),
             known: HashSet::new(),
             since_ns: now_ns,
         }
@@ -219,6 +222,11 @@ impl Streams {
         }
     }
 
+    /// The image has another Resource from now on: its streams begin anew.
+    pub fn replace(&mut self, image: &ImageKey) {
+        self.replaced.extend(self.processes.remove(image));
+    }
+
     /// Since when what was added is new, ns since 1970.
     pub fn since_ns(&self) -> u64 {
         self.since_ns
@@ -231,13 +239,14 @@ impl Streams {
 
     /// Those that are to be exported now: where not cumulative, there is no other.
     pub fn current(&self) -> impl Iterator<Item = &Process> {
-        self.processes.values().chain([&self.own]).filter(|process| !process.streams.is_empty())
+        self.processes.values().chain(&self.replaced).chain([&self.own]).filter(|process| !process.streams.is_empty())
     }
 
     /// They were exported. An image that is gone, as `is_gone` says, had its last counts then; one that made calls
     /// since the collection before has them once more.
     pub fn exported(&mut self, now_ns: u64, is_gone: impl Fn(&ImageKey) -> bool) {
         self.since_ns = now_ns;
+        self.replaced.clear();
         let execs: HashMap<(u32, u64), u32> = self.processes.keys().fold(HashMap::new(), |mut execs, key| {
             let latest = execs.entry((key.pid, key.started_ns)).or_default();
             *latest = key.exec_id.max(*latest);
@@ -348,6 +357,26 @@ mod tests {
             .map(|(_, total)| total.count())
             .collect();
         assert_eq!(overflow.iter().sum::<u64>(), 5);
+    }
+
+    /// Prevents the counts under a Resource that was replaced from being lost, told for ever, or going on under the next.
+    #[test]
+    fn another_resource() {
+        let mut streams = streams(true, MetricLimits::default());
+        add(&mut streams, &reading(1, 5, 0, &[(3, 2)]));
+        streams.exported(200, |_| false);
+        streams.replace(&key(1, 0));
+        add(&mut streams, &reading(1, 5, 0, &[]));
+        assert_eq!(counts(&streams), [1, 3]);
+        let begun: Vec<u64> = streams
+            .processes
+            .values()
+            .flat_map(|process| process.streams.values())
+            .map(|total| total.start_ns)
+            .collect();
+        assert_eq!(begun, [200]);
+        streams.exported(300, |_| false);
+        assert_eq!(counts(&streams), [1]);
     }
 
     /// Prevents a process that asks for ever new names from making a stream of each.

@@ -43,30 +43,53 @@ pub fn ticks(started_ns: u64) -> u64 {
 /// When the process that has this id now started, in ns, to the tick.
 #[cfg(test)]
 pub fn started_ns(pid: u32) -> Option<u64> {
-    Some(stat(pid)?.1 * (1_000_000_000 / ticks(1_000_000_000)))
+    Some(stat(pid)?.started * (1_000_000_000 / ticks(1_000_000_000)))
+}
+
+/// Where the environment of the process is that has this id now.
+#[cfg(test)]
+pub fn environ_at(pid: u32) -> Option<u64> {
+    Some(stat(pid)?.environ_at)
 }
 
 /// Whether the process that has the id now is still the one that made the call.
 pub fn is_running(image: &ImageKey) -> bool {
-    stat(image.pid).is_some_and(|(_, started)| started == ticks(image.started_ns))
+    stat(image.pid).is_some_and(|stat| stat.started == ticks(image.started_ns))
 }
 
-/// The parent's id and the start in ticks.
-fn stat(pid: u32) -> Option<(u32, u64)> {
+/// Whether that process runs the same image still, whose environment is at this address: the kernel draws another one at
+/// each exec.
+pub fn is_image(image: &ImageKey, environ_at: u64) -> bool {
+    let is_it = |stat: Stat| stat.started == ticks(image.started_ns) && stat.environ_at == environ_at;
+    stat(image.pid).is_some_and(is_it)
+}
+
+/// Of /proc/PID/stat (proc_pid_stat(5)).
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    parent: u32,
+    /// In ticks.
+    started: u64,
+    /// 0 for who may not know.
+    environ_at: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
     parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 /// The name in parentheses may hold spaces and parentheses itself: the fields are those after its last one.
-fn parse_stat(stat: &str) -> Option<(u32, u64)> {
+fn parse_stat(stat: &str) -> Option<Stat> {
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
     let parent = fields.nth(1)?.parse().ok()?;
-    Some((parent, fields.nth(17)?.parse().ok()?))
+    let started = fields.nth(17)?.parse().ok()?;
+    Some(Stat { parent, started, environ_at: fields.nth(27)?.parse().ok()? })
 }
 
 /// What the call and /proc tell of a caller whose image the kernel's record does not describe: not its environment,
 /// which may be that of a later image.
 pub fn image_of_caller(call: &Call) -> Image {
-    Image { vpid: call.vpid, uid: call.uid, cgroup_id: call.cgroup_id, comm: call.comm().into(), ..image(call.image) }
+    Image { vpid: call.vpid, uid: call.uid, comm: call.comm().into(), ..image(call.image) }
 }
 
 /// What /proc tells of an image, which may be nothing.
@@ -74,7 +97,7 @@ pub fn image(key: ImageKey) -> Image {
     let read = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", key.pid)).ok();
     let status = read("status");
     let path = fs::read_link(format!("/proc/{}/exe", key.pid)).ok();
-    let parent = stat(key.pid).filter(|(_, started)| *started == ticks(key.started_ns));
+    let parent = stat(key.pid).filter(|stat| stat.started == ticks(key.started_ns)).map(|stat| stat.parent);
     let status = status.filter(|_| parent.is_some()).unwrap_or_default();
     let field = |name: &str, number: usize| {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -87,12 +110,13 @@ pub fn image(key: ImageKey) -> Image {
             .lines()
             .find_map(|line| line.strip_prefix("NSpid:")?.split_ascii_whitespace().last()?.parse().ok())
             .unwrap_or(key.pid),
-        parent_pid: parent.map_or(0, |(parent, _)| parent),
+        parent_pid: parent.unwrap_or(0),
         path: path.filter(|_| parent.is_some()).map(|path| path.into_os_string().into_encoded_bytes()),
         environ: None,
+        environ_at: 0,
         environ_cut: false,
         uid: number("Uid:", 1).unwrap_or(0),
-        cgroup_id: 0,
+        cgroup: None,
         comm: field("Name:", 0).unwrap_or_default().into_bytes(),
     }
 }
@@ -112,7 +136,10 @@ mod tests {
     #[test]
     fn stat_with_an_odd_name() {
         let fields: Vec<String> = (3..=52).map(|field| field.to_string()).collect();
-        assert_eq!(parse_stat(&format!("1 (a) R (b) {}", fields.join(" "))), Some((4, 22)));
+        assert_eq!(
+            parse_stat(&format!("1 (a) R (b) {}", fields.join(" "))),
+            Some(Stat { parent: 4, started: 22, environ_at: 50 })
+        );
         assert_eq!(parse_stat("1 (a) 3 4"), None);
     }
 

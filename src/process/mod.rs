@@ -1,21 +1,28 @@
-//! Who made a call: the Resource of each process image, made once, at its first call, from what the kernel recorded
-//! then ([`resource`]) and what this host says ([`host`]). Asks nothing that can wait for a network.
+//! Who made a call: the Resource of each process image, made at its first call, from what the kernel recorded then
+//! ([`resource`]), what this host says ([`host`]) and what the process has published ([`contexts`]); a later publication
+//! replaces it. Asks nothing that can wait for a network.
 
 pub mod calls;
 mod cgroup;
-mod environment;
+pub mod container;
+pub mod contexts;
+pub mod elf;
+pub mod environment;
 pub mod host;
 mod owner;
+pub mod process_context;
+pub mod publishers;
 pub mod resource;
+pub mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use self::cgroup::Cgroups;
 use self::environment::Said;
 use self::host::Host;
 use self::owner::Owners;
-use crate::event::{Call, Image, ImageKey};
+use self::process_context::Published;
+use crate::event::{Call, Ids, Image, ImageKey};
 use crate::telemetry::record::Resource;
 
 /// Images of one generation; two generations are kept.
@@ -26,22 +33,23 @@ const GENERATION: usize = 2048;
 pub struct Registry {
     host: Host,
     owners: Owners,
-    cgroups: Cgroups,
-    /// What the kernel recorded of images whose first call has not come yet.
-    images: Generations<(Image, Said)>,
+    images: Generations<Known>,
     resources: Generations<Arc<Resource>>,
+}
+
+/// What a Resource is made of.
+#[derive(Debug)]
+struct Known {
+    /// Without its environment.
+    image: Image,
+    said: Said,
+    published: Published,
 }
 
 impl Registry {
     /// An empty registry on this host.
     pub fn new(host: Host) -> Self {
-        Self {
-            host,
-            owners: Owners::default(),
-            cgroups: Cgroups::default(),
-            images: Generations::default(),
-            resources: Generations::default(),
-        }
+        Self { host, owners: Owners::default(), images: Generations::default(), resources: Generations::default() }
     }
 
     /// Takes what the kernel recorded of an image; its first call follows.
@@ -49,7 +57,20 @@ impl Registry {
         let said = resource::said(&image);
         // What is not asked for any more is not kept: environments are large, and their calls may all be filtered.
         image.environ = None;
-        self.images.put(image.key, (image, said));
+        self.images.put(image.key, Known { image, said, published: Published::default() });
+    }
+
+    /// Where the environment of an image was; 0 where that is not known.
+    pub fn environ_at(&mut self, key: &ImageKey) -> u64 {
+        self.images.get(key).map_or(0, |known| known.image.environ_at)
+    }
+
+    /// Takes what an image has published; returns whether that replaces a Resource that was in use.
+    pub fn publish(&mut self, key: ImageKey, published: Published) -> bool {
+        let Some(known) = self.images.get_mut(&key) else { return false };
+        known.published = published;
+        let Some(before) = self.resources.remove(&key) else { return false };
+        *self.resource(key) != *before
     }
 
     /// Makes do with what /proc tells of the caller: the kernel's record of its image was lost or is long forgotten.
@@ -62,12 +83,19 @@ impl Registry {
         self.resources.get(key).is_some() || self.images.get(key).is_some()
     }
 
+    /// The span that an image was started in, by its environment.
+    pub fn started_in(&mut self, key: &ImageKey) -> Option<Ids> {
+        self.images.get(key)?.said.started_in
+    }
+
     /// The Resource of an image.
     pub fn resource(&mut self, key: ImageKey) -> Arc<Resource> {
         if let Some(resource) = self.resources.get(&key) {
             return resource.clone();
         }
-        let (image, said) = self.images.remove(&key).unwrap_or_else(|| (host::image(key), Said::default()));
+        if self.images.get(&key).is_none() {
+            self.add(host::image(key));
+        }
         let process = |key: &ImageKey| (key.pid, key.started_ns);
         let is_taken = |id: &str| {
             self.resources.iter().any(|(other, resource)| {
@@ -76,9 +104,11 @@ impl Registry {
                     && host::is_running(other)
             })
         };
-        let owner = self.owners.name(image.uid);
-        let cgroup = self.cgroups.path(&image);
-        let resource = Arc::new(resource::build(&self.host, &image, said, owner, cgroup, is_taken));
+        let of = self.images.young.get(&key).map(|Known { image, said, published }| {
+            let owner = self.owners.name(image.uid);
+            resource::build(&self.host, image, said, published, owner, cgroup::path(image), is_taken)
+        });
+        let resource = Arc::new(of.unwrap_or_default());
         self.resources.put(key, resource.clone());
         resource
     }
@@ -99,10 +129,14 @@ impl<T> Default for Generations<T> {
 
 impl<T> Generations<T> {
     fn get(&mut self, key: &ImageKey) -> Option<&T> {
+        self.get_mut(key).map(|value| &*value)
+    }
+
+    fn get_mut(&mut self, key: &ImageKey) -> Option<&mut T> {
         if let Some(value) = self.old.remove(key) {
             self.put(*key, value);
         }
-        self.young.get(key)
+        self.young.get_mut(key)
     }
 
     fn put(&mut self, key: ImageKey, value: T) {

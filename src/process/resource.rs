@@ -6,8 +6,10 @@ use jiff::Timestamp;
 use nix::time::ClockId;
 use uuid::Uuid;
 
+use super::container::Container;
 use super::environment::{self, Said};
 use super::host::{self, Host};
+use super::process_context::Published;
 use crate::clock;
 use crate::event::{Image, ImageKey};
 use crate::telemetry::record::{Resource, Value};
@@ -17,16 +19,17 @@ use crate::telemetry::text::utf8;
 const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
 const INSTANCE_ID: &str = "service.instance.id";
 const SERVICE_NAME: &str = "service.name";
+/// The container's id.
+pub const CONTAINER_ID: &str = "container.id";
+/// The pod's id.
+pub const POD_UID: &str = "k8s.pod.uid";
 
 /// What the kernel shows: a process's own word for these is not taken.
 const KERNELS: [&str; 4] = ["process.", "container.", "host.", "os."];
 
 /// Which instance the Resource says it is.
 pub fn instance_id(resource: &Resource) -> Option<&str> {
-    resource.attributes.iter().find_map(|(key, value)| match value {
-        Value::Text(id) if key == INSTANCE_ID => Some(&**id),
-        _ => None,
-    })
+    resource.attributes.iter().find(|(key, _)| key == INSTANCE_ID)?.1.as_text()
 }
 
 /// Builds the Resource of an image. `is_taken` says which instance ids other
@@ -34,7 +37,8 @@ pub fn instance_id(resource: &Resource) -> Option<&str> {
 pub fn build(
     host: &Host,
     image: &Image,
-    said: Said,
+    said: &Said,
+    published: &Published,
     owner: Option<&str>,
     cgroup: Option<String>,
     is_taken: impl Fn(&str) -> bool,
@@ -44,11 +48,11 @@ pub fn build(
         Some(path) => path.rsplit('/').next().unwrap_or_default().to_owned(),
         None => utf8(&image.comm).into_owned(),
     };
-    let mut to = Attributes(Vec::with_capacity(20 + said.attributes.len()));
-    to.text(SERVICE_NAME, said.service_name.unwrap_or_else(|| format!("unknown_service:{executable}")));
-    let own = |name: &str| said.attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let instance = own(INSTANCE_ID).filter(|id| !id.is_empty() && !is_taken(id));
-    to.text(INSTANCE_ID, instance.unwrap_or_else(|| made_instance_id(host, &image.key)));
+    let own = own_attributes(said, published, is_taken);
+    let named = |name: &str| own.iter().find(|(key, _)| *key == name).and_then(|(_, value)| value.as_text());
+    let mut to = Attributes(Vec::with_capacity(20 + own.len()));
+    to.text(SERVICE_NAME, named(SERVICE_NAME).map_or_else(|| format!("unknown_service:{executable}"), Into::into));
+    to.text(INSTANCE_ID, named(INSTANCE_ID).map_or_else(|| made_instance_id(host, &image.key), Into::into));
     to.int("process.pid", image.key.pid);
     if image.vpid != image.key.pid {
         to.int("process.vpid", image.vpid);
@@ -64,17 +68,51 @@ pub fn build(
         to.text("process.owner", owner.to_owned());
     }
     if let Some(cgroup) = cgroup {
+        let Container { id, pod_uid } = Container::of_path(&cgroup);
         to.text("process.linux.cgroup", cgroup);
-    }
-    of_host(host, &mut to);
-    for (key, value) in said.attributes {
-        let kernels = key == "k8s.pod.uid" || KERNELS.iter().any(|prefix| key.starts_with(prefix));
-        if !kernels && key != INSTANCE_ID {
-            to.text(&key, value);
+        for (key, value) in [(CONTAINER_ID, id), (POD_UID, pod_uid)] {
+            if let Some(value) = value {
+                to.text(key, value);
+            }
         }
     }
+    of_host(host, &mut to);
+    to.0.extend(own.into_iter().filter(|(key, _)| !is_ours(key)).map(|(key, value)| (key.to_owned(), value)));
     // Its own attributes may follow the conventions of any version, unless there are none.
     Resource { has_schema: to.0.iter().all(|(key, _)| is_ours(key)), attributes: to.0 }
+}
+
+/// What the process says of itself, each key once, bounded: what it has published before its environment, and first of all
+/// who it is.
+fn own_attributes<'a>(
+    said: &'a Said,
+    published: &'a Published,
+    is_taken: impl Fn(&str) -> bool,
+) -> Vec<(&'a str, Value)> {
+    let published = published.attributes.iter().map(|(key, value)| (key.as_str(), value.clone()));
+    let name = said.service_name.iter().map(|name| (SERVICE_NAME, name));
+    let environment = name.chain(said.attributes.iter().map(|(key, value)| (key.as_str(), value)));
+    // Forked workers inherit an instance's id with the environment.
+    let environment = environment.filter(|(key, value)| *key != INSTANCE_ID || !is_taken(value));
+    let said: Vec<(&str, Value)> = published
+        .chain(environment.map(|(key, value)| (key, Value::Text(value.clone()))))
+        .filter(|(key, value)| {
+            ![SERVICE_NAME, INSTANCE_ID].contains(key) || value.as_text().is_some_and(|text| !text.is_empty())
+        })
+        .collect();
+    let (names, rest): (Vec<_>, Vec<_>) =
+        said.into_iter().partition(|(key, _)| [SERVICE_NAME, INSTANCE_ID].contains(key));
+    let mut own: Vec<(&str, Value)> = Vec::new();
+    let mut bytes = 0;
+    for (key, value) in names.into_iter().chain(rest) {
+        let len = key.len() + value.as_text().map_or(8, str::len);
+        let has_room = own.len() < environment::MOST && bytes + len <= environment::MOST_BYTES;
+        if has_room && own.iter().all(|(known, _)| *known != key) {
+            bytes += len;
+            own.push((key, value));
+        }
+    }
+    own
 }
 
 /// mqspan's own Resource on this host.
@@ -112,7 +150,7 @@ fn of_host(host: &Host, to: &mut Attributes) {
 }
 
 fn is_ours(key: &str) -> bool {
-    [SERVICE_NAME, INSTANCE_ID].contains(&key) || KERNELS.iter().any(|prefix| key.starts_with(prefix))
+    [SERVICE_NAME, INSTANCE_ID, POD_UID].contains(&key) || KERNELS.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// What the image says of itself.

@@ -18,9 +18,10 @@ fn image(pid: u32, environ: &[u8]) -> Image {
         parent_pid: 3,
         path: Some(b"/usr/bin/bill\xff".to_vec()),
         environ: Some(environ.into()),
+        environ_at: 0,
         environ_cut: false,
         uid: 1000,
-        cgroup_id: 0,
+        cgroup: Some(b"/x".to_vec()),
         comm: b"worker".to_vec(),
     }
 }
@@ -38,7 +39,7 @@ fn text<'a>(resource: &'a Resource, key: &str) -> Option<&'a str> {
 
 fn built(environ: &[u8]) -> Resource {
     let image = image(99, environ);
-    build(&host(), &image, resource::said(&image), Some("bo"), Some("/x".into()), |_| false)
+    build(&host(), &image, &resource::said(&image), &Published::default(), Some("bo"), Some("/x".into()), |_| false)
 }
 
 /// Prevents a process from claiming what only the kernel can show, and its own word from being left out elsewhere.
@@ -103,4 +104,52 @@ fn the_registry_is_bounded() {
     }
     assert!(images.young.len() + images.old.len() <= 2 * GENERATION);
     assert_eq!(images.get(&key(1)), None);
+}
+
+fn with(environ: &[u8], published: &[(&str, &str)]) -> Resource {
+    let image = image(99, environ);
+    let attributes = published.iter().map(|(key, value)| ((*key).to_owned(), Value::Text((*value).into()))).collect();
+    build(&host(), &image, &resource::said(&image), &Published { attributes }, None, None, |_| true)
+}
+
+/// Prevents a process's environment, which it may have inherited, from winning over what it publishes, a hostile list
+/// from hiding who it is, and either from growing a Resource without end.
+#[test]
+fn what_is_published_comes_first() {
+    let environ = b"OTEL_SERVICE_NAME=env\0OTEL_RESOURCE_ATTRIBUTES=team=a,zone=z,service.instance.id=inherited\0";
+    let name = ("service.name", "context");
+    let both = with(environ, &[name, ("team", "b"), ("service.instance.id", "one"), ("host.name", "evil")]);
+    for (key, expected) in
+        [("service.name", "context"), ("service.instance.id", "one"), ("team", "b"), ("zone", "z"), ("host.name", "h")]
+    {
+        assert_eq!(text(&both, key), Some(expected), "{key}");
+    }
+    let unnamed = with(environ, &[("service.name", ""), ("team", "b")]);
+    assert_eq!(text(&unnamed, "service.name"), Some("env"));
+    assert_ne!(instance_id(&unnamed), Some("inherited"), "another process says so");
+    let long = "x".repeat(3000);
+    let hostile = with(environ, &[("a", &long), ("b", &long), name]);
+    assert_eq!(text(&hostile, "service.name"), Some("context"));
+    assert_eq!((text(&hostile, "a").map(str::len), text(&hostile, "b")), (Some(3000), None));
+    let keys: Vec<String> = (0..100).map(|number| format!("k{number}")).collect();
+    let many = with(b"", &keys.iter().map(|key| (key.as_str(), "v")).collect::<Vec<_>>());
+    assert_eq!(many.attributes.iter().filter(|(key, _)| key.starts_with('k')).count(), 64);
+}
+
+/// Prevents a publication from being taken for another image's, and one that says the same from making another Resource.
+#[test]
+fn a_publication_replaces_a_resource() {
+    let mut registry = Registry::new(host());
+    let published = |name: &str| Published { attributes: vec![("service.name".into(), Value::Text(name.into()))] };
+    assert!(!registry.publish(key(99), published("early")), "nobody has asked for it");
+    registry.add(image(99, b""));
+    assert!(!registry.publish(key(99), published("one")), "its first call has not come");
+    let first = registry.resource(key(99));
+    assert_eq!(text(&first, "service.name"), Some("one"));
+    assert!(!registry.publish(key(99), published("one")));
+    assert!(registry.publish(key(99), published("two")));
+    let later = ImageKey { exec_id: 2, ..key(99) };
+    registry.add(Image { key: later, ..image(99, b"") });
+    assert_eq!(text(&registry.resource(later), "service.name"), Some("unknown_service:bill\\xff"));
+    assert_eq!(text(&registry.resource(key(99)), "service.name"), Some("two"));
 }

@@ -32,6 +32,7 @@ use crate::internal::Internal;
 use crate::meter::{self, Meter};
 use crate::metrics::queues::Queues;
 use crate::pipeline::{Parts, Pipeline};
+use crate::process::contexts::Contexts;
 use crate::process::host::Host;
 use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
@@ -103,6 +104,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         templates: settings.templates.clone(),
         clock: Clock::start().map_err(no_thread)?,
         registry: Registry::new(host),
+        contexts: Contexts::start().map_err(no_thread)?,
         traces: settings.signals.traces,
         receive: settings.receive,
         meter,

@@ -240,6 +240,7 @@ fn a_filter_that_matched_nothing_says_so() -> Result<()> {
         ("--comm", "mqspan-nothing"),
         ("--pid", "4194303"),
         ("--uid", "4294967290"),
+        ("--container", "0123abc"),
         ("--ipc-namespace", "1"),
     ] {
         let tracing = mqspan.trace_counted(&[&none[..], &[option, value]].concat())?;

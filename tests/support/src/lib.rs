@@ -5,6 +5,7 @@ pub mod backend;
 pub mod calls;
 pub mod certificates;
 pub mod collector;
+pub mod container;
 pub mod expect;
 pub mod family;
 pub mod http;

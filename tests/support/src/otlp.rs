@@ -177,6 +177,15 @@ pub fn metrics(path: &Path) -> Result<Vec<ExportMetricsServiceRequest>> {
     requests(path, "resourceMetrics")
 }
 
+/// Whether there are metrics of the calls of a process.
+pub fn has_metrics_of(path: &Path, pid: u32) -> Result<bool> {
+    let resources = metrics(path)?.into_iter().flat_map(|request| request.resource_metrics);
+    let attributes = resources.map(|of| attributes(&of.resource.unwrap_or_default().attributes));
+    let pids = attributes.map(|attributes| Ok(int(&attributes?, "process.pid")));
+    let pids: Vec<Option<i64>> = pids.collect::<Result<_>>()?;
+    Ok(pids.contains(&Some(pid.into())))
+}
+
 /// The requests that have `field`; other signals' are passed over, anything else is an error.
 fn requests<T: DeserializeOwned>(path: &Path, field: &str) -> Result<Vec<T>> {
     const SIGNALS: [&str; 3] = ["resourceSpans", "resourceLogs", "resourceMetrics"];

@@ -10,6 +10,7 @@ mod kernel;
 mod ledger;
 mod memory;
 mod open;
+mod publish;
 mod race;
 mod rng;
 mod steps;
@@ -51,6 +52,9 @@ enum Workload {
     /// Opens queues while another thread changes the arguments; writes what the kernel used
     Race(Race),
 
+    /// Publishes process contexts, one after the other, and calls when it is told to on stdin
+    Publish(Publish),
+
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
         #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -80,6 +84,16 @@ enum Workload {
         #[arg(long, default_value_t = 100)]
         calls: u64,
     },
+}
+
+#[derive(Args)]
+struct Publish {
+    /// Services
+    names: Vec<String>,
+
+    /// Then become a program that makes one call more
+    #[arg(long)]
+    exec: bool,
 }
 
 #[derive(Args)]
@@ -247,6 +261,7 @@ fn main() -> Result<()> {
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
         Workload::Race(options) => race::run(&options),
+        Workload::Publish(options) => publish::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The caller's container, by the names of its control groups: decided here, so that metrics and short lives are right,
+ * and user space need not know a group before its first call. src/process/container.rs reads the same names; a test
+ * compares both. Cgroup v1, v2, or both: the unified hierarchy first, then those of the controllers.
+ */
+#pragma once
+#include "filter.h"
+
+/* Longest id; of names, the rest is prefix and suffix. */
+#define ID_SIZE 64
+/* So many groups are looked at, from the innermost outwards, and so many hierarchies. */
+#define NESTED 16
+#define HIERARCHIES 16
+
+struct container {
+	__u64 cgroup; /* of the hierarchy that names the container, else of the unified one */
+	__u32 unused;
+	__u32 bits;	  /* of the id; 0: in none */
+	char id[ID_SIZE]; /* with its bits: a key of container_rules */
+};
+
+struct container_key {
+	__u32 bits;
+	char id[ID_SIZE];
+};
+
+/* By the longest prefix; user space has each rule say what those that it goes on from say, too. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, RULES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct container_key);
+	__type(value, struct rule);
+} container_rules SEC(".maps");
+
+const volatile __u8 container_mode;
+
+static __always_inline bool is_digit(char c)
+{
+	return c >= '0' && c <= '9';
+}
+
+static __always_inline bool is_hex(char c)
+{
+	return is_digit(c) || (c >= 'a' && c <= 'f');
+}
+
+static __always_inline bool begins_with(const char *name, const char *text, int len)
+{
+	for (int i = 0; i < len; i++)
+		if (name[i] != text[i])
+			return false;
+	return true;
+}
+
+static __always_inline bool is_long_id(const char *id)
+{
+	for (int i = 0; i < ID_SIZE; i++)
+		if (!is_hex(id[i]))
+			return false;
+	return true;
+}
+
+/* Names that are ids as a whole: 32 digits, a dash and decimals (ECS), or 8-4-4-4-4 digits (Garden). */
+static __always_inline bool is_short_id(const char *id, __u64 len)
+{
+	bool is_garden = len == 28;
+
+	if (!is_garden && len < 34)
+		return false;
+	for (__u32 i = 0; i < ID_SIZE && i < len; i++) {
+		bool is_dash = is_garden ? i == 8 || i == 13 || i == 18 || i == 23 : i == 32;
+
+		if (is_dash ? id[i] != '-' : !(i > 32 ? is_digit(id[i]) : is_hex(id[i])))
+			return false;
+	}
+	return true;
+}
+
+/* Whether a group of this name is a container, and its id. Global: it is verified once. */
+__noinline int read_id(__u64 name, struct container *to)
+{
+	char end[8] = {}, before[8] = {};
+	__u64 len = 0;
+
+	if (!to)
+		return false;
+	for (int i = 0; i <= NAME_SIZE / ID_SIZE; i++) {
+		long part = bpf_probe_read_kernel_str(to->id, ID_SIZE, (void *)name + len);
+
+		if (part < 1)
+			return false;
+		len += part - 1;
+		if (part < ID_SIZE)
+			break;
+	}
+	if (len < ID_SIZE) {
+		to->bits = len * 8;
+		return is_short_id(to->id, len);
+	}
+	if (!bpf_probe_read_kernel(end, 6, (void *)name + len - 6) && begins_with(end, ".scope", 6))
+		len -= 6;
+	if (len < ID_SIZE || bpf_probe_read_kernel(to->id, ID_SIZE, (void *)name + len - ID_SIZE) || !is_long_id(to->id))
+		return false;
+	to->bits = ID_SIZE * 8;
+	if (len == ID_SIZE)
+		return true;
+	if (bpf_probe_read_kernel(before, 1, (void *)name + len - ID_SIZE - 1) || (before[0] != '-' && before[0] != ':'))
+		return false;
+	/* A container's monitor has a group of its own, named after the container: libpod-conmon-ID.scope. */
+	return len < ID_SIZE + 7 || bpf_probe_read_kernel(before, 7, (void *)name + len - ID_SIZE - 7) ||
+	       !begins_with(before, "conmon-", 7);
+}
+
+/* Whether the group is in a container, and in which: the innermost. Global: it is verified once. */
+__noinline int names_container(__u64 cgroup, struct container *to)
+{
+	struct cgroup *at = (void *)cgroup;
+
+	if (!to)
+		return false;
+	for (int i = 0; i < NESTED; i++) {
+		struct cgroup_subsys_state *parent = BPF_CORE_READ(at, self.parent);
+
+		if (!parent)
+			break; /* the root has no name */
+		if (read_id((__u64)BPF_CORE_READ(at, kn, name), to)) {
+			to->cgroup = cgroup;
+			return true;
+		}
+		at = BPF_CORE_READ(parent, cgroup);
+	}
+	return false;
+}
+
+/* Whether the current process is in a container, and in which. Global: it is verified once. */
+__noinline int find_container(struct container *to)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	/* Read, not followed: to the verifier these are numbers. */
+	struct css_set *groups = BPF_CORE_READ(task, cgroups);
+	__u64 unified = (__u64)BPF_CORE_READ(groups, dfl_cgrp), last = unified;
+	__u64 hierarchies = bpf_core_enum_value(enum cgroup_subsys_id, CGROUP_SUBSYS_COUNT);
+
+	if (!to)
+		return false;
+	if (names_container(unified, to))
+		return true;
+	for (__u32 i = 0; i < HIERARCHIES && i < hierarchies; i++) {
+		struct cgroup_subsys_state *state = 0;
+		__u64 cgroup;
+
+		bpf_probe_read_kernel(&state, sizeof(state),
+				      (void *)groups + bpf_core_field_offset(struct css_set, subsys) + i * sizeof(state));
+		cgroup = (__u64)BPF_CORE_READ(state, cgroup);
+		if (cgroup == last)
+			continue;
+		last = cgroup;
+		if (names_container(cgroup, to))
+			return true;
+	}
+	to->cgroup = unified;
+	to->bits = 0;
+	return false;
+}
+
+/* Whether the current process's container is wanted. Global: it is verified once. */
+__noinline int is_container_wanted(void)
+{
+	struct container container = {};
+	struct rule *rule = 0;
+
+	if (find_container(&container))
+		rule = bpf_map_lookup_elem(&container_rules, &container.bits);
+	if (!rule)
+		return container_mode == RULES_ALL_BUT_EXCLUDED;
+	rule->hit = 1;
+	return !rule->exclude;
+}

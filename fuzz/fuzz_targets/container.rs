@@ -1,0 +1,9 @@
+//! The container that the path of a control group names.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mqspan::process::container::Container;
+
+fuzz_target!(|path: &str| {
+    let _ = Container::of_path(path);
+});

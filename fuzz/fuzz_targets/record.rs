@@ -1,0 +1,21 @@
+//! Records of the kernel side, and all that is said of the call that one decodes to.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mqspan::event::{Call, Image, Name};
+use mqspan::telemetry::record::Record;
+use mqspan::telemetry::view::View;
+use mqspan::telemetry::{json, protobuf};
+
+fuzz_target!(|bytes: &[u8]| {
+    let _ = (Image::decode(bytes), Name::decode(bytes));
+    let Ok(call) = Call::decode(bytes) else { return };
+    let view = View::new(&call, 1_700_000_000_000_000_000);
+    let record = Record { view: &view, ids: Some(call.ids) };
+    let (mut protobuf, mut text) = (Vec::new(), Vec::new());
+    protobuf::span(&record, &mut protobuf);
+    protobuf::log(&record, &mut protobuf);
+    json::span(&record, &mut text);
+    let read: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    assert!(read.is_object());
+});
