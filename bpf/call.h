@@ -187,7 +187,7 @@ static __always_inline struct thread *enter_on_queue(enum op op, enum abi abi, _
 		return 0;
 	thread->switches = task->nvcsw;
 	slot = slot_of(thread);
-	slot->call.flags = CALL_NAME_BAD;
+	slot->call.flags |= CALL_NAME_BAD;
 	enter_queue(slot, task);
 	return thread;
 }

@@ -37,6 +37,9 @@ enum call_flag {
 	CALL_DECIDED = 1 << 17,	     /* whether it has a record was decided with its message, see limit.h */
 	CALL_LIMITED = 1 << 18,	     /* it has none for the rate's sake */
 	CALL_MEASURED = 1 << 19,     /* metrics hold it */
+	CALL_CONTEXT = 1 << 20,	     /* context is set */
+	CALL_CONTEXT_SAMPLED = 1 << 21, /* ... and its span is sampled: the parent of the call's */
+	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
 };
 
 /* The system calls of the family; their order is that of src/event.rs. */
@@ -94,6 +97,12 @@ struct notify_args {
 
 #define ARGS_SIZE sizeof(struct message_args)
 
+/* A span: where a call was made in one of the application's own. */
+struct context {
+	__u64 trace_id[2];
+	__u64 span_id;
+};
+
 /*
  * One entry/exit pair. Times are CLOCK_MONOTONIC in ns. (pid, process_started_ns, exec_id) names the process image,
  * described by a struct image. The record is cut after its names: `asked_len` bytes that the caller's memory held,
@@ -119,6 +128,7 @@ struct call {
 	__u32 uid; /* effective, in the initial user namespace */
 	__u64 trace_id[2];
 	__u64 span_id;
+	struct context context;
 	__u64 queue_inode; /* its address, number and the address of its namespace: no two queues share all of these */
 	__u64 queue_ino;
 	__u64 queue_ns;
@@ -186,5 +196,8 @@ enum counter {
 	COUNT_IMAGES_LOST,  /* first calls whose image found no room in its ring */
 	COUNT_QUEUES_FULL,  /* calls whose queue found no room for its state */
 	COUNT_UNTRACKED,    /* messages that found no room to be registered */
+	COUNT_CONTEXT_UNREADABLE, /* what a thread publishes that could not be read */
+	COUNT_CONTEXT_INVALID,	  /* ... that says itself that it is not valid */
+	COUNT_CONTEXT_ZERO,	  /* ... whose ids are zero */
 	COUNTERS,
 };

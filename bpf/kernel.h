@@ -240,7 +240,19 @@ enum cgroup_subsys_id {
 	CGROUP_SUBSYS_COUNT = 1,
 };
 
+/* arch/x86/include/asm/processor.h, arch/arm64/include/asm/processor.h */
+struct thread_struct {
+#ifdef __TARGET_ARCH_arm64
+	struct {
+		unsigned long tp_value;
+	} uw;
+#else
+	unsigned long fsbase;
+#endif
+};
+
 struct task_struct {
+	struct thread_struct thread;
 	struct css_set *cgroups;
 #ifdef __TARGET_ARCH_arm64
 	struct thread_info thread_info;

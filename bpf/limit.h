@@ -81,15 +81,23 @@ static __always_inline bool is_below_ceiling(const struct call *call, __u64 seco
 	return !ceiling || take(ceiling, CEILING * max_rate, second);
 }
 
+/* Inside a sampled span of the application's. Of a send that may have been decided with its message. */
+static __always_inline bool is_exempt_by_context(const struct call *call)
+{
+	return call->flags & CALL_CONTEXT_SAMPLED && !(call->op == OP_SEND && call->flags & CALL_DECIDED);
+}
+
 /* A message is about to be sent: decides for its send, and so for its receive. */
 static __always_inline bool is_limited_early(struct call *call)
 {
 	struct limiter *limiter = max_rate ? limiter_of(call) : 0;
 
+	__u64 second = call->entered_ns / NS_PER_S;
+
 	if (!limiter)
 		return false;
 	call->flags |= CALL_DECIDED;
-	if (take(limiter, max_rate, call->entered_ns / NS_PER_S))
+	if (call->flags & CALL_CONTEXT_SAMPLED ? is_below_ceiling(call, second) : take(limiter, max_rate, second))
 		return false;
 	call->flags |= CALL_LIMITED;
 	return true;
@@ -106,7 +114,7 @@ __noinline int is_limited(struct call *call)
 		return false;
 	second = call->left_ns / NS_PER_S;
 	limiter = limiter_of(call);
-	if (!is_message(call) || has_failed(call->ret) || is_slow(call))
+	if (!is_message(call) || has_failed(call->ret) || is_slow(call) || is_exempt_by_context(call))
 		passes = is_below_ceiling(call, second);
 	else if (call->flags & CALL_DECIDED)
 		passes = !(call->flags & CALL_LIMITED);

@@ -22,6 +22,7 @@ const struct open_args open_args_type = {};
 const struct message_args message_args_type = {};
 const struct notify_args notify_args_type = {};
 const struct image image_type = {};
+const struct publisher publisher_type = {};
 const struct name name_type = {};
 const struct publication publication_type = {};
 const struct series series_type = {};

@@ -2,6 +2,7 @@
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
+#include "context.h"
 #include "limit.h"
 #include "container.h"
 #include "output.h"
@@ -120,6 +121,8 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	make_ids(thread, call);
 	identify_thread(slot_of(thread), task);
 	call->uid = task->cred->euid.val;
+	if (makes_records)
+		read_context(call);
 	return thread;
 }
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Makes this machine (Debian, Ubuntu) ready, and says what it does for that:
-#   setup.sh         to build mqspan and to run it
-#   setup.sh test    to test it, too
-#   setup.sh stress  to test it under stress, too
+#   setup.sh            to build mqspan and to run it
+#   setup.sh test       to test it, too
+#   setup.sh backends   to test it with Jaeger, Prometheus and VictoriaLogs
+#   setup.sh stress     to test it under stress, too
 #   setup.sh containers to test it with containers, too
-#   setup.sh kernels to test it on other kernels under qemu, too
-#   setup.sh fuzz    to fuzz it, too
-#   setup.sh compose to test docker-compose.yml by podman, too
+#   setup.sh compose    to test docker-compose.yml by podman, too
+#   setup.sh kernels    to test it on other kernels under qemu, too
+#   setup.sh fuzz       to fuzz it, too
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan
@@ -58,6 +59,18 @@ need zlib1g-dev /usr/include/zlib.h "libelf and libbpf unpack with it"
 if [ "${1:-}" = test ]; then
     command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' Collector is built with it"
     need strace strace "the tests compare mqspan's calls with strace's"
+    if ! python3 -c 'import ensurepip' 2>/dev/null; then
+        say "installing python3-venv: installs rotel, a receiver that the tests send to"
+        missing+=(python3-venv)
+    fi
+fi
+
+if [ "${1:-}" = backends ]; then
+    command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' backends are built with it"
+    for backend in jaeger prometheus victoria-logs; do
+        compgen -G "$cache/$backend-v*" >/dev/null ||
+            say "building $backend into the cache, some minutes: a backend that the tests ask what arrived"
+    done
 fi
 
 if [ "${1:-}" = stress ]; then

@@ -4,7 +4,7 @@
 use std::mem::{offset_of, size_of};
 
 use crate::bpf::skel::types::{
-    call, call_flag, image, image_flag, message_args, name, notify_args, open_args, publication,
+    call, call_flag, context, image, image_flag, message_args, name, notify_args, open_args, publication,
 };
 use crate::config::values::Op;
 
@@ -191,6 +191,29 @@ pub enum Args {
     },
 }
 
+/// The application's own span that a call was made in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The span.
+    pub ids: Ids,
+    /// Who said so.
+    pub source: Source,
+}
+
+/// Who said in which span a call was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The thread itself.
+    Thread {
+        /// Whether the span is sampled.
+        sampled: bool,
+    },
+    /// OBI's map.
+    Obi,
+    /// The environment that the process was started with.
+    Environment,
+}
+
 /// How a caller lays out its arguments, where not as this program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Abi {
@@ -225,8 +248,10 @@ pub struct Call {
     pub ipc_ns: u32,
     /// How its arguments were laid out.
     pub abi: Abi,
-    /// The ids of its span.
+    /// The ids of its span: in the application's trace where its span is the parent.
     pub ids: Ids,
+    /// The application's span that it was made in.
+    pub context: Option<Context>,
     /// The name that the caller's memory held, of calls that take one; None where it could not be read.
     pub asked: Option<Vec<u8>>,
     /// What it was passed.
@@ -394,6 +419,15 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
     Some((op, args))
 }
 
+fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context> {
+    let ids = Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() };
+    let source = match has(call_flag::CALL_CONTEXT_OBI) {
+        true => Source::Obi,
+        false => Source::Thread { sampled: has(call_flag::CALL_CONTEXT_SAMPLED) },
+    };
+    has(call_flag::CALL_CONTEXT).then_some(Context { ids, source })
+}
+
 impl Call {
     /// Decodes a `struct call`.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -418,6 +452,7 @@ impl Call {
             ipc_ns: raw.ipc_ns,
             abi: if raw.abi == 0 { Abi::Native } else { Abi::Compat },
             ids: Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() },
+            context: context_of(&raw.context, &has),
             asked: (!has(call_flag::CALL_NAME_BAD)).then(|| asked.to_vec()),
             args,
             queue: has(call_flag::CALL_QUEUE).then(|| Queue {

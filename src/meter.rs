@@ -125,7 +125,7 @@ impl Meter {
 
     /// A span was made of a call: it may be drawn as an exemplar, each as likely as any other.
     pub fn offer(&mut self, view: &View<'_>, record: &Record<'_>) {
-        let Some(ids) = record.ids else { return };
+        let Some(ids) = record.span() else { return };
         self.spans += 1;
         let place = match self.candidates.len() {
             len @ 0..CANDIDATES => len,

@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::Receive;
-use crate::event::{Call, Image, ImageKey, Name, QueueKey};
+use crate::event::{Call, Context, Image, ImageKey, Name, QueueKey, Source};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
@@ -242,6 +242,9 @@ impl Records for Pipeline {
         }
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
+        let started_in =
+            || self.registry.started_in(&call.image).map(|ids| Context { ids, source: Source::Environment });
+        call.context = call.context.or_else(started_in);
         let answers = self.contexts.answers();
         self.learn(answers);
         if self.contexts.awaits(&call.image) && self.holding < HELD {

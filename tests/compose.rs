@@ -4,14 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use support::http::{escaped, get};
 use support::wait::until_every;
 
 /// What is started; the others' images can't be made here.
@@ -39,7 +38,7 @@ impl Compose {
         let mqspan = PathBuf::from(env!("CARGO_BIN_EXE_mqspan"));
         let made = Command::new(root().join("scripts/images.sh"))
             .arg(&mqspan)
-            .arg(mqspan.with_file_name("traced-orders"))
+            .arg(mqspan.with_file_name("thread-context"))
             .args([named("MQSPAN_TEST_COLLECTOR")?, named("MQSPAN_TEST_JAEGER")?, named("MQSPAN_TEST_PROMETHEUS")?])
             .status()?;
         ensure!(made.success(), "scripts/images.sh: {made}");
@@ -72,27 +71,6 @@ impl Drop for Compose {
             println!("{error:#}");
         }
     }
-}
-
-/// What a server on loopback answers to a GET, as JSON.
-fn get(server: &str, path: &str) -> Result<Value> {
-    let mut stream = TcpStream::connect(server)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    // By HTTP/1.0 the answer ends with the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").context("no answer")?;
-    ensure!(head.contains(" 200 "), "{path}: {answer}");
-    Ok(serde_json::from_str(body)?)
-}
-
-fn escaped(text: &str) -> String {
-    let escape = |byte: u8| match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'_' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    };
-    text.bytes().map(escape).collect()
 }
 
 /// A span as Jaeger tells it.

@@ -18,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::aggregates::{Aggregates, Taken};
+use super::contexts::Contexts;
 use super::programs::{Config, Counts, Programs};
 use crate::config::Rate;
 use crate::config::filter::Filters;
@@ -26,6 +27,7 @@ use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::links::sequence::Sequence;
 use crate::metrics::queues::QueueName;
 use crate::process::calls;
+use crate::process::publishers::Publishers;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -158,7 +160,15 @@ fn drive(
     let records = RefCell::new(records);
     let sequence = RefCell::new(Sequence::default());
     let infers = kind == HookKind::Tracepoint && makes_records;
-    let aggregates = match follow(&programs, &sequence, &records, stop, metrics, infers, ready) {
+    let publishers = match makes_records.then(|| watch_publishers(&programs)).transpose() {
+        Ok(publishers) => publishers,
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return Vec::new();
+        }
+    };
+    let parts = Parts { programs: &programs, sequence: &sequence, records: &records, publishers: publishers.as_ref() };
+    let aggregates = match follow(&parts, stop, metrics, infers, ready) {
         Ok(aggregates) => aggregates,
         Err(error) => {
             let _ = ready.send(Err(error));
@@ -167,7 +177,8 @@ fn drive(
     };
     // The rings outlive the links: what is committed until now is still there.
     programs.detach();
-    if let Ok(rings) = Rings::open(&programs, &sequence, &records) {
+    let parts = Parts { programs: &programs, sequence: &sequence, records: &records, publishers: publishers.as_ref() };
+    if let Ok(rings) = Rings::open(&parts) {
         while take(&rings.calls) > 0 {}
         rings.release();
         rings.images.consume_raw();
@@ -176,21 +187,43 @@ fn drive(
             take_metrics(&rings, taken);
         }
     }
-    records.borrow_mut().counts(counts(&programs, &sequence));
+    records.borrow_mut().counts(parts.counts());
     programs.unmatched(filters, own_ipc_namespace)
+}
+
+fn watch_publishers(programs: &Programs<'_>) -> Result<Publishers, String> {
+    let mut contexts = Contexts::of(programs).map_err(|error| error.to_string())?;
+    Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(|error| error.to_string())
+}
+
+/// What the thread works with.
+struct Parts<'a, 'obj, R> {
+    programs: &'a Programs<'obj>,
+    sequence: &'a RefCell<Sequence>,
+    records: &'a RefCell<R>,
+    publishers: Option<&'a Publishers>,
+}
+
+impl<R> Parts<'_, '_, R> {
+    fn counts(&self) -> Counts {
+        Counts {
+            unlinked: self.sequence.borrow().unlinked(),
+            context_files: self.publishers.map_or(0, Publishers::failures),
+            ..self.programs.counts()
+        }
+    }
 }
 
 /// Hands on what comes, until it is told to stop.
 fn follow(
-    programs: &Programs<'_>,
-    sequence: &RefCell<Sequence>,
-    records: &RefCell<impl Records>,
+    parts: &Parts<'_, '_, impl Records>,
     stop: &Arc<Stop>,
     metrics: Option<Duration>,
     infers: bool,
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Result<Option<Aggregates>, String> {
-    let rings = Rings::open(programs, sequence, records).map_err(|error| error.to_string())?;
+    let Parts { programs, records, .. } = *parts;
+    let rings = Rings::open(parts).map_err(|error| error.to_string())?;
     let woken = stop.clone();
     let start = |interval| Aggregates::start(programs, interval, move || woken.wake());
     let aggregates = metrics.map(start).transpose()?;
@@ -204,7 +237,7 @@ fn follow(
         stop.woken();
         if let Some(early) = looked.as_ref().and_then(|looked| looked.try_recv().ok()) {
             looked = None;
-            sequence.borrow_mut().found(early);
+            parts.sequence.borrow_mut().found(early);
             let _ = ready.send(Ok(()));
         }
         if stop.asked.load(Ordering::Relaxed) {
@@ -222,8 +255,8 @@ fn follow(
         let now = Instant::now();
         if now - counted >= COUNT_EVERY {
             counted = now;
-            sequence.borrow_mut().forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
-            records.borrow_mut().counts(counts(programs, sequence));
+            parts.sequence.borrow_mut().forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
+            records.borrow_mut().counts(parts.counts());
         }
         let again = records.borrow_mut().tick(now);
         if taken >= AT_ONCE {
@@ -263,10 +296,6 @@ fn take_metrics<R: Records>(rings: &Rings<'_, R>, taken: Taken) -> Vec<QueueKey>
     rings.records.borrow_mut().metrics(taken)
 }
 
-fn counts(programs: &Programs<'_>, sequence: &RefCell<Sequence>) -> Counts {
-    Counts { unlinked: sequence.borrow().unlinked(), ..programs.counts() }
-}
-
 /// How many records there were, up to [`AT_ONCE`].
 fn take(ring: &RingBuffer<'_>) -> usize {
     // The callbacks never fail.
@@ -281,16 +310,16 @@ struct Rings<'a, R> {
 }
 
 impl<'a, R: Records> Rings<'a, R> {
-    fn open<'obj>(
-        programs: &'a Programs<'obj>,
-        sequence: &'a RefCell<Sequence>,
-        records: &'a RefCell<R>,
-    ) -> libbpf_rs::Result<Self> {
+    fn open(parts: &Parts<'a, '_, R>) -> libbpf_rs::Result<Self> {
+        let Parts { programs, sequence, records, publishers } = *parts;
         let mut images = RingBufferBuilder::new();
-        images.add(programs.images(), |bytes| {
+        images.add(programs.images(), move |bytes| {
             if let Ok(name) = Name::decode(bytes) {
                 records.borrow_mut().name(name);
             } else if let Ok(image) = Image::decode(bytes) {
+                if let Some(publishers) = publishers {
+                    publishers.offer(image.key);
+                }
                 records.borrow_mut().image(image);
             }
             0

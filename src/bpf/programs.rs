@@ -1,6 +1,6 @@
 //! The programs of bpf/: configured, loaded, attached and read. The one user of libbpf's objects; takes no records.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -16,6 +16,7 @@ use libbpf_rs::{
 };
 
 use super::hooks::{Hook, Place};
+use super::obi;
 use super::probes::{self, Probes};
 use super::skel::types::{counter, rule};
 use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
@@ -53,7 +54,7 @@ const ONLY_LISTED: u8 = 1;
 const ALL_BUT_EXCLUDED: u8 = 2;
 
 /// What the kernel side counted, over all CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Pairs that a filter refused.
     pub filtered: u64,
@@ -71,8 +72,9 @@ pub struct Counts {
     pub tree_full: u64,
     /// Runs of the entry and exit programs that the kernel skipped.
     pub missed: u64,
-    /// Runs of the other programs that the kernel skipped: these add to calls, but make none.
-    pub missed_inside: u64,
+    /// Runs of the other programs that the kernel skipped, by the functions that they are on: these add to calls, but
+    /// make none.
+    pub missed_inside: BTreeMap<String, u64>,
     /// Messages that found no room to be registered.
     pub untracked: u64,
     /// First calls whose image found no room in its ring: each is tried again with the next call.
@@ -81,6 +83,14 @@ pub struct Counts {
     pub queues: u64,
     /// Messages received whose send could not be inferred.
     pub unlinked: u64,
+    /// What threads publish of their spans that could not be read.
+    pub context_unreadable: u64,
+    /// ... that says itself that it is not valid.
+    pub context_invalid: u64,
+    /// ... whose ids are zero.
+    pub context_zero: u64,
+    /// Files of processes that could not tell where they publish.
+    pub context_files: u64,
 }
 
 /// The programs, attached.
@@ -152,6 +162,7 @@ impl<'obj> Programs<'obj> {
         keep_warnings();
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
+        obi::share(&mut open);
         let skel = open.load().map_err(|error| explained(&error))?;
         let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
         let see_self = programs.skel.progs.see_self.test_run(ProgramInput::default()).map(drop);
@@ -253,6 +264,11 @@ impl<'obj> Programs<'obj> {
         [&maps.series, &maps.askers, &maps.series_a, &maps.series_b, &maps.queues, &maps.unlinked, &maps.period]
     }
 
+    /// The map of processes that publish their spans, and the one that says how many there are.
+    pub fn contexts(&self) -> [&MapMut<'obj>; 2] {
+        [&self.skel.maps.publishers, &self.skel.maps.publishing]
+    }
+
     /// The flag that asks the kernel side for a wake-up with its next record.
     pub fn armed(&self) -> &AtomicU32 {
         // libbpf maps the variables of a loaded object always.
@@ -269,11 +285,15 @@ impl<'obj> Programs<'obj> {
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
         let profile = self.probes.as_ref().map(Probes::profile);
-        let (mut missed, mut missed_inside) = (0, 0);
+        let (mut missed, mut missed_inside) = (0, BTreeMap::new());
         for (hook, program) in self.hooks() {
             let by_probe = profile.as_ref().map_or(0, |profile| probes::missed(profile, &hook));
-            let sum = if hook.place == Place::Inside { &mut missed_inside } else { &mut missed };
-            *sum += by_probe + misses(program.as_fd());
+            let runs = by_probe + misses(program.as_fd());
+            match hook.place {
+                Place::Inside if runs > 0 => *missed_inside.entry(hook.target).or_default() += runs,
+                Place::Inside => {}
+                _ => missed += runs,
+            }
         }
         Counts {
             filtered: read(counter::COUNT_FILTERED),
@@ -289,6 +309,10 @@ impl<'obj> Programs<'obj> {
             images: read(counter::COUNT_IMAGES_LOST),
             queues: read(counter::COUNT_QUEUES_FULL),
             unlinked: 0,
+            context_unreadable: read(counter::COUNT_CONTEXT_UNREADABLE),
+            context_invalid: read(counter::COUNT_CONTEXT_INVALID),
+            context_zero: read(counter::COUNT_CONTEXT_ZERO),
+            context_files: 0,
         }
     }
 

@@ -155,6 +155,23 @@ fn arguments_of_each_call() {
     }
 }
 
+/// Prevents a call from being given a span that nobody said it was in, or one for another's.
+#[test]
+fn contexts() {
+    let raw = context { trace_id: [1, 2], span_id: 3 };
+    let decode = |flags: &[call_flag]| {
+        let raw = call { context: raw, flags: self::flags(flags), ..Default::default() };
+        Call::decode(&record(&raw, b"", b"")).unwrap().context
+    };
+    let ids = Ids { trace: trace_id([1, 2]), span: 3u64.to_ne_bytes() };
+    let context = |source| Some(Context { ids, source });
+    let [any, sampled, obi] = [call_flag::CALL_CONTEXT, call_flag::CALL_CONTEXT_SAMPLED, call_flag::CALL_CONTEXT_OBI];
+    assert_eq!(decode(&[]), None);
+    assert_eq!(decode(&[any]), context(Source::Thread { sampled: false }));
+    assert_eq!(decode(&[any, sampled]), context(Source::Thread { sampled: true }));
+    assert_eq!(decode(&[any, obi]), context(Source::Obi));
+}
+
 /// Prevents a record that was cut, or lies about its lengths, from being read beyond its end.
 #[test]
 fn truncated_records_are_refused() {

@@ -2,8 +2,8 @@
 //! requests of its own; a call counts once, as exported where any output took it. Pure counting.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -103,6 +103,10 @@ struct Spooled {
     restored: AtomicU64,
 }
 
+/// Why what a thread publishes could not be taken: it could not be read, says that it is not valid, has ids of zeros, or
+/// the process's files do not tell where it is.
+const CONTEXT_FAILURES: [&str; 4] = ["unreadable", "invalid", "zero_id", "file"];
+
 /// The kernel side's counts as they were read last.
 #[derive(Debug, Default)]
 struct KernelCounts {
@@ -110,20 +114,21 @@ struct KernelCounts {
     limited: AtomicU64,
     unpaired: AtomicU64,
     tree_full: AtomicU64,
-    skipped: AtomicU64,
+    skipped: Mutex<BTreeMap<String, u64>>,
     untracked: AtomicU64,
     images: AtomicU64,
     queues: AtomicU64,
     unlinked: AtomicU64,
+    contexts: [AtomicU64; CONTEXT_FAILURES.len()],
 }
 
 /// What the kernel side did not see, besides calls.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unseen {
     /// Forks that found the set of traced processes full: with each, a subtree of the command went unseen.
     pub forks: u64,
-    /// Runs of programs that follow messages which the kernel skipped.
-    pub skipped: u64,
+    /// Runs of programs inside calls that the kernel skipped, by the functions that they are on.
+    pub skipped: BTreeMap<String, u64>,
     /// Messages that found no room to be followed.
     pub untracked: u64,
     /// Calls whose process the kernel side had no room to describe: /proc had to do.
@@ -189,15 +194,26 @@ impl Ledger {
         self.lost[stage as usize].fetch_add(calls, Relaxed);
     }
 
+    /// Spans of applications that were published and could not be taken, by the reason.
+    pub fn context_failures(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.kernel.contexts.each_ref().map(|count| count.load(Relaxed));
+        CONTEXT_FAILURES.into_iter().zip(counts)
+    }
+
     /// Takes the kernel side's counts: totals since the start.
     pub fn kernel(&self, counts: &Counts) {
         self.kernel.filtered.store(counts.filtered, Relaxed);
         self.kernel.limited.store(counts.limited, Relaxed);
         self.kernel.unpaired.store(counts.unpaired, Relaxed);
         self.kernel.tree_full.store(counts.tree_full, Relaxed);
-        self.kernel.skipped.store(counts.missed_inside, Relaxed);
+        self.kernel.skipped.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&counts.missed_inside);
         self.kernel.untracked.store(counts.untracked, Relaxed);
         self.kernel.images.store(counts.images, Relaxed);
+        let Counts { context_unreadable, context_invalid, context_zero, context_files, .. } = *counts;
+        let contexts = [context_unreadable, context_invalid, context_zero, context_files];
+        for (kept, count) in self.kernel.contexts.iter().zip(contexts) {
+            kept.store(count, Relaxed);
+        }
         self.kernel.queues.store(counts.queues, Relaxed);
         self.kernel.unlinked.store(counts.unlinked, Relaxed);
         for (stage, total) in [
@@ -272,8 +288,9 @@ impl Ledger {
     /// What the kernel side did not see, besides calls.
     pub fn unseen(&self) -> Unseen {
         let KernelCounts { tree_full, skipped, untracked, unlinked, images, queues, .. } = &self.kernel;
-        let [forks, skipped, untracked, unlinked, images, queues] =
-            [tree_full, skipped, untracked, unlinked, images, queues].map(|count| count.load(Relaxed));
+        let [forks, untracked, unlinked, images, queues] =
+            [tree_full, untracked, unlinked, images, queues].map(|count| count.load(Relaxed));
+        let skipped = skipped.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Unseen { forks, skipped, untracked, unlinked, images, queues }
     }
 

@@ -74,6 +74,17 @@ fn observe(meter: &Meter, ledger: &Arc<Ledger>) {
             }
         })
         .build();
+    let contexts = ledger.clone();
+    meter
+        .u64_observable_counter("mqspan.context.failures")
+        .with_unit("{failure}")
+        .with_description("Spans that applications published and that could not be taken, by the reason.")
+        .with_callback(move |observer| {
+            for (reason, failures) in contexts.context_failures() {
+                observer.observe(failures, &[KeyValue::new("reason", reason)]);
+            }
+        })
+        .build();
     let records = ledger.clone();
     meter
         .u64_observable_counter("mqspan.export.records")

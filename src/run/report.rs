@@ -52,13 +52,15 @@ pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filt
         (forks, "processes of the command not traced, with all that descends from them: too many at once"),
         (images, "calls whose process could not be described by the kernel side: /proc had to do"),
         (queues, "calls on queues beyond those that have gauges"),
-        (skipped, "runs of the programs that follow messages skipped by the kernel: links and waits are missing"),
         (untracked, "messages not followed to their receives: too many at once"),
         (unlinked, "messages received whose send could not be told for certain: no link, no wait"),
     ] {
         if count > 0 {
             warn!("{count} {what}");
         }
+    }
+    for (function, runs) in skipped {
+        warn!("{runs} runs of the program on {function} skipped by the kernel: what it adds to calls is missing");
     }
     info!("{}", line(totals));
 }

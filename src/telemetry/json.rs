@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use super::record::{LINK_METHOD, LOG_FLAGS, REMOTE_FLAGS, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
 use crate::config::values::Signal;
 
@@ -142,14 +142,14 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
     field_ns(out, "\",\"endTimeUnixNano\":\"", record.end_ns());
     out.extend_from_slice(b"\",\"attributes\":[");
     record.view.attributes(&mut KeyValues::new(out));
-    if let Some((ids, method)) = record.link() {
-        out.extend_from_slice(b"],\"links\":[{\"traceId\":\"");
-        hex(out, &ids.trace);
+    for (index, link) in record.links().enumerate() {
+        out.extend_from_slice(if index > 0 { b",{\"traceId\":\"" } else { b"],\"links\":[{\"traceId\":\"" });
+        hex(out, &link.ids.trace);
         out.extend_from_slice(b"\",\"spanId\":\"");
-        hex(out, &ids.span);
+        hex(out, &link.ids.span);
         out.extend_from_slice(b"\",\"attributes\":[");
-        KeyValues::new(out).text(LINK_METHOD, method);
-        put!(out, "],\"flags\":{REMOTE_FLAGS}}}");
+        KeyValues::new(out).text(LINK_METHOD, link.method);
+        put!(out, "],\"flags\":{}}}", link.flags);
     }
     out.extend_from_slice(b"],\"status\":{");
     if let Some(error) = record.view.error() {
@@ -173,8 +173,8 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"},\"attributes\":[");
     record.log_attributes(&mut KeyValues::new(out));
     put!(out, "],\"eventName\":\"{}\"", record.event_name());
-    if let Some(ids) = record.span() {
-        put!(out, ",\"flags\":{LOG_FLAGS},\"traceId\":\"");
+    if let Some((ids, flags)) = record.logged_span() {
+        put!(out, ",\"flags\":{flags},\"traceId\":\"");
         hex(out, &ids.trace);
         out.extend_from_slice(b"\",\"spanId\":\"");
         hex(out, &ids.span);

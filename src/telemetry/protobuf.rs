@@ -2,7 +2,7 @@
 //! trace.proto, logs.proto, common.proto and resource.proto, with whose generated types a test reads it back. Pure
 //! code.
 
-use super::record::{LINK_METHOD, LOG_FLAGS, REMOTE_FLAGS, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
 
 const VARINT: u8 = 0;
@@ -134,12 +134,12 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
         fixed64(out, 7, record.start_ns());
         fixed64(out, 8, record.end_ns());
         record.view.attributes(&mut KeyValues { out, field: 9 });
-        if let Some((ids, method)) = record.link() {
+        for link in record.links() {
             nested(out, 13, |out| {
-                bytes(out, 1, &ids.trace);
-                bytes(out, 2, &ids.span);
-                KeyValues { out, field: 4 }.text(LINK_METHOD, method);
-                fixed32(out, 6, REMOTE_FLAGS);
+                bytes(out, 1, &link.ids.trace);
+                bytes(out, 2, &link.ids.span);
+                KeyValues { out, field: 4 }.text(LINK_METHOD, link.method);
+                fixed32(out, 6, link.flags);
             });
         }
         if let Some(error) = record.view.error() {
@@ -161,8 +161,8 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
         bytes(out, 3, severity_text.as_bytes());
         nested(out, 5, |out| bytes(out, 1, record.view.line().as_bytes()));
         record.log_attributes(&mut KeyValues { out, field: 6 });
-        if let Some(ids) = record.span() {
-            fixed32(out, 8, LOG_FLAGS);
+        if let Some((ids, flags)) = record.logged_span() {
+            fixed32(out, 8, flags);
             bytes(out, 9, &ids.trace);
             bytes(out, 10, &ids.span);
         }

@@ -3,7 +3,7 @@
 use super::view::{Attributes, View};
 use crate::config::values::Op;
 pub use crate::event::Ids;
-use crate::event::{Method, Sender};
+use crate::event::{Context, Method, Sender, Source};
 
 /// The semantic conventions that the attributes follow.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -16,8 +16,8 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub const SPAN_FLAGS: u32 = 0x101;
 /// The same for a span whose parent, or a link whose span, is known to be remote: in another process, by a message.
 pub const REMOTE_FLAGS: u32 = 0x301;
-/// Log record flags: sampled.
-pub const LOG_FLAGS: u32 = 0x001;
+/// The flag of a sampled span, of log records too.
+pub const SAMPLED: u32 = 0x001;
 /// `SpanKind`.
 pub const KIND_INTERNAL: u8 = 1;
 /// The same: asks another, here the queue, for something.
@@ -41,6 +41,17 @@ pub struct Record<'a> {
 /// What links to a span say besides which it is.
 pub const LINK_METHOD: &str = "posix_mq.link.method";
 
+/// A link to another span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The span.
+    pub ids: Ids,
+    /// How it was found.
+    pub method: &'static str,
+    /// What is known of the span.
+    pub flags: u32,
+}
+
 impl Record<'_> {
     /// Its exit, ns since 1970.
     pub fn end_ns(&self) -> u64 {
@@ -53,22 +64,44 @@ impl Record<'_> {
         self.ids.map(|ids| Ids { trace: trace.unwrap_or(ids.trace), ..ids })
     }
 
-    /// The span's parent.
+    /// The span's parent: the application's own where that is sampled, else the sender's where it is to be.
     pub fn parent(&self) -> Option<Ids> {
-        self.view.sender().filter(|_| self.view.is_child).map(|sender| sender.ids)
+        match self.view.call.context {
+            Some(Context { ids, source: Source::Thread { sampled: true } }) => Some(ids),
+            _ => self.view.sender().filter(|_| self.view.is_child).map(|sender| sender.ids),
+        }
     }
 
-    /// The span that it links to, and how that was found.
-    pub fn link(&self) -> Option<(Ids, &'static str)> {
-        self.view.sender().map(|Sender { ids, method, .. }| match method {
-            Method::Message => (ids, "message"),
-            Method::Sequence => (ids, "sequence"),
-        })
+    /// The spans that it links to, and how each was found.
+    pub fn links(&self) -> impl Iterator<Item = Link> {
+        let sender = self.view.sender().map(|Sender { ids, method, .. }| match method {
+            Method::Message => Link { ids, method: "message", flags: REMOTE_FLAGS },
+            Method::Sequence => Link { ids, method: "sequence", flags: REMOTE_FLAGS },
+        });
+        // Nothing says that these spans are sampled.
+        let flags = REMOTE_FLAGS & !SAMPLED;
+        let context = self.view.call.context.and_then(|Context { ids, source }| match source {
+            Source::Thread { sampled: true } => None,
+            Source::Thread { sampled: false } => Some(Link { ids, method: "thread_context", flags }),
+            Source::Obi => Some(Link { ids, method: "obi", flags }),
+            Source::Environment => Some(Link { ids, method: "environment", flags }),
+        });
+        sender.into_iter().chain(context)
     }
 
     /// The span's flags.
     pub fn flags(&self) -> u32 {
-        if self.view.is_child { REMOTE_FLAGS } else { SPAN_FLAGS }
+        if self.parent().is_some() { REMOTE_FLAGS } else { SPAN_FLAGS }
+    }
+
+    /// The span that a log record names, and its flags: this call's own, else the application's that it was made in.
+    pub fn logged_span(&self) -> Option<(Ids, u32)> {
+        let context = || match self.view.call.context? {
+            Context { ids, source: Source::Thread { sampled } } => Some((ids, u32::from(sampled))),
+            Context { ids, source: Source::Obi } => Some((ids, 0)),
+            Context { source: Source::Environment, .. } => None,
+        };
+        self.span().map(|ids| (ids, SAMPLED)).or_else(context)
     }
 
     /// Its entry, ns since 1970.

@@ -15,7 +15,7 @@ use super::view::{Attributes, View};
 use super::{json, protobuf};
 use crate::config::values::{Op, Receive, Signal};
 use crate::event::tests::{example, message, queue};
-use crate::event::{Args, Call, Deadline, Message, Method, Passed, Sender};
+use crate::event::{Args, Call, Context, Deadline, Message, Method, Passed, Sender, Source};
 
 fn call(name: &[u8]) -> Call {
     Call {
@@ -52,6 +52,11 @@ fn receive() -> Call {
     let sent_by = Some(Sender { ids, comm: [0; 16], method: Method::Message });
     let message = Message { sent_by, wait_ns: Some(1), ..message() };
     Call { op: Op::MqTimedreceive, asked: None, args: Args::Receive(message), ..call(b"") }
+}
+
+/// A receive inside a span of the application's.
+fn inside(source: Source) -> Call {
+    Call { context: Some(Context { ids: OWN, source }), ..receive() }
 }
 
 /// The attributes by the generated types.
@@ -105,27 +110,36 @@ fn scope() -> Option<InstrumentationScope> {
 }
 
 const IDS: Ids = Ids { trace: [0xab; 16], span: [1, 2, 3, 4, 5, 6, 7, 8] };
+/// The application's own span.
+const OWN: Ids = Ids { trace: [0x0f; 16], span: [0xf0; 8] };
 const START: u64 = 1_790_000_000_123_456_789;
 
 fn expected_span(record: &Record<'_>) -> Span {
     let mut attributes = Proto::default();
     record.view.attributes(&mut attributes);
     let sender = record.view.sender().map(|sender| sender.ids);
-    let parent = sender.filter(|_| record.view.is_child);
-    let mut link_attributes = Proto::default();
-    link_attributes.text("posix_mq.link.method", "message");
-    let link = |ids: Ids| Link {
-        trace_id: ids.trace.into(),
-        span_id: ids.span.into(),
-        attributes: link_attributes.0.clone(),
-        flags: 0x301,
-        ..Default::default()
+    let source = record.view.call.context.map(|context| context.source);
+    let (own_parent, own_link) = match source {
+        None => (None, None),
+        Some(Source::Thread { sampled: true }) => (Some(OWN), None),
+        Some(Source::Thread { sampled: false }) => (None, Some("thread_context")),
+        Some(Source::Obi) => (None, Some("obi")),
+        Some(Source::Environment) => (None, Some("environment")),
     };
+    let parent = own_parent.or(sender.filter(|_| record.view.is_child));
+    let link = |(ids, method, flags): (Ids, &str, u32)| {
+        let mut attributes = Proto::default();
+        attributes.text("posix_mq.link.method", method);
+        let (trace_id, span_id) = (ids.trace.into(), ids.span.into());
+        Link { trace_id, span_id, attributes: attributes.0, flags, ..Default::default() }
+    };
+    let sent = sender.map(|ids| (ids, "message", 0x301));
+    let links = sent.into_iter().chain(own_link.map(|method| (OWN, method, 0x300)));
     Span {
         trace_id: parent.map_or(IDS.trace, |parent| parent.trace).into(),
         span_id: IDS.span.into(),
         parent_span_id: parent.map_or(Vec::new(), |parent| parent.span.into()),
-        links: sender.map(link).into_iter().collect(),
+        links: links.map(link).collect(),
         name: record.view.span_name(),
         kind: record.kind().into(),
         start_time_unix_nano: START,
@@ -141,6 +155,13 @@ fn expected_log(record: &Record<'_>) -> LogRecord {
     let mut attributes = Proto::default();
     record.log_attributes(&mut attributes);
     assert_eq!(attributes.0.last().map(|last| &*last.key), Some("posix_mq.duration"));
+    // Without a span of its own the application's: not the one that its process was started in.
+    let context = record.view.call.context;
+    let named = record.span().map(|ids| (ids, 1)).or(match context.map(|context| context.source) {
+        Some(Source::Thread { sampled }) => Some((OWN, u32::from(sampled))),
+        Some(Source::Obi) => Some((OWN, 0)),
+        None | Some(Source::Environment) => None,
+    });
     LogRecord {
         time_unix_nano: START,
         observed_time_unix_nano: START + 14_200,
@@ -149,9 +170,9 @@ fn expected_log(record: &Record<'_>) -> LogRecord {
         body: Some(AnyValue { value: Some(Any::StringValue(record.view.line())) }),
         attributes: attributes.0,
         event_name: record.event_name().into(),
-        flags: record.ids.map_or(0, |_| 1),
-        trace_id: record.span().map_or(Vec::new(), |ids| ids.trace.into()),
-        span_id: record.ids.map_or(Vec::new(), |ids| ids.span.into()),
+        flags: named.map_or(0, |(_, flags)| flags),
+        trace_id: named.map_or(Vec::new(), |(ids, _)| ids.trace.into()),
+        span_id: named.map_or(Vec::new(), |(ids, _)| ids.span.into()),
         ..Default::default()
     }
 }
@@ -191,7 +212,9 @@ fn written_by_hand_read_by_the_generated_types() {
     let mut names: Vec<Vec<u8>> = vec![b"".to_vec(), b"q\x1b\"\\\x7f".to_vec(), b"\xff\xfe".to_vec(), "ü/€".into()];
     names.extend((1..=255).map(|len| vec![b'n'; len]));
     let hang = [Receive::Link, Receive::Child];
-    let calls = names.iter().map(|name| call(name)).chain([send(), receive()]);
+    let sampled = [true, false].map(|sampled| Source::Thread { sampled });
+    let contexts = sampled.into_iter().chain([Source::Obi, Source::Environment]).map(inside);
+    let calls = names.iter().map(|name| call(name)).chain([send(), receive()]).chain(contexts);
     for (call, receive) in calls.flat_map(|call| hang.map(|receive| (call.clone(), receive))) {
         let view = View::new(&call, START).received_as(receive);
         for ids in [Some(IDS), None] {
@@ -215,5 +238,16 @@ fn written_by_hand_read_by_the_generated_types() {
             let read: ExportLogsServiceRequest = serde_json::from_slice(&as_json(Signal::Logs, &json_log)).unwrap();
             assert_eq!(read, expected);
         }
+    }
+}
+
+/// Prevents a receive from leaving the trace that its thread is in, where it was to be its sender's child.
+#[test]
+fn a_receiver_with_a_span_of_its_own_is_no_child() {
+    let child = |call: &Call| View::new(call, START).received_as(Receive::Child).is_child;
+    assert!(child(&receive()));
+    assert!(child(&inside(Source::Environment)), "which names where the process began, not what it does");
+    for source in [Source::Thread { sampled: true }, Source::Thread { sampled: false }, Source::Obi] {
+        assert!(!child(&inside(source)), "{source:?}");
     }
 }

@@ -10,7 +10,7 @@ use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type}
 use super::text::{printable, utf8};
 use crate::config::glob::Templates;
 use crate::config::values::{Op, Receive};
-use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed, Sender};
+use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed, Sender, Source};
 
 /// Takes attributes, each once, with its key.
 pub trait Attributes {
@@ -68,9 +68,15 @@ impl<'a> View<'a> {
         Self { template, ..self }
     }
 
-    /// A receive hangs as `--receive` says.
+    /// A receive hangs as `--receive` says, unless the receiver is in a span of its own.
     pub fn received_as(self, receive: Receive) -> Self {
-        Self { is_child: receive == Receive::Child && self.sender().is_some(), ..self }
+        let is_child = receive == Receive::Child && self.sender().is_some() && !self.is_inside();
+        Self { is_child, ..self }
+    }
+
+    /// Whether the call was made inside a span of the application's.
+    fn is_inside(&self) -> bool {
+        self.call.context.is_some_and(|context| context.source != Source::Environment)
     }
 
     /// The span that sent the message which was received.

@@ -159,7 +159,7 @@ impl Received {
 }
 
 /// Ports that nobody listens on: held all at once, so that they differ.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let bind = |_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     let listeners = (0..N).map(bind).collect::<Result<Vec<_>, _>>()?;
     let ports = listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
