@@ -316,7 +316,7 @@ fn steady(with_spool: bool, queue: &str) -> Result<String> {
         });
         tracing.stop()?.ok()?;
         add(&mut taken, &last);
-        all.with_context(|| format!("{} of {made}", taken.len()))?;
+        all.with_context(|| format!("{} of {made}: {:?}", taken.len(), mqspan.stats()))?;
     } else {
         tracing.stop()?.ok()?;
     }
