@@ -220,10 +220,10 @@ fn prometheus() -> Result<()> {
 }
 
 fn counts_and_exemplars(mqspan: &Mqspan, prometheus: &Prometheus, variables: &[(&str, &str)]) -> Result<u32> {
-    orders::run(mqspan, &[], variables)?;
+    let ended = orders::run(mqspan, &[], variables)?;
     let stats = mqspan.stats()?;
     let output = &stats.outputs["otlp.metrics"];
-    ensure!(output.sent > 0 && output.rejected + output.lost == 0, "{output:?}");
+    ensure!(output.sent > 0 && output.rejected + output.lost == 0, "{output:?}: {ended:?}");
 
     let calls: BTreeMap<_, _> = orders::calls().into_iter().map(|(key, count)| (key, count as f64)).collect();
     const DURATION: &str = "messaging_client_operation_duration_seconds";
