@@ -37,15 +37,16 @@ use crate::process::host::Host;
 use crate::process::{Registry, calls, resource};
 use crate::telemetry::record::Resource;
 
-/// The end takes at most 10 s: so long for what is to be delivered, the rest to detach and to count.
-const FLUSH: Duration = Duration::from_secs(9);
+/// The end takes at most this long, all of it.
+const FLUSH: Duration = Duration::from_secs(10);
 /// ... of which what is not delivered has this long to be put into the spool.
 const SPOOL: Duration = Duration::from_secs(3);
 /// Where there is a spool, the last counts wait so long for calls that are under way; the others are told next time.
 const SETTLE: Duration = Duration::from_secs(1);
-/// Then there is a second, but on a busy host so long at most, to detach, for which the kernel makes mqspan wait, and to
-/// count what is left.
-const ABORT: Duration = Duration::from_secs(3);
+/// ... and then it has this long to be counted.
+const ABORT: Duration = Duration::from_secs(1);
+/// What mqspan said of itself last is waited for so long, once all else is done.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
@@ -190,13 +191,17 @@ fn finish(
         }
         internal.last_counts();
         deliveries.finish(&handle);
-        internal.stop();
         let _ = send.send(unmatched);
+        internal.stop();
         bell.ring();
     });
     ending.map_err(no_thread)?;
-    let until = Instant::now() + FLUSH - if has_spool { SPOOL } else { Duration::ZERO };
+    let end = Instant::now() + FLUSH;
+    let until = end - ABORT - if has_spool { SPOOL } else { Duration::ZERO };
     let mut unmatched = wait_for_end(signals, child, until, &receive, status);
+    if unmatched.is_none() {
+        unmatched = receive.try_recv().ok();
+    }
     if unmatched.is_none() && has_spool {
         hurry();
         unmatched = receive.recv_timeout(SPOOL).ok();
@@ -204,8 +209,11 @@ fn finish(
     if unmatched.is_none() {
         ledger.hurry();
         aborter();
-        unmatched = receive.recv_timeout(ABORT).ok();
+        // After a second signal the driver may still have to detach, for which the kernel makes mqspan wait.
+        unmatched = receive.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
     }
+    // The channel ends with the thread.
+    let _ = receive.recv_timeout(end.saturating_duration_since(Instant::now()).min(LAST_WORDS));
     Ok(unmatched.unwrap_or_default())
 }
 
