@@ -55,54 +55,49 @@ fn observe(meter: &Meter, ledger: &Arc<Ledger>) {
         ("mqspan.calls.unpaired", "Exits without an entry.", |ledger| ledger.totals().unpaired),
     ];
     for (name, description, count) in counters {
-        let ledger = ledger.clone();
-        meter
-            .u64_observable_counter(name)
-            .with_unit("{call}")
-            .with_description(description)
-            .with_callback(move |observer| observer.observe(count(&ledger), &[]))
-            .build();
+        counter(meter, ledger, (name, "{call}", description), move |ledger, observe| observe(count(ledger), &[]));
     }
-    let lost = ledger.clone();
-    meter
-        .u64_observable_counter("mqspan.calls.lost")
-        .with_unit("{call}")
-        .with_description("Calls lost, by the stage of their way.")
-        .with_callback(move |observer| {
-            for (stage, calls) in lost.totals().lost {
-                observer.observe(calls, &[KeyValue::new("stage", stage)]);
+    let lost = ("mqspan.calls.lost", "{call}", "Calls lost, by the stage of their way.");
+    counter(meter, ledger, lost, |ledger, observe| {
+        for (stage, calls) in ledger.totals().lost {
+            observe(calls, &[KeyValue::new("stage", stage)]);
+        }
+    });
+    let failures = "Spans that applications published and that could not be taken, by the reason.";
+    counter(meter, ledger, ("mqspan.context.failures", "{failure}", failures), |ledger, observe| {
+        for (reason, failures) in ledger.context_failures() {
+            observe(failures, &[KeyValue::new("reason", reason)]);
+        }
+    });
+    let records = "Spans, log records and metric points, by what became of them.";
+    counter(meter, ledger, ("mqspan.export.records", "{record}", records), |ledger, observe| {
+        for (name, totals) in ledger.totals().outputs {
+            let (output, signal) = name.rsplit_once('.').unwrap_or((&name, ""));
+            for (outcome, count) in [("sent", totals.sent), ("rejected", totals.rejected), ("lost", totals.lost)] {
+                let attributes = [
+                    KeyValue::new("output", output.to_owned()),
+                    KeyValue::new("signal", signal.to_owned()),
+                    KeyValue::new("outcome", outcome),
+                ];
+                observe(count, &attributes);
             }
-        })
-        .build();
-    let contexts = ledger.clone();
+        }
+    });
+}
+
+/// A counter that is observed from the ledger, by its name, unit and description.
+fn counter(
+    meter: &Meter,
+    ledger: &Arc<Ledger>,
+    (name, unit, description): (&'static str, &'static str, &'static str),
+    observe: impl Fn(&Ledger, &mut dyn FnMut(u64, &[KeyValue])) + Send + Sync + 'static,
+) {
+    let ledger = ledger.clone();
     meter
-        .u64_observable_counter("mqspan.context.failures")
-        .with_unit("{failure}")
-        .with_description("Spans that applications published and that could not be taken, by the reason.")
-        .with_callback(move |observer| {
-            for (reason, failures) in contexts.context_failures() {
-                observer.observe(failures, &[KeyValue::new("reason", reason)]);
-            }
-        })
-        .build();
-    let records = ledger.clone();
-    meter
-        .u64_observable_counter("mqspan.export.records")
-        .with_unit("{record}")
-        .with_description("Spans, log records and metric points, by what became of them.")
-        .with_callback(move |observer| {
-            for (name, totals) in records.totals().outputs {
-                let (output, signal) = name.rsplit_once('.').unwrap_or((&name, ""));
-                for (outcome, count) in [("sent", totals.sent), ("rejected", totals.rejected), ("lost", totals.lost)] {
-                    let attributes = [
-                        KeyValue::new("output", output.to_owned()),
-                        KeyValue::new("signal", signal.to_owned()),
-                        KeyValue::new("outcome", outcome),
-                    ];
-                    observer.observe(count, &attributes);
-                }
-            }
-        })
+        .u64_observable_counter(name)
+        .with_unit(unit)
+        .with_description(description)
+        .with_callback(move |observer| observe(&ledger, &mut |count, attributes| observer.observe(count, attributes)))
         .build();
 }
 

@@ -43,7 +43,7 @@ impl Publishers {
         let (images, coming) = mpsc::sync_channel(WAITING);
         let failures = Arc::new(AtomicU64::new(0));
         let watch = Watch { put, processes: HashMap::new(), files: HashMap::new(), failures: failures.clone() };
-        thread::Builder::new().name("mqspan-contexts".into()).spawn(move || watch.run(&coming))?;
+        thread::Builder::new().name("mqspan-publish".into()).spawn(move || watch.run(&coming))?;
         Ok(Self { images, failures })
     }
 
