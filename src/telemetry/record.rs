@@ -55,7 +55,7 @@ pub struct Link {
 impl Record<'_> {
     /// Its exit, ns since 1970.
     pub fn end_ns(&self) -> u64 {
-        self.view.start_ns + self.view.call.duration_ns()
+        self.view.start_ns.saturating_add(self.view.call.duration_ns())
     }
 
     /// The span of this call, where one is made, in the trace that it belongs to.
