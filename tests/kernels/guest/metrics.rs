@@ -84,12 +84,8 @@ fn every_call_is_counted() -> Result<()> {
     let mut first = None;
     for kind in KINDS {
         let run = Run::new(kind)?.of_workload(&["--signals=traces,metrics"], &["steps"])?;
-        let (counts, mut expected) = (counted(&run)?, of_spans(&run.all_spans()?));
+        let (counts, expected) = (counted(&run)?, of_spans(&run.all_spans()?));
         println!("{kind}: {} series of {} calls", counts.len(), run.all_spans()?.len());
-        if kind == "tracepoint" {
-            // What is inferred outside of the kernel adds to no metric.
-            expected.remove(&(WAIT, None, None));
-        }
         ensure!(counts == expected, "{kind}: {counts:?}, not {expected:?}");
         if kind == "tracepoint" {
             continue;
