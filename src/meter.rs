@@ -140,7 +140,7 @@ impl Meter {
             op: call.op,
             name: view.destination.as_deref().map(Arc::from),
             ipc_ns: call.ipc_ns,
-            errno: i32::try_from(-call.ret.min(0)).unwrap_or(0),
+            errno: view.errno().unwrap_or(0),
             time_ns: record.end_ns(),
             duration_ns: call.duration_ns(),
             wait_ns: call.wait_ns(),

@@ -98,8 +98,8 @@ impl<'a> View<'a> {
     }
 
     /// The positive errno of a call that failed.
-    fn errno(&self) -> Option<i32> {
-        (self.call.ret < 0).then(|| i32::try_from(-self.call.ret).unwrap_or(i32::MAX))
+    pub fn errno(&self) -> Option<i32> {
+        (self.call.ret < 0).then(|| i32::try_from(self.call.ret.unsigned_abs()).unwrap_or(i32::MAX))
     }
 
     /// The name of the errno, of every failure.
