@@ -10,8 +10,10 @@ use opentelemetry_proto::tonic::{
     trace::v1::Span,
 };
 use support::{
+    family,
     otlp::{self, Attributes, Record, int, made_by, text},
     program::{Ended, Mqspan, finish},
+    strace, workload,
 };
 
 fn mqspan() -> Result<Mqspan> {
@@ -264,6 +266,53 @@ fn metrics_are_what_spans_say(preference: &str, temporality: i32) -> Result<()> 
     });
     ensure!(!waits.is_empty(), "no message waited");
     same(name, &metrics.totals(name)?, &waits)
+}
+
+/// Runs the workload under strace while most calls have no span, and compares the counts with strace's.
+fn metrics_are_what_strace_sees(preference: &str, temporality: i32) -> Result<()> {
+    let mqspan = mqspan()?;
+    let (log, record) = (mqspan.file("strace.log"), mqspan.file("record"));
+    let path = record.display().to_string();
+    let arguments = ["calls", "--calls=10000", "--seed=82", "--threads=4", "--processes=2", "--print", &path];
+    let strace = workload::under_strace("/^mq_", &log, &mqspan.workload(), &arguments);
+    let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+    let options = ["run", "--signals=traces,metrics", "--max-rate=10", &mqspan.to_file("all"), &stats, "--"];
+    let mut command = mqspan.command(options);
+    command.arg(strace.get_program()).args(strace.get_args());
+    command.env("OTEL_METRIC_EXPORT_INTERVAL", "200");
+    command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference);
+    Ended::of(finish(command)?).ok()?;
+    let stats = mqspan.stats()?;
+    ensure!(stats.limited > 0 && stats.lost.values().all(|lost| *lost == 0), "no limit was felt: {stats:?}");
+
+    let calls = family::join(&strace::parse(&std::fs::read_to_string(&log)?)?, &record)?;
+    let mut expected: BTreeMap<Key, u64> = BTreeMap::new();
+    for call in &calls {
+        let keys = ["messaging.operation.name", "messaging.destination.name", "posix_mq.errno"];
+        let (pid, [operation, queue, errno]) = call.series(keys)?;
+        *expected.entry((pid, operation, queue, errno)).or_default() += 1;
+    }
+    let metrics = Metrics::read(&otlp::metrics(&mqspan.file("all"))?, temporality)?;
+    let found = metrics.totals("messaging.client.operation.duration")?;
+    let found: BTreeMap<Key, u64> = found.into_iter().map(|(key, total)| (key, total.count)).collect();
+    println!("{} calls, {} of them limited; {} series", calls.len(), stats.limited, expected.len());
+    let differing = expected.iter().find(|(key, count)| found.get(key) != Some(count));
+    ensure!(differing.is_none(), "{differing:?}, not {:?}", differing.and_then(|(key, _)| found.get(key)));
+    let extra = found.keys().find(|key| !expected.contains_key(key));
+    ensure!(extra.is_none(), "{extra:?} comes from nowhere");
+    Ok(())
+}
+
+/// Prevents calls without a span from being missing in the counts, from one export to the next.
+#[test]
+fn limited_calls_are_counted_delta() -> Result<()> {
+    metrics_are_what_strace_sees("delta", DELTA)
+}
+
+/// The same of totals from the start.
+#[test]
+fn limited_calls_are_counted_cumulative() -> Result<()> {
+    metrics_are_what_strace_sees("cumulative", CUMULATIVE)
 }
 
 /// Prevents a call from being counted twice, not at all or in the wrong series or bucket, from one export to the next.

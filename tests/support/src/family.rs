@@ -124,6 +124,20 @@ impl Call {
         self.known.as_ref()?.queue.as_ref()
     }
 
+    /// What metrics tell calls apart by: the process, and the values of these attributes.
+    pub fn series(&self, keys: [&str; 3]) -> Result<(i64, [Option<String>; 3])> {
+        // The process that makes and removes the queues has one thread.
+        let pid = self.known.as_ref().map_or(self.seen.tid, |known| known.pid);
+        let expected = self.expected(0)?;
+        let value = |key| match expected.get(key) {
+            None => Ok(None),
+            Some(Expect::Is(Value::Text(text))) => Ok(Some(text.clone())),
+            other => bail!("{key} is {other:?} of {:?}", self.seen),
+        };
+        let [first, second, third] = keys;
+        Ok((pid.into(), [value(first)?, value(second)?, value(third)?]))
+    }
+
     fn expected(&self, ipc_namespace: i64) -> Result<Expected> {
         let name = &*self.seen.name;
         if name == "mq_open" {
