@@ -33,6 +33,13 @@ impl Held {
         Ok(Self(child))
     }
 
+    /// Kills it where it waits; its queues stay as they are.
+    pub fn kill(mut self) -> Result<()> {
+        self.0.kill()?;
+        self.0.wait()?;
+        Ok(())
+    }
+
     /// Lets it empty and remove them.
     pub fn let_go(mut self) -> Result<()> {
         drop(self.0.stdin.take());
