@@ -4,7 +4,12 @@
 #[path = "collector/resources.rs"]
 mod resources;
 
-use std::{collections::BTreeMap, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::Command,
+    sync::{PoisonError, RwLock},
+};
 
 use anyhow::{Context, Result, ensure};
 use opentelemetry_proto::tonic::{
@@ -24,6 +29,10 @@ use support::{
 const CALLS: usize = 1500;
 const PROTOCOLS: [&str; 3] = ["grpc", "http/protobuf", "http/json"];
 
+/// Held for writing by what floods the host with calls: a run that watches the host captures them too, and would have to
+/// lose or limit some.
+static FLOOD: RwLock<()> = RwLock::new(());
+
 fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
 }
@@ -38,11 +47,13 @@ fn variables(collector: &Collector, protocol: &str, compression: &str) -> Vec<(S
 /// Runs mqspan for the host with these variables, and the workload beside it; the spans and log records go to OTLP and
 /// to the file `own`.
 fn run(mqspan: &Mqspan, variables: &[(String, String)], seed: usize) -> Result<Ended> {
+    let _no_flood = FLOOD.read().unwrap_or_else(PoisonError::into_inner);
     let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
     let mut command = mqspan.command([
         "run",
         "--signals=traces,logs,metrics",
         "--call=mq_open",
+        "--max-rate=0",
         "--output=otlp",
         "--verbose",
         &stats,
@@ -219,7 +230,10 @@ fn far_more_than_a_request_holds() -> Result<()> {
     // With a command this one is the command's, and the options come before the other two.
     command.env("OTEL_TRACES_EXPORTER", "none").env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json");
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
-    Ended::of(finish(command)?).ok()?;
+    {
+        let _flood = FLOOD.write().unwrap_or_else(PoisonError::into_inner);
+        Ended::of(finish(command)?).ok()?;
+    }
     let stats = mqspan.stats()?;
     let spans = made_by(collector.stop()?.spans()?, &mqspan.workload());
     println!("{stats:?}");

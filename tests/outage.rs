@@ -19,7 +19,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::{collector::metrics::v1::ExportMetricsServiceRequest, metrics::v1::metric::Data};
 use support::{
-    backend::{self, Answer, Backend},
+    backend::{self, Answer, Arrived, Backend},
     collector::{Collector, Ports},
     otlp::{self, made_by},
     own,
@@ -252,8 +252,8 @@ fn seconds() -> Result<Duration> {
 /// How often each span arrived.
 type Taken = HashMap<Vec<u8>, usize>;
 
-fn add(taken: &mut Taken, backend: &Backend) {
-    for id in backend.arrived().into_iter().filter(|request| request.taken).flat_map(|request| request.spans) {
+fn add(taken: &mut Taken, arrived: Vec<Arrived>) {
+    for id in arrived.into_iter().filter(|request| request.taken).flat_map(|request| request.spans) {
         *taken.entry(id).or_default() += 1;
     }
 }
@@ -274,8 +274,7 @@ fn up_and_down(port: u16, over: &AtomicBool) -> Result<(Taken, u32)> {
             hangs.store(true, Relaxed);
             thread::sleep(some_time(3000));
         }
-        add(&mut taken, &backend);
-        drop(backend);
+        add(&mut taken, backend.stop());
         outages += 1;
         thread::sleep(some_time(8000));
     }
@@ -311,11 +310,11 @@ fn steady(with_spool: bool, queue: &str) -> Result<String> {
         // At the latest after the longest pause between two attempts, 45 s.
         let all = wait::until("all spans", || {
             let mut all = taken.clone();
-            add(&mut all, &last);
+            add(&mut all, last.arrived());
             Ok((all.len() >= made).then_some(()))
         });
         tracing.stop()?.ok()?;
-        add(&mut taken, &last);
+        add(&mut taken, last.stop());
         all.with_context(|| format!("{} of {made}: {:?}", taken.len(), mqspan.stats()))?;
     } else {
         tracing.stop()?.ok()?;

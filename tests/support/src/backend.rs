@@ -121,6 +121,14 @@ impl Backend {
         self.state.arrived().clone()
     }
 
+    /// Ends it; all that ever came. Nothing is taken after this, which can't be said of [`Self::arrived`].
+    pub fn stop(mut self) -> Vec<Arrived> {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(10));
+        }
+        self.arrived()
+    }
+
     /// The ids of the spans that were taken, and how many of them were taken before.
     pub fn taken(&self) -> (BTreeSet<Vec<u8>>, usize) {
         let (mut ids, mut again) = (BTreeSet::new(), 0);
