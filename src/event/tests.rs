@@ -1,6 +1,10 @@
 //! Records as the kernel side makes them, decoded.
 
+use std::mem::{offset_of, size_of};
+
+use super::decode::*;
 use super::*;
+use crate::bpf::skel::types::{call, call_flag, context, image, message_args, notify_args, open_args};
 
 fn bytes<T>(value: &T) -> Vec<u8> {
     // SAFETY: a plain structure without padding, see bpf/event.h.
