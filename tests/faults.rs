@@ -163,6 +163,33 @@ fn nobody_listens_at_first() -> Result<()> {
     Ok(())
 }
 
+/// Prevents OTLP/HTTP from passing by the proxy that leads to the backend, from asking one that is not to be asked, and
+/// OTLP/gRPC from being told to strangers.
+#[test]
+fn by_the_proxy_of_the_environment() -> Result<()> {
+    let taking = || Backend::start(|_, _| Answer::Taken);
+    let send = |endpoint: &str, protocol: &str, proxy: &Backend, not_for: &str| -> Result<()> {
+        let mqspan = mqspan()?;
+        let mut command = command(&mqspan, endpoint, protocol, &["--signals=traces"]);
+        command.env("HTTP_PROXY", proxy.endpoint()).env("NO_PROXY", not_for);
+        command.args(["--", &mqspan.workload_arg(), "flat", "--calls", &CALLS.to_string()]);
+        Ended::of(finish(command)?).ok()?;
+        let stats = mqspan.stats()?;
+        ensure!(stats.exported == CALLS, "{endpoint}, {protocol}: {stats:?}");
+        Ok(())
+    };
+    let proxy = taking()?;
+    for protocol in ["http/protobuf", "http/json"] {
+        send("http://backend.invalid:4318", protocol, &proxy, "127.0.0.1")?;
+    }
+    ensure!(proxy.taken().0.len() as u64 == 2 * CALLS, "by the proxy: {:?}", proxy.arrived());
+    let (backend, unused) = (taking()?, taking()?);
+    send(&backend.endpoint(), "http/protobuf", &unused, "127.0.0.1")?;
+    send(&backend.endpoint(), "grpc", &unused, "")?;
+    ensure!(backend.taken().0.len() as u64 == 2 * CALLS && unused.arrived().is_empty(), "{:?}", unused.arrived());
+    Ok(())
+}
+
 /// Prevents a backend that hangs from keeping mqspan or its command, from growing its memory without bound, and from
 /// hiding what was lost.
 #[test]
