@@ -37,6 +37,10 @@ const NAMES: usize = 16_384;
 /// So many spans are kept as candidates for exemplars, drawn from all since the collection before.
 const CANDIDATES: usize = 1024;
 
+/// Collections are at least so far apart by their times, in ns: some backends keep one point of a stream for each
+/// millisecond (Prometheus), and the last collection may follow right after another.
+const APART: u64 = 1_000_000;
+
 /// A span that may become an exemplar.
 #[derive(Debug)]
 struct Candidate {
@@ -68,6 +72,8 @@ pub struct Meter {
     candidates: Vec<Candidate>,
     /// Spans since the collection before.
     spans: u64,
+    /// The time of the collection before, ns since 1970.
+    collected_ns: u64,
     random: SmallRng,
 }
 
@@ -119,6 +125,7 @@ impl Meter {
             alone,
             candidates: Vec::new(),
             spans: 0,
+            collected_ns: 0,
             random: SmallRng::from_os_rng(),
         }
     }
@@ -218,7 +225,8 @@ impl Meter {
             }
         }
         self.exemplify();
-        let now_ns = now_ns();
+        let now_ns = apart(self.collected_ns, now_ns());
+        self.collected_ns = now_ns;
         let known = |number| self.names.get(&number).map(|known| known.name.clone());
         let (mut points, gone) = self.queues.collect(&queues, &unlinked, known);
         points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
@@ -245,6 +253,31 @@ impl Meter {
     }
 }
 
+/// A time [`APART`] from the one before, which it may be just behind; a clock that was set is followed.
+fn apart(before_ns: u64, now_ns: u64) -> u64 {
+    if now_ns.abs_diff(before_ns) < APART { before_ns.saturating_add(APART) } else { now_ns }
+}
+
 fn now_ns() -> u64 {
     clock::now_ns(ClockId::CLOCK_REALTIME).unsigned_abs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{APART, apart};
+
+    /// Prevents two points of a stream from falling into one millisecond, and a clock that was set back from being ignored.
+    #[test]
+    fn collections_are_apart() {
+        for (before, now, expected) in [
+            (0, 5 * APART, 5 * APART),
+            (5 * APART, 5 * APART, 6 * APART),
+            (5 * APART, 5 * APART + 1, 6 * APART),
+            (5 * APART + 1, 5 * APART, 6 * APART + 1),
+            (5 * APART, 6 * APART, 6 * APART),
+            (500 * APART, 5 * APART, 5 * APART),
+        ] {
+            assert_eq!(apart(before, now), expected, "{before} {now}");
+        }
+    }
 }
