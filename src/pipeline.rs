@@ -15,7 +15,7 @@ use crate::clock::Clock;
 use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::Receive;
-use crate::event::{Call, Context, Image, ImageKey, Name, QueueKey, Source};
+use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::export::batch::Batch;
 use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
@@ -159,6 +159,7 @@ impl Pipeline {
             return self.ledger.filtered();
         }
         let resource = self.registry.resource(call.image);
+        let view = view.started_in(resource.started_in);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
         if let Some(meter) = &mut self.meter {
             meter.offer(&view, &record);
@@ -244,16 +245,17 @@ impl Records for Pipeline {
         }
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
-        let started_in =
-            || self.registry.started_in(&call.image).map(|ids| Context { ids, source: Source::Environment });
-        call.context = call.context.or_else(started_in);
-        let answers = self.contexts.answers();
-        self.learn(answers);
-        if self.contexts.awaits(&call.image) && self.holding < HELD {
-            self.holding += 1;
-            return self.held.entry(call.image).or_default().push(call);
+        if self.contexts.awaits(&call.image) {
+            let answers = self.contexts.answers();
+            self.learn(answers);
+            if self.contexts.awaits(&call.image) && self.holding < HELD {
+                self.holding += 1;
+                return self.held.entry(call.image).or_default().push(call);
+            }
         }
-        if let Some(earlier) = self.held.remove(&call.image) {
+        if self.holding > 0
+            && let Some(earlier) = self.held.remove(&call.image)
+        {
             self.tell_all(&earlier);
         }
         self.tell(&call);

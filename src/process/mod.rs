@@ -23,7 +23,7 @@ use self::environment::Said;
 use self::host::Host;
 use self::owner::Owners;
 use self::process_context::Published;
-use crate::event::{Call, Ids, Image, ImageKey};
+use crate::event::{Call, Image, ImageKey};
 use crate::telemetry::record::Resource;
 
 /// Images of one generation; two generations are kept.
@@ -82,11 +82,6 @@ impl Registry {
     /// Whether the image is known, so that [`Registry::resource`] has more than the call itself to go by.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
         self.resources.get(key).is_some() || self.images.get(key).is_some()
-    }
-
-    /// The span that an image was started in, by its environment.
-    pub fn started_in(&mut self, key: &ImageKey) -> Option<Ids> {
-        self.images.get(key)?.said.started_in
     }
 
     /// The Resource of an image.

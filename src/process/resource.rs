@@ -79,7 +79,7 @@ pub fn build(
     of_host(host, &mut to);
     to.0.extend(own.into_iter().filter(|(key, _)| !is_ours(key)).map(|(key, value)| (key.to_owned(), value)));
     // Its own attributes may follow the conventions of any version, unless there are none.
-    Resource { has_schema: to.0.iter().all(|(key, _)| is_ours(key)), attributes: to.0 }
+    Resource { has_schema: to.0.iter().all(|(key, _)| is_ours(key)), attributes: to.0, started_in: said.started_in }
 }
 
 /// What the process says of itself, each key once, bounded: what it has published before its environment, and first of all

@@ -93,7 +93,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             filters: filters.clone(),
             limits: settings.metric_limits,
             temporality: settings.temporality,
-            own: Arc::new(Resource { attributes: own, has_schema: false }),
+            own: Arc::new(Resource { attributes: own, ..Resource::default() }),
             queues: Queues::new(if only_matched { Vec::new() } else { calls::queues() }, only_matched),
             templates: settings.templates.clone(),
             alone: !makes_records,

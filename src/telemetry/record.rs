@@ -66,7 +66,7 @@ impl Record<'_> {
 
     /// The span's parent: the application's own where that is sampled, else the sender's where it is to be.
     pub fn parent(&self) -> Option<Ids> {
-        match self.view.call.context {
+        match self.view.context {
             Some(Context { ids, source: Source::Thread { sampled: true } }) => Some(ids),
             _ => self.view.sender().filter(|_| self.view.is_child).map(|sender| sender.ids),
         }
@@ -80,7 +80,7 @@ impl Record<'_> {
         });
         // Nothing says that these spans are sampled.
         let flags = REMOTE_FLAGS & !SAMPLED;
-        let context = self.view.call.context.and_then(|Context { ids, source }| match source {
+        let context = self.view.context.and_then(|Context { ids, source }| match source {
             Source::Thread { sampled: true } => None,
             Source::Thread { sampled: false } => Some(Link { ids, method: "thread_context", flags }),
             Source::Obi => Some(Link { ids, method: "obi", flags }),
@@ -96,7 +96,7 @@ impl Record<'_> {
 
     /// The span that a log record names, and its flags: this call's own, else the application's that it was made in.
     pub fn logged_span(&self) -> Option<(Ids, u32)> {
-        let context = || match self.view.call.context? {
+        let context = || match self.view.context? {
             Context { ids, source: Source::Thread { sampled } } => Some((ids, u32::from(sampled))),
             Context { ids, source: Source::Obi } => Some((ids, 0)),
             Context { source: Source::Environment, .. } => None,
@@ -176,6 +176,8 @@ pub struct Resource {
     pub attributes: Vec<(String, Value)>,
     /// Whether all of them follow [`SCHEMA_URL`].
     pub has_schema: bool,
+    /// The span that the process was started in, by its environment: no attribute.
+    pub started_in: Option<Ids>,
 }
 
 impl Resource {

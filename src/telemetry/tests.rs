@@ -96,6 +96,7 @@ fn resource() -> Resource {
             ("process.pid".into(), Value::Int(70_000)),
         ],
         has_schema: true,
+        started_in: None,
     }
 }
 
@@ -118,7 +119,7 @@ fn expected_span(record: &Record<'_>) -> Span {
     let mut attributes = Proto::default();
     record.view.attributes(&mut attributes);
     let sender = record.view.sender().map(|sender| sender.ids);
-    let source = record.view.call.context.map(|context| context.source);
+    let source = record.view.context.map(|context| context.source);
     let (own_parent, own_link) = match source {
         None => (None, None),
         Some(Source::Thread { sampled: true }) => (Some(OWN), None),
@@ -156,7 +157,7 @@ fn expected_log(record: &Record<'_>) -> LogRecord {
     record.log_attributes(&mut attributes);
     assert_eq!(attributes.0.last().map(|last| &*last.key), Some("posix_mq.duration"));
     // Without a span of its own the application's: not the one that its process was started in.
-    let context = record.view.call.context;
+    let context = record.view.context;
     let named = record.span().map(|ids| (ids, 1)).or(match context.map(|context| context.source) {
         Some(Source::Thread { sampled }) => Some((OWN, u32::from(sampled))),
         Some(Source::Obi) => Some((OWN, 0)),

@@ -10,7 +10,7 @@ use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type}
 use super::text::{printable, utf8};
 use crate::config::glob::Templates;
 use crate::config::values::{Op, Receive};
-use crate::event::{Abi, Args, Attr, Call, Deadline, Message, Passed, Sender, Source};
+use crate::event::{Abi, Args, Attr, Call, Context, Deadline, Ids, Message, Passed, Sender, Source};
 
 /// Takes attributes, each once, with its key.
 pub trait Attributes {
@@ -33,6 +33,8 @@ pub struct View<'a> {
     pub call: &'a Call,
     /// Its entry, ns since 1970.
     pub start_ns: u64,
+    /// The span that it was made in, or its process was started in.
+    pub context: Option<Context>,
     /// Whether it is the child of the span that sent its message.
     pub is_child: bool,
     /// The queue's name with its slash: the kernel's own where a queue was reached, else the one asked for.
@@ -55,6 +57,7 @@ impl<'a> View<'a> {
         Self {
             call,
             start_ns,
+            context: call.context,
             is_child: false,
             template: None,
             destination: actual.or(asked).map(slashed),
@@ -68,6 +71,12 @@ impl<'a> View<'a> {
         Self { template, ..self }
     }
 
+    /// Without a span of its own it is told with the one that its process was started in.
+    pub fn started_in(self, ids: Option<Ids>) -> Self {
+        let context = self.context.or_else(|| ids.map(|ids| Context { ids, source: Source::Environment }));
+        Self { context, ..self }
+    }
+
     /// A receive hangs as `--receive` says, unless the receiver is in a span of its own.
     pub fn received_as(self, receive: Receive) -> Self {
         let is_child = receive == Receive::Child && self.sender().is_some() && !self.is_inside();
@@ -76,7 +85,7 @@ impl<'a> View<'a> {
 
     /// Whether the call was made inside a span of the application's.
     fn is_inside(&self) -> bool {
-        self.call.context.is_some_and(|context| context.source != Source::Environment)
+        self.context.is_some_and(|context| context.source != Source::Environment)
     }
 
     /// The span that sent the message which was received.
