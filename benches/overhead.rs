@@ -1,8 +1,8 @@
 //! What a traced call costs its caller, and what a million of them cost mqspan. Figures, no verdict: `make bench`.
 //!
-//! The cheapest call that runs all of mq_open, that of a missing queue, is timed with nothing attached, with programs
-//! that do nothing on the same hooks, and with mqspan. The three take turns, so that what else the machine does falls on
-//! all alike; the caller has one CPU, mqspan the others.
+//! The cheapest call that runs all of mq_open, that of a missing queue, and small messages that nobody waits for are timed
+//! with nothing attached, with programs that do nothing on the same hooks, and with mqspan. These take turns, so that what
+//! else the machine does falls on all alike; the caller has one CPU, mqspan the others.
 
 use std::thread;
 
@@ -25,14 +25,16 @@ fn main() -> Result<()> {
     let caller = cpus - 1;
     let others = if cpus > 1 { format!("--cpus=0-{}", cpus - 2) } else { "--cpus=0".into() };
     println!("{cpus} CPUs, the caller on CPU {caller}, mqspan with {others}");
-    overhead(&mqspan, caller, &others)?;
+    for (what, workload) in [("mq_open of a missing queue", "flat"), ("mq_timedsend and mq_timedreceive", "pass")] {
+        overhead(&mqspan, (what, workload), caller, &others)?;
+    }
     flat_out(&mqspan, caller, &others)
 }
 
-/// Nanoseconds of a failing mq_open, now.
-fn time(mqspan: &Mqspan, cpu: usize) -> Result<f64> {
+/// Nanoseconds of one of the workload's calls, now.
+fn time(mqspan: &Mqspan, workload: &str, cpu: usize) -> Result<f64> {
     let (calls, cpu) = (CALLS.to_string(), cpu.to_string());
-    let printed = workload::run(&mqspan.workload(), &["flat", "--calls", &calls, "--cpu", &cpu])?;
+    let printed = workload::run(&mqspan.workload(), &[workload, "--calls", &calls, "--cpu", &cpu])?;
     printed.trim().parse().with_context(|| printed.clone())
 }
 
@@ -43,26 +45,26 @@ const WAYS: [(&str, &[&str]); 3] = [
     ("mqspan, by default", &[]),
 ];
 
-fn overhead(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
+fn overhead(mqspan: &Mqspan, (what, workload): (&str, &str), cpu: usize, others: &str) -> Result<()> {
     let [mut bare, mut empty] = [const { Vec::new() }; 2];
     let mut traced = WAYS.map(|_| Vec::new());
     let mut lost = 0;
     for _ in 0..ROUNDS {
-        bare.push(time(mqspan, cpu)?);
+        bare.push(time(mqspan, workload, cpu)?);
 
         let attached = empty::attach()?;
-        empty.push(time(mqspan, cpu)?);
+        empty.push(time(mqspan, workload, cpu)?);
         drop(attached);
 
         for ((_, options), times) in WAYS.iter().zip(&mut traced) {
             let options = [&["--output=none", "--hooks=tracepoint", others], *options].concat();
             let tracing = mqspan.trace_counted(&options)?;
-            times.push(time(mqspan, cpu)?);
+            times.push(time(mqspan, workload, cpu)?);
             tracing.stop()?.ok()?;
             lost += mqspan.stats()?.lost_sum();
         }
     }
-    println!("\nns of mq_open of a missing queue, {ROUNDS} rounds of {CALLS} calls each, tracepoints");
+    println!("\nns of {what}, {ROUNDS} rounds of {CALLS} calls each, tracepoints");
     println!("{:34} {:>8} {:>6} {:>8} {:>6}", "", "median", "ratio", "least", "ratio");
     let (bare_median, bare_least) = middle_and_least(&mut bare);
     let ways = WAYS.iter().map(|(what, _)| *what).zip(traced);

@@ -4,12 +4,10 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-SEC("tp/syscalls/sys_enter_mq_open") int enter_mq_open(void *context)
-{
-	return 0;
-}
+#define EMPTY(call)                                                                            \
+	SEC("tp/syscalls/sys_enter_" #call) int enter_##call(void *context) { return 0; }      \
+	SEC("tp/syscalls/sys_exit_" #call) int exit_##call(void *context) { return 0; }
 
-SEC("tp/syscalls/sys_exit_mq_open") int exit_mq_open(void *context)
-{
-	return 0;
-}
+EMPTY(mq_open)
+EMPTY(mq_timedsend)
+EMPTY(mq_timedreceive)

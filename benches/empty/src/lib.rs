@@ -1,4 +1,4 @@
-//! BPF programs that do nothing, on mq_open's tracepoints. For benchmarks only.
+//! BPF programs that do nothing, on the tracepoints of mq_open, mq_timedsend and mq_timedreceive. For benchmarks only.
 
 use anyhow::Result;
 use libbpf_rs::{Link, Object, ObjectBuilder};

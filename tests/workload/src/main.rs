@@ -65,14 +65,11 @@ enum Workload {
         cpu: Option<usize>,
     },
 
-    /// Opens a missing queue in rounds; prints the median and the least of the rounds' nanoseconds a call
-    Time {
-        /// In each round
-        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Sends messages to itself flat out, each received before the next; prints the nanoseconds that a call took
+    Pass {
+        /// Of both kinds together
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2..))]
         calls: u64,
-
-        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u64).range(1..))]
-        rounds: u64,
 
         /// Stay on this CPU
         #[arg(long)]
@@ -267,7 +264,7 @@ fn main() -> Result<()> {
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
-        Workload::Time { calls, rounds, cpu } => timing::rounds(calls, rounds, cpu),
+        Workload::Pass { calls, cpu } => timing::pass(calls, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),
     }
 }

@@ -1,6 +1,6 @@
-//! How long a failing mq_open takes: one that opens a queue that is missing, the cheapest call that runs all of it.
+//! How long calls take that do as little as they can: a failing mq_open, and messages that nobody waits for.
 
-use std::time::Instant;
+use std::{ffi::CString, os::fd::AsRawFd, time::Instant};
 
 use anyhow::{Result, ensure};
 use nix::{
@@ -10,18 +10,35 @@ use nix::{
 
 use crate::kernel;
 
+/// Opens a queue that is missing, the cheapest call that runs all of mq_open.
 pub fn flat(calls: u64, cpu: Option<usize>) -> Result<()> {
     stay_on(cpu)?;
-    println!("{:.1}", nanoseconds_a_call(calls)?);
-    Ok(())
+    let name = c"workload-missing";
+    time(calls, || {
+        let missing =
+            (0..calls).filter(|_| kernel::mq_open(name.as_ptr().addr(), 0, 0, 0) == -i64::from(libc::ENOENT)).count();
+        ensure!(missing as u64 == calls, "{name:?} exists");
+        Ok(())
+    })
 }
 
-pub fn rounds(calls: u64, rounds: u64, cpu: Option<usize>) -> Result<()> {
+/// Passes small messages through a queue of its own.
+pub fn pass(calls: u64, cpu: Option<usize>) -> Result<()> {
+    const SIZE: usize = 16;
     stay_on(cpu)?;
-    let mut times = (0..rounds).map(|_| nanoseconds_a_call(calls)).collect::<Result<Vec<_>>>()?;
-    times.sort_by(f64::total_cmp);
-    println!("median {:.1} min {:.1}", times[times.len() / 2], times[0]);
-    Ok(())
+    let name = CString::new(format!("workload-pass-{}", std::process::id()))?;
+    let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+    let queue = kernel::open_queue(&name, create, &[0, 2, SIZE as i64, 0, 0, 0, 0, 0])?;
+    kernel::mq_unlink(&name);
+    let (queue, mut body) = (queue.as_raw_fd(), [0_u8; SIZE]);
+    time(calls / 2 * 2, || {
+        for _ in 0..calls / 2 {
+            ensure!(kernel::mq_timedsend(queue, body.as_ptr().addr(), SIZE, 0, 0) == 0, "a send failed");
+            let received = kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), SIZE, 0, 0);
+            ensure!(received == SIZE as i64, "a receive failed: {received}");
+        }
+        Ok(())
+    })
 }
 
 pub fn stay_on(cpu: Option<usize>) -> Result<()> {
@@ -31,12 +48,10 @@ pub fn stay_on(cpu: Option<usize>) -> Result<()> {
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
-fn nanoseconds_a_call(calls: u64) -> Result<f64> {
-    let name = c"workload-missing";
+/// Prints the nanoseconds that each of so many calls took.
+fn time(calls: u64, make: impl FnOnce() -> Result<()>) -> Result<()> {
     let start = Instant::now();
-    let missing =
-        (0..calls).filter(|_| kernel::mq_open(name.as_ptr().addr(), 0, 0, 0) == -i64::from(libc::ENOENT)).count();
-    let elapsed = start.elapsed();
-    ensure!(missing as u64 == calls, "{name:?} exists");
-    Ok(elapsed.as_nanos() as f64 / calls as f64)
+    make()?;
+    println!("{:.1}", start.elapsed().as_nanos() as f64 / calls as f64);
+    Ok(())
 }
