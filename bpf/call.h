@@ -140,7 +140,7 @@ static __always_inline void leave_mq_open(long ret, enum abi abi)
 	file = file_of(task, ret);
 	if (file)
 		read_queue(call, file, call->asked_len);
-	finish(OP_OPEN, slot_of(thread), task);
+	finish(OP_OPEN, thread, task);
 }
 
 static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi abi)
@@ -162,7 +162,7 @@ static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 	if (!thread)
 		return;
 	read_name_late(call_of(thread));
-	finish(OP_UNLINK, slot_of(thread), task);
+	finish(OP_UNLINK, thread, task);
 }
 
 /* Whether wq_sleep() is hooked, which tells that a call waits; else a voluntary switch must. */
@@ -276,7 +276,7 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 		call->flags |= CALL_PRIORITY;
 	}
 	describe_turn(thread, call, op);
-	kept = finish(op, slot_of(thread), task);
+	kept = finish(op, thread, task);
 	if (op == OP_SEND)
 		finish_send(thread, kept);
 	end_turn(thread, op);
@@ -339,7 +339,7 @@ static __always_inline void leave_mq_notify(long ret, enum abi abi)
 		return;
 	call = call_of(thread);
 	read_event(call, abi);
-	finish(OP_NOTIFY, slot_of(thread), task);
+	finish(OP_NOTIFY, thread, task);
 }
 
 static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
@@ -367,5 +367,5 @@ static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 	call = call_of(thread);
 	if (ARGS(open_args, call)->attr_ptr)
 		read_attr_late(call, abi);
-	finish(OP_GETSETATTR, slot_of(thread), task);
+	finish(OP_GETSETATTR, thread, task);
 }

@@ -105,13 +105,11 @@ static __always_inline bool is_none(const struct context *context)
 
 static __always_inline bool read_published(struct call *call, struct task_struct *task)
 {
-	__u32 pid = call->pid, first = 0, *any = bpf_map_lookup_elem(&publishing, &first);
+	__u32 pid = call->pid;
 	struct published published = {};
 	struct publisher *publisher;
 	__u64 pointer;
 
-	if (!any || !*any)
-		return false;
 	publisher = bpf_map_lookup_elem(&publishers, &pid);
 	/* Another process had this id before, or this one another program. */
 	if (!publisher || publisher->started_ns != call->process_started_ns || publisher->exec_id != call->exec_id)
@@ -151,19 +149,18 @@ static __always_inline void read_obi(struct call *call)
 	call->flags |= CALL_CONTEXT | CALL_CONTEXT_OBI;
 }
 
-/*
- * Finds the span that the call is made in. A sampled one is the parent of the call's own: that belongs to its trace,
- * before a message carries its ids. Global: it is verified once.
- */
+/* Finds the span that the call is made in. Global: it is verified once. */
 __noinline int read_context(struct call *call)
 {
-	if (!call)
-		return 0;
-	if (!read_published(call, bpf_get_current_task_btf()) && reads_obi)
+	if (call && !read_published(call, bpf_get_current_task_btf()) && reads_obi)
 		read_obi(call);
-	if (call->flags & CALL_CONTEXT_SAMPLED) {
-		call->trace_id[0] = call->context.trace_id[0];
-		call->trace_id[1] = call->context.trace_id[1];
-	}
 	return 0;
+}
+
+/* Whether there can be such a span. */
+static __always_inline bool has_contexts(void)
+{
+	__u32 first = 0, *any = bpf_map_lookup_elem(&publishing, &first);
+
+	return reads_obi || (any && *any);
 }

@@ -7,6 +7,7 @@
 #include "name.h"
 #include "thread.h"
 #include "filter.h"
+#include "inode.h"
 
 #define QUEUES 8192
 #define UNLINKED 4096
@@ -85,35 +86,39 @@ static __always_inline void raise_peak(struct queue_state *state, __u64 depth, _
 	}
 }
 
+/* The state of the queue that a call reached, made where there is none yet. */
+static __always_inline struct queue_state *state_of(const struct call *call, __u64 name)
+{
+	struct queue_key key = { call->queue_inode, call->queue_ino, call->queue_ns };
+	struct queue_state *state = bpf_map_lookup_elem(&queues, &key);
+	struct queue_state new = {};
+
+	if (state)
+		return state;
+	new.name = name;
+	new.maxmsg = call->queue_maxmsg;
+	new.first_ns = call->left_ns;
+	new.ipc_ns = call->ipc_ns;
+	bpf_map_update_elem(&queues, &key, &new, BPF_NOEXIST);
+	state = bpf_map_lookup_elem(&queues, &key);
+	if (!state) {
+		count(COUNT_QUEUES_FULL);
+		return 0;
+	}
+	send_name(call, name);
+	state->depth = call->queue_curmsgs;
+	return state;
+}
+
 /*
  * A call that reached a queue has ended; `matched` if it passed the filters on whose calls. Global: it is verified once.
  */
-__noinline int update_queue(const struct call *call, __u64 name, bool matched)
+__noinline int update_queue(const struct call *call, struct queue_state *state, bool matched)
 {
-	struct mqueue_inode_info *info;
-	struct queue_state *state;
-	struct queue_key key;
 	__s64 before;
 
-	if (!call)
+	if (!call || !state)
 		return 0;
-	key.inode = call->queue_inode;
-	key.ino = call->queue_ino;
-	key.ns = call->queue_ns;
-	state = bpf_map_lookup_elem(&queues, &key);
-	if (!state) {
-		struct queue_state new = { .name = name, .maxmsg = call->queue_maxmsg,
-					   .first_ns = call->left_ns, .ipc_ns = call->ipc_ns };
-
-		bpf_map_update_elem(&queues, &key, &new, BPF_NOEXIST);
-		state = bpf_map_lookup_elem(&queues, &key);
-		if (!state) {
-			count(COUNT_QUEUES_FULL);
-			return 0;
-		}
-		send_name(call, name);
-		state->depth = call->queue_curmsgs;
-	}
 	if (matched)
 		state->matched = 1;
 	before = state->depth;
@@ -121,10 +126,8 @@ __noinline int update_queue(const struct call *call, __u64 name, bool matched)
 		return 0;
 	state->depth = call->queue_curmsgs;
 	/* Another call may have written what it had read before this one: the last to look again is right. */
-	if (!(call->flags & CALL_QUIET)) {
-		info = (void *)call->queue_inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
-		state->depth = BPF_CORE_READ(info, attr.mq_curmsgs);
-	}
+	if (!(call->flags & CALL_QUIET))
+		state->depth = depth_of(call->queue_inode);
 	raise_peak(state, call->queue_curmsgs, before);
 	return 0;
 }

@@ -132,7 +132,7 @@ __noinline int put_image(const struct call *call)
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
 	image->uid = call->uid;
-	__builtin_memcpy(image->comm, call->comm, sizeof(image->comm));
+	bpf_get_current_comm(image->comm, sizeof(image->comm));
 	read_path(image, task->mm->exe_file);
 	read_cgroup(image);
 	read_environ(image, task->mm);

@@ -95,6 +95,11 @@ struct pt_regs {
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+/* include/linux/types.h */
+struct hlist_head {
+	void *first;
+};
+
 struct qstr {
 	const unsigned char *name;
 };

@@ -43,15 +43,9 @@ static __always_inline bool is_message(const struct call *call)
 	return call->op == OP_SEND || call->op == OP_RECEIVE;
 }
 
-static __always_inline struct limiter *limiter_of(const struct call *call)
+static __always_inline struct limiter *limiter_of(const struct call *call, struct queue_state *state)
 {
-	struct queue_key key = { call->queue_inode, call->queue_ino, call->queue_ns };
-	struct queue_state *state;
-
-	if (!is_message(call) || !(call->flags & CALL_QUEUE))
-		return 0;
-	state = bpf_map_lookup_elem(&queues, &key);
-	return state ? &state->limits[call->op == OP_RECEIVE] : 0;
+	return state && is_message(call) ? &state->limits[call->op == OP_RECEIVE] : 0;
 }
 
 /* Polling and being interrupted are not failing (src/telemetry/terms.rs, is_error). */
@@ -90,10 +84,12 @@ static __always_inline bool is_exempt_by_context(const struct call *call)
 /* A message is about to be sent: decides for its send, and so for its receive. */
 static __always_inline bool is_limited_early(struct call *call)
 {
-	struct limiter *limiter = max_rate ? limiter_of(call) : 0;
-
+	struct queue_key key = { call->queue_inode, call->queue_ino, call->queue_ns };
 	__u64 second = call->entered_ns / NS_PER_S;
+	struct limiter *limiter = 0;
 
+	if (max_rate && call->flags & CALL_QUEUE)
+		limiter = limiter_of(call, bpf_map_lookup_elem(&queues, &key));
 	if (!limiter)
 		return false;
 	call->flags |= CALL_DECIDED;
@@ -103,8 +99,8 @@ static __always_inline bool is_limited_early(struct call *call)
 	return true;
 }
 
-/* Whether the call has ended without a record for the rate's sake. Global: it is verified once. */
-__noinline int is_limited(struct call *call)
+/* Whether the call has ended without a record for the rate's sake; `state` of its queue. Global: it is verified once. */
+__noinline int is_limited(struct call *call, struct queue_state *state)
 {
 	struct limiter *limiter;
 	__u64 second;
@@ -113,7 +109,7 @@ __noinline int is_limited(struct call *call)
 	if (!call)
 		return false;
 	second = call->left_ns / NS_PER_S;
-	limiter = limiter_of(call);
+	limiter = limiter_of(call, state);
 	if (!is_message(call) || has_failed(call->ret) || is_slow(call) || is_exempt_by_context(call))
 		passes = is_below_ceiling(call, second);
 	else if (call->flags & CALL_DECIDED)

@@ -18,18 +18,26 @@ static __always_inline __u64 next_id(__u64 *state)
 	return z ^ z >> 31;
 }
 
+/* Whether a message carries the ids of its send's span, which are then made before it can be received. */
+const volatile bool messages_carry_ids;
+
 /*
- * The ids of the call's span: made here, since a message carries them before its send has ended. Each thread goes on
- * from a random state of its own; no id is 0, which means none.
+ * The ids of the call's span. Each thread goes on from a random state of its own; no id is 0, which means none. A sampled
+ * span of the application's that the call is made in is its parent: the call's own belongs to that trace.
  */
 static __always_inline void make_ids(struct thread *thread, struct call *call)
 {
 	if (!thread->ids[0])
 		for (int i = 0; i < 3; i++)
 			thread->ids[i] = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+	call->span_id = next_id(&thread->ids[2]) | 1;
+	if (call->flags & CALL_CONTEXT_SAMPLED) {
+		call->trace_id[0] = call->context.trace_id[0];
+		call->trace_id[1] = call->context.trace_id[1];
+		return;
+	}
 	call->trace_id[0] = next_id(&thread->ids[0]);
 	call->trace_id[1] = next_id(&thread->ids[1]) | 1;
-	call->span_id = next_id(&thread->ids[2]) | 1;
 }
 
 /*
@@ -118,11 +126,12 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	call->fd = fd;
 	call->asked_len = 0;
 	call->actual_len = 0;
-	make_ids(thread, call);
 	identify_thread(slot_of(thread), task);
 	call->uid = task->cred->euid.val;
-	if (makes_records)
+	if (makes_records && has_contexts())
 		read_context(call);
+	if (messages_carry_ids)
+		make_ids(thread, call);
 	return thread;
 }
 
@@ -178,9 +187,11 @@ static __always_inline bool refuse(enum op op, struct call *call, enum counter w
 }
 
 /* The call is described: counts it, and sends it if it is wanted; returns whether it has a record. */
-static __always_inline bool finish(enum op op, struct slot *slot, struct task_struct *task)
+static __always_inline bool finish(enum op op, struct thread *thread, struct task_struct *task)
 {
+	struct slot *slot = slot_of(thread);
 	struct call *call = &slot->call;
+	struct queue_state *state = 0;
 	__u64 name = 0;
 	bool matched;
 
@@ -190,14 +201,17 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 	if (aggregates || max_rate) {
 		name = name_hash(slot);
 		if (call->flags & CALL_QUEUE)
-			update_queue(call, name, matched);
+			state = state_of(call, name);
 		else if (op == OP_UNLINK && !call->ret)
 			note_unlink(call, name);
+		if (state)
+			update_queue(call, state, matched);
 	}
 	if (!matched)
 		return refuse(op, call, COUNT_FILTERED);
-	read_comm(call, task);
 	send_image(call);
+	if (aggregates_comm)
+		read_comm(call, task);
 	if (aggregates) {
 		call->flags |= CALL_MEASURED;
 		aggregate(call, name);
@@ -206,7 +220,11 @@ static __always_inline bool finish(enum op op, struct slot *slot, struct task_st
 		return false;
 	if (!is_wanted(call))
 		return refuse(op, call, COUNT_FILTERED);
-	if (max_rate && is_limited(call))
+	if (max_rate && is_limited(call, state))
 		return refuse(op, call, COUNT_LIMITED);
+	if (!aggregates_comm)
+		read_comm(call, task);
+	if (!messages_carry_ids)
+		make_ids(thread, call);
 	return send_call(call);
 }

@@ -4,22 +4,14 @@
  * kernel's own structures, so it is right whatever the caller's memory says.
  */
 #pragma once
+#include "inode.h"
 #include "pair.h"
 
 static __always_inline struct file *file_of(struct task_struct *task, __s64 fd)
 {
 	struct fdtable *fdt = task->files->fdt;
-	struct file **slots = fdt->fd, *file = 0;
 
-	if (fd < 0 || fd >= fdt->max_fds)
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), &slots[fd]);
-	return file;
-}
-
-static __always_inline struct mqueue_inode_info *queue_of(struct inode *inode)
-{
-	return (void *)inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
+	return fd >= 0 && fd < fdt->max_fds ? pointer_at(&fdt->fd[fd]) : 0;
 }
 
 /* Fills in the queue of an open file, its name at `at`; leaves the call as it is where the file is none. */
@@ -33,7 +25,7 @@ static __always_inline void read_queue(struct call *call, struct file *file, __u
 
 	if (BPF_CORE_READ(sb, s_magic) != MQUEUE_MAGIC)
 		return;
-	if (bpf_core_read(&attr, sizeof(attr), &queue_of(inode)->attr))
+	if (bpf_core_read(&attr, sizeof(attr), &queue_of((__u64)inode)->attr))
 		return;
 	if (at > NAME_SIZE)
 		return;
@@ -58,12 +50,10 @@ static __always_inline void enter_queue(struct slot *slot, struct task_struct *t
 {
 	struct call *call = &slot->call;
 	struct file *file = file_of(task, call->fd);
-	struct inode *inode;
 
 	if (!file)
 		return;
-	inode = BPF_CORE_READ(file, f_inode);
-	if (slot->queue_ipc_ns && (__u64)inode == call->queue_inode && BPF_CORE_READ(inode, i_ino) == call->queue_ino) {
+	if (slot->queue_ipc_ns && inode_of(file) == call->queue_inode && number_of(call->queue_inode) == call->queue_ino) {
 		call->actual_len = slot->queue_len;
 		call->ipc_ns = slot->queue_ipc_ns;
 		call->flags |= CALL_QUEUE;
@@ -75,13 +65,6 @@ static __always_inline void enter_queue(struct slot *slot, struct task_struct *t
 	slot->queue_hash = 0;
 }
 
-static __always_inline void read_depth(struct call *call, struct inode *inode)
-{
-	struct mqueue_inode_info *info = queue_of(inode);
-
-	call->queue_curmsgs = BPF_CORE_READ(info, attr.mq_curmsgs);
-}
-
 /*
  * Its depth when the call has ended. Another thread may have closed the descriptor meanwhile, or opened another queue
  * in its place; not where nobody shares the table of descriptors. `switches` voluntary switches mean waiting, unless the
@@ -89,18 +72,17 @@ static __always_inline void read_depth(struct call *call, struct inode *inode)
  */
 static __always_inline void leave_queue(struct call *call, struct task_struct *task, __u64 switches)
 {
-	struct inode *inode = (struct inode *)call->queue_inode;
 	struct file *file;
 
 	if (!(call->flags & CALL_QUEUE))
 		return;
 	if (task->files->count.counter == 1 && !switches) {
-		read_depth(call, inode);
+		call->queue_curmsgs = depth_of(call->queue_inode);
 		return;
 	}
 	file = file_of(task, call->fd);
-	if (file && BPF_CORE_READ(file, f_inode) == inode) {
-		read_depth(call, inode);
+	if (file && inode_of(file) == call->queue_inode) {
+		call->queue_curmsgs = depth_of(call->queue_inode);
 		if (switches && !(BPF_CORE_READ(file, f_flags) & O_NONBLOCK))
 			call->flags |= CALL_BLOCKED;
 	} else {

@@ -8,7 +8,7 @@
 
 /*
  * A record with what stays the same from one call to the next and is not looked up again: who the thread is, and the
- * queue, which costs ten reads of kernel memory to describe and two to recognise.
+ * queue, which costs ten reads of kernel memory to describe and three to recognise.
  */
 struct slot {
 	__u32 exec_id;	    /* the image that the record names, plus 1; 0: none yet */

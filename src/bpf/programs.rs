@@ -368,6 +368,7 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
+        rodata.messages_carry_ids = config.kind != HookKind::Tracepoint;
         rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
         rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The reads of kernel memory that every call on a queue makes. Addresses are numbers to the verifier. From Linux 6.2 on it
+ * lets them be read like pointers, by loads in the program that give 0 where nothing is mapped, as the helper does that
+ * older kernels have, which takes ten times as long.
+ */
+#pragma once
+#include "event.h"
+
+extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
+
+/* What FIELD of the TYPE at an address holds. */
+#define READ_AT(type, address, field)                                                                             \
+	(bpf_ksym_exists(bpf_rdonly_cast) ?                                                                       \
+		 (__u64)((type *)bpf_rdonly_cast((void *)(address), bpf_core_type_id_kernel(type)))->field :      \
+		 (__u64)BPF_CORE_READ((type *)(address), field))
+
+/* The pointer that an address holds: of the types known to the kernel any does that begins with one. */
+static __always_inline void *pointer_at(void *address)
+{
+	return (void *)READ_AT(struct hlist_head, address, first);
+}
+
+static __always_inline __u64 inode_of(struct file *file)
+{
+	return READ_AT(struct file, file, f_inode);
+}
+
+static __always_inline __u64 number_of(__u64 inode)
+{
+	return READ_AT(struct inode, inode, i_ino);
+}
+
+static __always_inline struct mqueue_inode_info *queue_of(__u64 inode)
+{
+	return (void *)inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
+}
+
+/* How many messages are in a queue. */
+static __always_inline __u64 depth_of(__u64 inode)
+{
+	return READ_AT(struct mqueue_inode_info, queue_of(inode), attr.mq_curmsgs);
+}
