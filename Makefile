@@ -77,7 +77,9 @@ test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger a
 fuzz: ## what reads other processes' bytes, each with random ones for FUZZ_SECONDS (600); needs Rust's nightly compiler
 	@scripts/setup.sh fuzz
 	for target in $$(sed -n 's/^name = "\(.*\)"/\1/p' fuzz/Cargo.toml | tail -n +2); do \
-		PATH="$(CACHE)/bin:$$PATH" cargo +nightly fuzz run $$target -- -max_total_time=$(or $(FUZZ_SECONDS),600) -print_final_stats=1 || exit 1; \
+		mkdir -p fuzz/target/corpus/$$target; \
+		PATH="$(CACHE)/bin:$$PATH" cargo +nightly fuzz run $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+			-max_total_time=$(or $(FUZZ_SECONDS),600) -print_final_stats=1 || exit 1; \
 	done
 
 .PHONY: ready
