@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use nix::time::ClockId;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use prost::Message;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -17,10 +16,10 @@ use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::{Op, Temporality};
 use crate::event::{Call, Ids, ImageKey, Name, QueueKey};
+use crate::export::Form;
 use crate::export::Sink;
-use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
-use crate::export::{Form, points};
+use crate::export::metrics::{encode, points};
 use crate::metrics::otlp;
 use crate::metrics::queues::{Gauges, Queues};
 use crate::metrics::reading::Measure;
@@ -243,12 +242,8 @@ impl Meter {
     fn hand_over(&self, request: &ExportMetricsServiceRequest) {
         let records = points(request);
         for sink in &self.sinks {
-            let body = match sink.form {
-                // What is made of integers, strings and floats has no value that JSON lacks.
-                Form::Otlp(Encoding::Json) => serde_json::to_vec(request).unwrap_or_default(),
-                _ => request.encode_to_vec(),
-            };
-            sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, records));
+            let Form::Otlp(encoding) = sink.form else { continue };
+            sink.hand_over(encode(encoding, request).into(), Share::of_metrics(&self.ledger, sink.output, records));
         }
     }
 }

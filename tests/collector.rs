@@ -85,7 +85,29 @@ fn same<T: Form + Clone + PartialEq + std::fmt::Debug>(
     compare(&workload::read(&mqspan.file("record"))?, &arrived)?.perfect(CALLS)
 }
 
-/// The spans and log records of one run, at the Collector and in mqspan's own file.
+/// The points of the histograms of the workload's calls, with their Resource and metric; in any order.
+fn points(requests: Vec<ExportMetricsServiceRequest>, workload: &Path) -> Result<Vec<String>> {
+    let (path, mut points) = (workload.display().to_string(), Vec::new());
+    for of_resource in requests.into_iter().flat_map(|request| request.resource_metrics) {
+        let resource = otlp::attributes(&of_resource.resource.unwrap_or_default().attributes)?;
+        if otlp::text(&resource, "process.executable.path") != Some(&path) {
+            continue;
+        }
+        for metric in of_resource.scope_metrics.into_iter().flat_map(|of_scope| of_scope.metrics) {
+            let Some(Data::ExponentialHistogram(histogram)) = metric.data else { continue };
+            for mut point in histogram.data_points {
+                // The Collector writes buckets where there are none.
+                point.positive.get_or_insert_default();
+                point.negative.get_or_insert_default();
+                points.push(format!("{resource:?}, {}: {point:?}", metric.name));
+            }
+        }
+    }
+    points.sort_unstable();
+    Ok(points)
+}
+
+/// What one run told, at the Collector and in mqspan's own file.
 fn arrived(mqspan: &Mqspan, received: &Received) -> Result<()> {
     let own = mqspan.file("own");
     let mut spans = received.spans()?;
@@ -95,8 +117,13 @@ fn arrived(mqspan: &Mqspan, received: &Received) -> Result<()> {
     }
     same(mqspan, spans, otlp::spans(&own)?, |span| span.body.start_time_unix_nano)?;
     same(mqspan, received.logs()?, otlp::logs(&own)?, |log| log.body.time_unix_nano)?;
+    let workload = mqspan.workload();
+    let (arrived, own) = (points(received.metrics()?, &workload)?, points(otlp::metrics(&own)?, &workload)?);
+    ensure!(!own.is_empty() && arrived == own, "points arrived:\n{arrived:#?}\nin the file:\n{own:#?}");
     let stats = mqspan.stats()?;
     ensure!(stats.lost_sum() == 0 && stats.exported == stats.captured, "{stats:?}");
+    let metrics = stats.outputs.get("otlp.metrics").context("no metrics")?;
+    ensure!(metrics.sent > 0 && metrics.rejected + metrics.lost == 0, "{stats:?}");
     for signal in ["traces", "logs"] {
         let output = stats.outputs.get(&format!("otlp.{signal}")).with_context(|| format!("no {signal}: {stats:?}"))?;
         ensure!(output.sent == stats.exported && output.rejected + output.lost == 0, "{signal}: {stats:?}");
@@ -281,9 +308,13 @@ fn own_counters(requests: &[ExportMetricsServiceRequest], service: &str) -> Resu
 /// saying anything else than the statistics.
 #[test]
 fn what_mqspan_says_of_itself() -> Result<()> {
+    PROTOCOLS.into_iter().try_for_each(|protocol| says_of_itself(protocol).context(protocol))
+}
+
+fn says_of_itself(protocol: &str) -> Result<()> {
     let mqspan = mqspan()?;
     let collector = Collector::start(mqspan.file("collector"), None)?;
-    run(&mqspan, &variables(&collector, "http/protobuf", "none"), 400)?;
+    run(&mqspan, &variables(&collector, protocol, "none"), 400)?;
     let received = collector.stop()?;
     let is_own = |resource: &otlp::Attributes| otlp::text(resource, "service.name") == Some("mqspan");
 

@@ -1,5 +1,5 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
-//! requests, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
+//! requests, [`metrics`] encodes those of metrics, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
 //! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
 //! anew, [`ledger`] counts what became of it all, and [`traffic`] what is under way.
 
@@ -7,6 +7,7 @@ pub mod batch;
 pub mod client;
 pub mod hangup;
 pub mod ledger;
+pub mod metrics;
 pub mod queue;
 pub mod reply;
 pub mod retry;
@@ -20,8 +21,6 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -260,18 +259,4 @@ impl Deliveries {
             tasks.iter().for_each(tokio::task::AbortHandle::abort);
         }
     }
-}
-
-/// How many points a request of metrics carries.
-pub fn points(request: &ExportMetricsServiceRequest) -> u64 {
-    let metrics = request.resource_metrics.iter().flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics);
-    let points = metrics.map(|metric| match &metric.data {
-        Some(Data::Gauge(data)) => data.data_points.len(),
-        Some(Data::Sum(data)) => data.data_points.len(),
-        Some(Data::Histogram(data)) => data.data_points.len(),
-        Some(Data::ExponentialHistogram(data)) => data.data_points.len(),
-        Some(Data::Summary(data)) => data.data_points.len(),
-        None => 0,
-    });
-    points.sum::<usize>() as u64
 }

@@ -9,18 +9,17 @@ use opentelemetry::metrics::{Meter, MeterProvider};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
-use prost::Message;
 
 use crate::config::Settings;
 use crate::config::values::{self, Signal};
-use crate::export::batch::Encoding;
 use crate::export::ledger::{Ledger, Share};
+use crate::export::metrics::{encode, points};
 use crate::export::traffic::Traffic;
-use crate::export::{Form, Outputs, Sink, points};
+use crate::export::{Form, Outputs, Sink};
 use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 
 /// Starts to observe and to export.
@@ -158,13 +157,8 @@ impl PushMetricExporter for Exporter {
         let request = ExportMetricsServiceRequest::from(metrics);
         let records = points(&request);
         for sink in &self.sinks {
-            let body = match sink.form {
-                Form::Otlp(Encoding::Json) => {
-                    serde_json::to_vec(&request).map_err(|error| OTelSdkError::InternalFailure(error.to_string()))?
-                }
-                _ => request.encode_to_vec(),
-            };
-            sink.hand_over(body.into(), Share::of_metrics(&self.ledger, sink.output, records));
+            let Form::Otlp(encoding) = sink.form else { continue };
+            sink.hand_over(encode(encoding, &request).into(), Share::of_metrics(&self.ledger, sink.output, records));
         }
         Ok(())
     }

@@ -126,6 +126,11 @@ fn everybody_by_their_own_name() -> Result<()> {
 
     let mut becoming = Publisher::start(&mqspan, &["becoming", "--exec"], &environment)?;
     becoming.call()?;
+    // What it has published goes with its image.
+    wait::until("what it was", || {
+        let resources = of_spans(&collector.received().spans()?, becoming.pid());
+        Ok(resources.iter().any(|resource| text(resource, "service.name") == Some("becoming")).then_some(()))
+    })?;
     let pids = [early.pid(), both.pid(), changing.pid(), becoming.pid()];
     for publisher in [early, both, changing, becoming] {
         publisher.end()?;
@@ -162,7 +167,8 @@ fn everybody_by_their_own_name() -> Result<()> {
     let [first, second] = &of_spans(&spans, changing)[..] else { anyhow::bail!("one name, or more than two") };
     expect(first, "one", Some("one-1"))?;
     expect(second, "two", Some("two-1"))?;
-    let [before, after] = &of_spans(&spans, becoming)[..] else { anyhow::bail!("one image, or more than two") };
+    let resources = of_spans(&spans, becoming);
+    let [before, after] = &resources[..] else { anyhow::bail!("not two images: {resources:#?}") };
     expect(before, "becoming", Some("becoming-1"))?;
     expect(after, "by-environment", Some("e-1"))?;
     for key in ["process.pid", "process.creation.time"] {

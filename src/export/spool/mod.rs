@@ -20,8 +20,9 @@ use self::store::{Entry, Left, Row, Store};
 use self::thin::Streams;
 use super::batch::Encoding;
 use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
+use super::metrics::{self, points};
+use super::no_thread;
 use super::queue::{Queued, Request};
-use super::{no_thread, points};
 use crate::config::error::Error;
 use crate::config::values::Signal;
 
@@ -338,7 +339,8 @@ impl Keeper {
 
     /// Takes the points that a request of metrics stands for out of those before it that are not under way.
     fn thin(&mut self, id: i64, encoding: Encoding, body: &[u8]) {
-        let Some(streams) = thin::decode(encoding, body).map(Streams::of).filter(|streams| !streams.is_empty()) else {
+        let Some(streams) = metrics::decode(encoding, body).map(Streams::of).filter(|streams| !streams.is_empty())
+        else {
             return;
         };
         let mut after = 0;
@@ -347,7 +349,7 @@ impl Keeper {
             if self.under_way.contains(&row.id) || !self.shares.contains_key(&row.id) {
                 continue;
             }
-            let Some(mut earlier) = thin::decode(row.encoding, &row.body) else { continue };
+            let Some(mut earlier) = metrics::decode(row.encoding, &row.body) else { continue };
             let before = points(&earlier);
             streams.thin(&mut earlier);
             let left = points(&earlier);
@@ -355,8 +357,8 @@ impl Keeper {
                 self.end(row.id, Outcome::Superseded);
                 self.gone.push(row.id);
             } else if left < before {
-                let replaced = thin::encode(row.encoding, &earlier)
-                    .is_some_and(|body| self.store.replace(row.id, left, &body).is_ok());
+                let body = metrics::encode(row.encoding, &earlier);
+                let replaced = self.store.replace(row.id, left, &body).is_ok();
                 if let Some((_, share)) = self.shares.get_mut(&row.id).filter(|_| replaced) {
                     share.supersede(before - left);
                 }

@@ -9,27 +9,9 @@ use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, Metric};
 use prost::Message;
 
-use crate::export::batch::Encoding;
-
 /// Cumulative streams, by their Resource. A stream that began anew is another one.
 #[derive(Debug, Default)]
 pub struct Streams(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
-
-/// A request as it is encoded; None where it can't be read.
-pub fn decode(encoding: Encoding, body: &[u8]) -> Option<ExportMetricsServiceRequest> {
-    match encoding {
-        Encoding::Json => serde_json::from_slice(body).ok(),
-        Encoding::Protobuf => ExportMetricsServiceRequest::decode(body).ok(),
-    }
-}
-
-/// The other way.
-pub fn encode(encoding: Encoding, request: &ExportMetricsServiceRequest) -> Option<Vec<u8>> {
-    match encoding {
-        Encoding::Json => serde_json::to_vec(request).ok(),
-        Encoding::Protobuf => Some(request.encode_to_vec()),
-    }
-}
 
 impl Streams {
     /// Those that a request has points of.
@@ -117,7 +99,8 @@ mod tests {
     use opentelemetry_proto::tonic::resource::v1::Resource;
 
     use super::*;
-    use crate::export::points;
+    use crate::export::batch::Encoding;
+    use crate::export::metrics::{decode, encode, points};
 
     fn attributes(value: &str) -> Vec<KeyValue> {
         let value = AnyValue { value: Some(any_value::Value::StringValue(value.into())) };
@@ -168,7 +151,7 @@ mod tests {
             ],
         );
         for encoding in [Encoding::Protobuf, Encoding::Json] {
-            let again = |request| decode(encoding, &encode(encoding, request).unwrap()).unwrap();
+            let again = |request| decode(encoding, &encode(encoding, request)).unwrap();
             let (mut earlier, mut other) = (again(&earlier), again(&earlier));
             let streams = Streams::of(again(&later));
             streams.thin(&mut earlier);
