@@ -2,7 +2,7 @@
 //! root and tracefs. TLS with a wrong authority is in tests/collector.rs, restarts and outages are in tests/spool.rs.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use support::{
     backend::{self, Answer, Arrived, Backend},
     own,
-    program::{Ended, Mqspan, Tracing, finish},
+    program::{Ended, Memory, Mqspan, Tracing, finish},
     stats::{Output, Stats},
     wait, workload,
 };
@@ -23,6 +23,8 @@ const BACK_OFF: [f64; 2] = [2.4, 8.0];
 const ASKED: u64 = 8;
 /// Flushing at the end takes at most this long; attaching and ending come on top.
 const FLUSH: Duration = Duration::from_secs(10);
+/// The bound on memory, KiB.
+const MEMORY: u64 = 64 << 10;
 
 fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
@@ -97,9 +99,13 @@ impl Fault {
         let mqspan = mqspan()?;
         let mut command = command(&mqspan, &backend.endpoint(), self.protocol, &["--signals=traces"]);
         command.args(["--", &mqspan.workload_arg(), "flat", "--calls", &CALLS.to_string()]);
-        let ended = Ended::of(finish(command)?).ok()?;
-        let (stats, arrived) = (mqspan.stats()?, backend.arrived());
-        self.is_as_expected(&stats, &arrived, &backend).with_context(|| format!("{stats:?}, {:?}", ended.stderr))
+        let ended = Tracing::start(command)?.end()?.ok()?;
+        let (stats, arrived, memory) = (mqspan.stats()?, backend.arrived(), ended.memory);
+        let found = self
+            .is_as_expected(&stats, &arrived, &backend)
+            .with_context(|| format!("{stats:?}, {:?}", ended.stderr))?;
+        ensure!((1..=MEMORY).contains(&memory.anonymous), "{}: {memory:?}", self.name);
+        Ok(format!("{found}; at most {} KiB, {} without files", memory.resident, memory.anonymous))
     }
 
     fn is_as_expected(&self, stats: &Stats, arrived: &[Arrived], backend: &Backend) -> Result<String> {
@@ -199,21 +205,13 @@ fn a_backend_that_hangs_for_ever() -> Result<()> {
         let tracing = Tracing::start(command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces,logs"]))?;
         let start = Instant::now();
         workload::run(&mqspan.workload(), &["flat", "--calls=300000"])?;
-        let status = fs::read_to_string(format!("/proc/{}/status", tracing.pid()))?;
-        let field = |name: &str| -> Result<u64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
-            Ok(line.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?)
-        };
-        let (most, anonymous) = (field("VmHWM")?, field("RssAnon")? + field("RssShmem")?);
-        let took = start.elapsed();
+        let (memory, took) = (Memory::of(tracing.pid())?, start.elapsed());
         let start = Instant::now();
         let ended = tracing.stop()?.ok()?;
         let (stats, ending) = (mqspan.stats()?, start.elapsed());
-        println!(
-            "{protocol}: {most} KiB at most, {anonymous} KiB without files; 300000 calls in {took:?}, the end in {ending:?}; {stats:?}"
-        );
+        println!("{protocol}: {memory:?} KiB; 300000 calls in {took:?}, the end in {ending:?}; {stats:?}");
         ensure!(stats.exported == 0 && stats.lost_sum() >= 300_000, "{stats:?}");
-        ensure!(anonymous <= 64 << 10, "{anonymous} KiB");
+        ensure!(memory.anonymous <= MEMORY, "{memory:?}");
         ensure!(ending <= FLUSH + Duration::from_secs(2), "the end took {ending:?}");
         ended.said("lost")?;
     }

@@ -168,13 +168,40 @@ pub struct Ended {
     pub stdout: Vec<u8>,
     /// What it said.
     pub stderr: Vec<String>,
+    /// What it took of memory at the most, as far as that was watched.
+    pub memory: Memory,
+}
+
+/// Memory of a process, in KiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Memory {
+    /// Resident, with the files that it has mapped: VmHWM of proc_pid_status(5).
+    pub resident: u64,
+    /// Without files: RssAnon and RssShmem.
+    pub anonymous: u64,
+}
+
+impl Memory {
+    /// What the process took until now; of what is anonymous, what it takes now.
+    pub fn of(pid: u32) -> Result<Self> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).context("no such field")?;
+            Ok(line.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?)
+        };
+        Ok(Self { resident: field("VmHWM")?, anonymous: field("RssAnon")? + field("RssShmem")? })
+    }
+
+    fn most(self, other: Self) -> Self {
+        Self { resident: self.resident.max(other.resident), anonymous: self.anonymous.max(other.anonymous) }
+    }
 }
 
 impl Ended {
     /// Of a program that ran to its end.
     pub fn of(output: Output) -> Self {
         let stderr = String::from_utf8_lossy(&output.stderr).lines().map(Into::into).collect();
-        Self { status: output.status, stdout: output.stdout, stderr }
+        Self { status: output.status, stdout: output.stdout, stderr, memory: Memory::default() }
     }
 
     /// The console's lines; an error where they are not UTF-8, which the contract promises.
@@ -273,13 +300,18 @@ impl Tracing {
 
     /// Waits for its end.
     pub fn end(mut self) -> Result<Ended> {
-        let status = wait::until("the end of mqspan", || Ok(self.child.try_wait()?))?;
+        let mut memory = Memory::default();
+        let status = wait::until("the end of mqspan", || {
+            // A process that has ended has none.
+            memory = memory.most(Memory::of(self.child.id()).unwrap_or_default());
+            Ok(self.child.try_wait()?)
+        })?;
         // Joined, so that the last words are there; a traced command that outlives mqspan may hold the pipe open.
         wait::until("the end of its stderr", || Ok(self.errors.is_finished().then_some(())))?;
         if let Some(reader) = self.reader.take() {
             wait::until("the end of its stdout", || Ok(reader.is_finished().then_some(())))?;
         }
-        Ok(Ended { status, stdout: self.console(), stderr: self.said() })
+        Ok(Ended { status, stdout: self.console(), stderr: self.said(), memory })
     }
 }
 
