@@ -26,9 +26,10 @@ use support::{
     wait,
 };
 
-/// How long it may take from a call to the disk, and from a backend's answer to its being struck off: the contract's.
+/// How long it may take from a call to the disk, the contract's, and from a backend's answer to its being struck off: a
+/// busy machine may take its time for what is done at once.
 const TO_DISK: Duration = Duration::from_secs(5);
-const STRUCK_OFF: Duration = Duration::from_secs(1);
+const STRUCK_OFF: Duration = Duration::from_millis(500);
 
 fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
@@ -158,7 +159,7 @@ fn killed_while_the_backend_is_away() -> Result<()> {
 }
 
 /// Prevents what is on disk from being lost when mqspan is killed while it delivers it, and from arriving twice but for
-/// what the backend got in the last second.
+/// what was in flight.
 #[test]
 fn killed_while_it_delivers() -> Result<()> {
     let mqspan = mqspan()?;

@@ -26,9 +26,10 @@ use super::queue::{Queued, Request};
 use crate::config::error::Error;
 use crate::config::values::Signal;
 
-/// Changes are gathered for so long.
+/// What comes in is gathered for so long. What was delivered is struck off at once: it is in the system's memory then, and
+/// a kill -9 finds it so.
 const GATHER: Duration = Duration::from_millis(200);
-/// ... and, where each is synced, for so long.
+/// Where each change is synced, both are gathered for so long.
 const GATHER_SYNCED: Duration = Duration::from_secs(1);
 /// ... unless they are so many bytes.
 const GATHER_BYTES: usize = 2 << 20;
@@ -183,8 +184,8 @@ pub fn start(
         said: false,
     };
     keeper.restore(left, ledger, outputs);
-    let gather = if settings.sync { GATHER_SYNCED } else { GATHER };
-    let thread = thread::Builder::new().name("mqspan-spool".into()).spawn(move || keeper.run(&orders, gather));
+    let (gather, strike) = if settings.sync { (GATHER_SYNCED, GATHER_SYNCED) } else { (GATHER, Duration::ZERO) };
+    let thread = thread::Builder::new().name("mqspan-spool".into()).spawn(move || keeper.run(&orders, gather, strike));
     Ok((Spool { commands, backlogs }, thread.map_err(no_thread)?))
 }
 
@@ -244,7 +245,7 @@ impl Keeper {
         }
     }
 
-    fn run(&mut self, orders: &Receiver<Command>, gather: Duration) {
+    fn run(&mut self, orders: &Receiver<Command>, gather: Duration, strike: Duration) {
         let mut due: Option<Instant> = None;
         loop {
             let command = match due {
@@ -264,7 +265,8 @@ impl Keeper {
                 Ok(Command::Done(id, outcome)) => {
                     self.end(id, outcome);
                     self.gone.push(id);
-                    due.get_or_insert(Instant::now() + gather);
+                    let soon = Instant::now() + strike;
+                    due = Some(due.map_or(soon, |due| due.min(soon)));
                 }
                 Ok(Command::Put { queued, encoding, is_under_way, reply }) => {
                     self.bytes += queued.request.body.len();
