@@ -21,9 +21,9 @@ struct queue_key {
 
 /* Records in a second, see limit.h. */
 struct limiter {
-	__u64 second;
-	__u32 taken;
+	__u64 taken; /* the second above, the records below: both change at once */
 	__u32 limited; /* calls without a record since the last one */
+	__u32 unused;
 };
 
 struct queue_state {

@@ -28,14 +28,15 @@ struct {
 	__type(value, struct limiter);
 } ceilings SEC(".maps");
 
-/* Callers that begin a second at the same time may let some more pass; none is ever counted twice. */
+/* A caller that was held up since an earlier second is one of the present one's: time never goes back. */
 static __always_inline bool take(struct limiter *limiter, __u32 most, __u64 second)
 {
-	if (*(volatile __u64 *)&limiter->second != second) {
-		limiter->second = second;
-		limiter->taken = 0;
-	}
-	return *(volatile __u32 *)&limiter->taken < most && __sync_fetch_and_add(&limiter->taken, 1) < most;
+	__u64 before = *(volatile __u64 *)&limiter->taken;
+
+	/* The first of a second; who loses against another first takes as any other does. */
+	if (before >> 32 < second && __sync_val_compare_and_swap(&limiter->taken, before, second << 32 | 1) == before)
+		return true;
+	return (__u32)*(volatile __u64 *)&limiter->taken < most && (__u32)__sync_fetch_and_add(&limiter->taken, 1) < most;
 }
 
 static __always_inline bool is_message(const struct call *call)
