@@ -11,7 +11,11 @@ use nix::sys::{
     resource::{UsageWho, getrusage},
     time::TimeValLike,
 };
-use support::{program::Mqspan, stats::Stats, workload};
+use support::{
+    program::{Memory, Mqspan},
+    stats::Stats,
+    workload,
+};
 
 const ROUNDS: usize = 15;
 /// As many as the ring holds while mqspan is busy: lost calls would be cheaper ones.
@@ -91,9 +95,7 @@ fn flat_out(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
         mqspan.trace_counted(&["--output=file:/dev/null", "--signals=traces", "--hooks=tracepoint", others])?;
     let (calls, cpu) = (FLAT_OUT.to_string(), cpu.to_string());
     let printed = workload::run(&mqspan.workload(), &["flat", "--calls", &calls, "--cpu", &cpu])?;
-    let path = format!("/proc/{}/status", tracing.pid());
-    let status = std::fs::read_to_string(&path)?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?.trim().to_owned();
+    let peak = Memory::of(tracing.pid())?.resident;
     // mqspan is the one child that has not been waited for yet.
     let before = children_seconds()?;
     tracing.stop()?.ok()?;
@@ -108,7 +110,7 @@ fn flat_out(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
         stats.lost
     );
     println!(
-        "mqspan: {seconds:.2} s of CPU, {:.0} ns a call; {peak} resident at most",
+        "mqspan: {seconds:.2} s of CPU, {:.0} ns a call; {peak} kB resident at most",
         seconds * 1e9 / captured as f64
     );
     Ok(())

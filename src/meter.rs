@@ -5,7 +5,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use nix::time::ClockId;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -16,10 +15,8 @@ use crate::config::filter::Filters;
 use crate::config::glob::Templates;
 use crate::config::values::{Op, Temporality};
 use crate::event::{Call, Ids, ImageKey, Name, QueueKey};
-use crate::export::Form;
-use crate::export::Sink;
-use crate::export::ledger::{Ledger, Share};
-use crate::export::metrics::{encode, points};
+use crate::export::ledger::Ledger;
+use crate::export::{Sink, hand_over_metrics};
 use crate::metrics::otlp;
 use crate::metrics::queues::{Gauges, Queues};
 use crate::metrics::reading::Measure;
@@ -233,18 +230,10 @@ impl Meter {
         let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
         request.resource_metrics.extend(otlp::of_queues(&gauges, &containers, &self.own, now_ns));
         if !request.resource_metrics.is_empty() {
-            self.hand_over(&request);
+            hand_over_metrics(&self.sinks, &self.ledger, &request);
         }
         self.streams.exported(now_ns, |key| !host::is_running(key));
         gone
-    }
-
-    fn hand_over(&self, request: &ExportMetricsServiceRequest) {
-        let records = points(request);
-        for sink in &self.sinks {
-            let Form::Otlp(encoding) = sink.form else { continue };
-            sink.hand_over(encode(encoding, request).into(), Share::of_metrics(&self.ledger, sink.output, records));
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use libbpf_rs::{MapCore, MapHandle, MapType};
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, metric::Data};
 use support::{
     otlp::{self, text},
-    program::{Mqspan, Tracing},
+    program::{Memory, Mqspan, Tracing},
     ready, wait,
 };
 
@@ -67,11 +67,6 @@ fn counted(mqspan: &Mqspan) -> Result<BTreeMap<String, u64>> {
     Ok(counted)
 }
 
-fn field(text: &str, name: &str) -> Result<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-    Ok(line.trim_start_matches(':').trim().trim_end_matches(" kB").parse()?)
-}
-
 /// Prevents calls from going uncounted at any rate, and mqspan from growing with what it watches.
 #[test]
 fn a_stressor_of_queues() -> Result<()> {
@@ -89,8 +84,7 @@ fn a_stressor_of_queues() -> Result<()> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", tracing.pid()))?;
     let ticks: u64 =
         stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2).flat_map(str::parse::<u64>).sum();
-    let status = fs::read_to_string(format!("/proc/{}/status", tracing.pid()))?;
-    let (most, anonymous) = (field(&status, "VmHWM")?, field(&status, "RssAnon")? + field(&status, "RssShmem")?);
+    let Memory { resident, anonymous } = Memory::of(tracing.pid())?;
     let mut after = BTreeMap::new();
     let forgotten = wait::until("the end of what was kept of the stressor", || {
         after = entries(tracing.pid())?;
@@ -101,7 +95,10 @@ fn a_stressor_of_queues() -> Result<()> {
     let (counted, stats) = (counted(&mqspan)?, mqspan.stats()?);
     println!("{seconds} s: {sent} messages; {counted:?}");
     println!("{stats:?}");
-    println!("CPU {:.1} % of one; {most} KiB at most, {anonymous} KiB without files", ticks as f64 / seconds as f64);
+    println!(
+        "CPU {:.1} % of one; {resident} KiB at most, {anonymous} KiB without files",
+        ticks as f64 / seconds as f64
+    );
     println!("maps before {before:?}, after {after:?}");
     forgotten.with_context(|| format!("before {before:?}, after {after:?}"))?;
     // A worker that ends sends one message more than it counts.

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
@@ -258,5 +259,15 @@ impl Deliveries {
             shutters.iter().for_each(|shut| shut());
             tasks.iter().for_each(tokio::task::AbortHandle::abort);
         }
+    }
+}
+
+/// Hands a request of metrics over to each sink, as it encodes it.
+pub fn hand_over_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest) {
+    let records = metrics::points(request);
+    for sink in sinks {
+        let Form::Otlp(encoding) = sink.form else { continue };
+        let share = Share::of_metrics(ledger, sink.output, records);
+        sink.hand_over(metrics::encode(encoding, request).into(), share);
     }
 }

@@ -16,10 +16,9 @@ use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 
 use crate::config::Settings;
 use crate::config::values::{self, Signal};
-use crate::export::ledger::{Ledger, Share};
-use crate::export::metrics::{encode, points};
+use crate::export::ledger::Ledger;
 use crate::export::traffic::Traffic;
-use crate::export::{Form, Outputs, Sink};
+use crate::export::{Outputs, Sink, hand_over_metrics};
 use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 
 /// Starts to observe and to export.
@@ -155,11 +154,7 @@ impl fmt::Debug for Exporter {
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let request = ExportMetricsServiceRequest::from(metrics);
-        let records = points(&request);
-        for sink in &self.sinks {
-            let Form::Otlp(encoding) = sink.form else { continue };
-            sink.hand_over(encode(encoding, &request).into(), Share::of_metrics(&self.ledger, sink.output, records));
-        }
+        hand_over_metrics(&self.sinks, &self.ledger, &request);
         Ok(())
     }
 
