@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The records that go to user space: their one definition, from which the Rust types are generated
- * (src/event.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
+ * (src/kernel/decode.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
  */
 #pragma once
 #include "kernel.h"
@@ -42,7 +42,7 @@ enum call_flag {
 	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
 };
 
-/* The system calls of the family; their order is that of src/event.rs. */
+/* The system calls of the family; their order is that of src/model/call.rs. */
 enum op {
 	OP_OPEN,
 	OP_UNLINK,
@@ -184,7 +184,7 @@ struct name {
 	__u32 unused;
 };
 
-/* What is counted on the kernel side, for each CPU; their order is that of src/event.rs. */
+/* What is counted on the kernel side, for each CPU; their order is that of src/model/call.rs. */
 enum counter {
 	COUNT_FILTERED,	    /* pairs that a filter refused */
 	COUNT_LOST_RING,    /* pairs that found the ring full */
