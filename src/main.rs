@@ -9,6 +9,11 @@ use mqspan::config::{Settings, unavailable};
 use mqspan::model::error::Error;
 use mqspan::{check, run};
 
+/// Run by the loader before Rust's own start (.init_array of the ELF specification).
+#[used]
+#[unsafe(link_section = ".init_array")]
+static REMEMBER: extern "C" fn() = run::signals::remember;
+
 fn main() -> ExitCode {
     match carry_out() {
         Ok(status) => status.into(),

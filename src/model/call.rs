@@ -228,8 +228,8 @@ pub struct Call {
     pub tid: u32,
     /// Process id in the caller's own pid namespace.
     pub vpid: u32,
-    /// Thread id in the caller's own pid namespace.
-    pub vtid: u32,
+    /// Process id in mqspan's own pid namespace, by which it is found in /proc; 0 where it has none there.
+    pub local_pid: u32,
     /// Entry, CLOCK_MONOTONIC in ns.
     pub entered_ns: u64,
     /// Exit, CLOCK_MONOTONIC in ns.
@@ -265,6 +265,8 @@ pub struct Call {
 pub struct Image {
     /// Which one.
     pub key: ImageKey,
+    /// Process id in mqspan's own pid namespace, by which it is found in /proc; 0 where it has none there.
+    pub local_pid: u32,
     /// Process id in its own pid namespace.
     pub vpid: u32,
     /// Process id of the parent on the host.
@@ -284,6 +286,15 @@ pub struct Image {
     pub cgroup: Option<Vec<u8>>,
     /// Name of the thread that made the first call.
     pub comm: Vec<u8>,
+}
+
+/// What became of an image that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It has published its process context.
+    Published(ImageKey),
+    /// Its process has ended.
+    Ended(ImageKey),
 }
 
 /// A queue's name and the number that stands for it in the kernel side's metrics.

@@ -14,8 +14,7 @@ use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::kernel::aggregates::Taken;
-use crate::kernel::driver::Records;
-use crate::model::call::{Call, Image, ImageKey, Name, QueueKey};
+use crate::model::call::{Call, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
@@ -219,27 +218,32 @@ fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
     pulse.beat(Instant::now());
 }
 
-impl Records for Pipeline {
-    fn image(&mut self, image: Image) {
+impl Pipeline {
+    /// What the kernel side recorded of a process image.
+    pub fn image(&mut self, image: Image) {
         self.contexts.first_call(&image);
         self.registry.add(image);
     }
 
-    fn published(&mut self, key: ImageKey) {
+    /// An image has published its process context.
+    pub fn published(&mut self, key: ImageKey) {
         if let Some(image) = self.registry.image(&key) {
             self.contexts.published(image);
         }
     }
 
-    fn knows(&mut self, key: &ImageKey) -> bool {
+    /// Whether the image is known.
+    pub fn knows(&mut self, key: &ImageKey) -> bool {
         self.registry.knows(key)
     }
 
-    fn no_image(&mut self, call: &Call) {
+    /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
+    pub fn no_image(&mut self, call: &Call) {
         self.registry.add_from_proc(call);
     }
 
-    fn call(&mut self, mut call: Call) {
+    /// A call; its image came before where it could.
+    pub fn call(&mut self, mut call: Call) {
         if !self.ledger.received() {
             return;
         }
@@ -261,41 +265,47 @@ impl Records for Pipeline {
         self.tell(&call);
     }
 
-    fn name(&mut self, name: Name) {
+    /// The name behind a number of the kernel side's series.
+    pub fn name(&mut self, name: Name) {
         if let Some(meter) = &mut self.meter {
             meter.name(name);
         }
     }
 
-    fn waited(&mut self, call: &Call) {
+    /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
+    pub fn waited(&mut self, call: &Call) {
         if let Some(meter) = &mut self.meter {
             meter.waited(call);
         }
     }
 
-    fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
-        let Some(meter) = &mut self.meter else { return Vec::new() };
+    /// What the kernel side's metrics show.
+    pub fn metrics(&mut self, taken: Taken) {
+        let Some(meter) = &mut self.meter else { return };
         self.pulse.wait();
-        let gone = meter.collect(taken, |key| self.registry.resource(key));
+        meter.collect(taken, |key| self.registry.resource(key));
         self.pulse.beat(Instant::now());
-        gone
     }
 
-    fn malformed(&mut self) {
+    /// A record of a call that is none.
+    pub fn malformed(&mut self) {
         self.ledger.malformed();
     }
 
-    fn counts(&mut self, counts: Counts) {
-        self.ledger.kernel(&counts);
+    /// What the kernel side counted so far.
+    pub fn counts(&mut self, counts: &Counts) {
+        self.ledger.kernel(counts);
     }
 
-    fn settle(&mut self) {
+    /// No more calls come: waits, not for long, for what is still to be known of those that came.
+    pub fn settle(&mut self) {
         let answers = self.contexts.settle();
         self.learn(answers);
         self.release(true);
     }
 
-    fn tick(&mut self, now: Instant) -> Duration {
+    /// Time has passed; returns when to come again at the latest.
+    pub fn tick(&mut self, now: Instant) -> Duration {
         self.pulse.beat(now);
         let answers = self.contexts.answers();
         self.learn(answers);

@@ -106,6 +106,7 @@ pub fn image(key: ImageKey) -> Image {
     let number = |name, at| field(name, at).and_then(|text| text.parse().ok());
     Image {
         key,
+        local_pid: key.pid,
         vpid: status
             .lines()
             .find_map(|line| line.strip_prefix("NSpid:")?.split_ascii_whitespace().last()?.parse().ok())

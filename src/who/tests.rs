@@ -13,6 +13,7 @@ fn call(pid: u32) -> Call {
 
 fn image(pid: u32, environ: &[u8]) -> Image {
     Image {
+        local_pid: 0,
         key: key(pid),
         vpid: 7,
         parent_pid: 3,
