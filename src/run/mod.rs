@@ -25,17 +25,17 @@ use self::child::Child;
 use self::end::{Running, finish};
 use self::meter::Meter;
 use self::pipeline::{Parts, Pipeline};
-use self::reader::{Reader, Reading};
-use self::signals::{Event, Signals};
+use self::reader::{Reader, ReaderOptions};
+use self::signals::{SignalQueue, Wakeup};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::export::hangup::Hangup;
 use crate::export::{self, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
-use crate::kernel::facts::Facts;
 use crate::kernel::plan::plan;
 use crate::kernel::programs::{Config, Programs};
+use crate::kernel::trial;
 use crate::live::calls;
 use crate::model::error::Error;
 use crate::model::resource::Resource;
@@ -46,7 +46,7 @@ use crate::who::{Registry, resource};
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
-    let signals = Signals::take().map_err(no_thread)?;
+    let signals = SignalQueue::take().map_err(no_thread)?;
     panics::watch(signals.bell());
     // Before there is any other thread, and before mqspan's own affinity.
     let mut child = match settings.command.is_empty() {
@@ -67,7 +67,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let facts = Facts::gather(&settings.hooks);
+    let facts = trial::facts(&settings.hooks);
     let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
@@ -133,12 +133,12 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if settings.signals.metrics {
         calls::each_queue(|queue| _ = programs.keep_queue(queue));
     }
-    let reading = Reading {
+    let options = ReaderOptions {
         infers: hooks == HookKind::Tracepoint && makes_records,
         makes_records,
         metrics: settings.signals.metrics.then_some(settings.metric_interval),
     };
-    let reader = Reader::start(programs.clone(), reading, pipeline).map_err(refused)?;
+    let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
     // Before it is said: whoever reads the line may ask at once.
     pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
@@ -190,7 +190,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
 }
 
 /// Attaches on a thread of its own, since that may take a second; returns the signal that asked for the end meanwhile.
-fn attach(config: &Config<'_>, signals: &Signals) -> (Result<Programs, String>, Option<Signal>) {
+fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, String>, Option<Signal>) {
     let mut asked = None;
     let programs = thread::scope(|scope| {
         let bell = signals.bell();
@@ -201,9 +201,9 @@ fn attach(config: &Config<'_>, signals: &Signals) -> (Result<Programs, String>, 
         });
         while !attaching.is_finished() {
             match signals.wait(None) {
-                Event::End { signal, .. } => asked = Some(signal),
-                Event::Rung => break,
-                Event::Hangup | Event::Child | Event::TimeOut => {}
+                Wakeup::End { signal, .. } => asked = Some(signal),
+                Wakeup::Rung => break,
+                Wakeup::Hangup | Wakeup::Child | Wakeup::TimeOut => {}
             }
         }
         attaching.join().unwrap_or_else(|_| Err("the thread that attaches them died".into()))
@@ -213,7 +213,7 @@ fn attach(config: &Config<'_>, signals: &Signals) -> (Result<Programs, String>, 
 
 /// Waits until the run is to end; returns the exit status so far.
 fn watch(
-    signals: &Signals,
+    signals: &SignalQueue,
     mut child: Option<&mut Child>,
     until: Option<Instant>,
     without_stdout: bool,
@@ -222,17 +222,17 @@ fn watch(
     let mut asked = false;
     loop {
         match signals.wait(until) {
-            Event::TimeOut => return 0,
-            Event::Rung if panics::happened() => return 1,
-            Event::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
-            Event::Rung => return 0,
-            Event::Hangup => hangup.tell(),
-            Event::Child => {
+            Wakeup::TimeOut => return 0,
+            Wakeup::Rung if panics::happened() => return 1,
+            Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
+            Wakeup::Rung => return 0,
+            Wakeup::Hangup => hangup.tell(),
+            Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;
                 }
             }
-            Event::End { signal, from_terminal } => match &child {
+            Wakeup::End { signal, from_terminal } => match &child {
                 Some(child) if !asked => {
                     asked = true;
                     // A terminal's ^C has reached the command already.

@@ -39,7 +39,7 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 
 /// What the thread works with.
 #[derive(Debug)]
-pub struct Reading {
+pub struct ReaderOptions {
     /// Whether links are inferred from the order of calls.
     pub infers: bool,
     /// Whether calls become records.
@@ -76,14 +76,14 @@ impl Stop {
 
 impl Reader {
     /// Starts the thread; returns once it follows what comes, or with why it can't.
-    pub fn start(programs: Arc<Programs>, reading: Reading, pipeline: Pipeline) -> Result<Self, String> {
+    pub fn start(programs: Arc<Programs>, options: ReaderOptions, pipeline: Pipeline) -> Result<Self, String> {
         let event =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|error| error.to_string())?;
         let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
         let (ready, follows) = mpsc::channel();
         let seen = stop.clone();
-        let read = move || match Rings::open(programs, &reading, pipeline, &seen) {
-            Ok(rings) => rings.follow(&reading, &ready),
+        let read = move || match Rings::open(programs, &options, pipeline, &seen) {
+            Ok(rings) => rings.follow(&options, &ready),
             Err(error) => _ = ready.send(Err(error)),
         };
         let thread =
@@ -114,9 +114,14 @@ struct Rings {
 }
 
 impl Rings {
-    fn open(programs: Arc<Programs>, reading: &Reading, pipeline: Pipeline, stop: &Arc<Stop>) -> Result<Self, String> {
+    fn open(
+        programs: Arc<Programs>,
+        options: &ReaderOptions,
+        pipeline: Pipeline,
+        stop: &Arc<Stop>,
+    ) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        let publishers = match reading.makes_records {
+        let publishers = match options.makes_records {
             true => {
                 let mut contexts = Contexts::of(&programs).map_err(|error| error.to_string())?;
                 Some(Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(text)?)
@@ -131,7 +136,7 @@ impl Rings {
             notices: programs.notices().map_err(text)?,
             sequence: Sequence::default(),
             publishers,
-            aggregates: reading.metrics.map(start).transpose()?,
+            aggregates: options.metrics.map(start).transpose()?,
             pipeline,
             stop: stop.clone(),
             programs,
@@ -139,9 +144,9 @@ impl Rings {
     }
 
     /// Takes what comes, until the thread is told to stop.
-    fn follow(mut self, reading: &Reading, ready: &mpsc::Sender<Result<(), String>>) {
+    fn follow(mut self, options: &ReaderOptions, ready: &mpsc::Sender<Result<(), String>>) {
         // Links can be inferred once it is known who takes messages unseen; the ring is read meanwhile.
-        let mut looked = reading.infers.then(|| look(&self.stop));
+        let mut looked = options.infers.then(|| look(&self.stop));
         if looked.is_none() {
             let _ = ready.send(Ok(()));
         }
