@@ -234,6 +234,8 @@ pub struct Call {
     pub vpid: u32,
     /// Thread id in the caller's own pid namespace.
     pub vtid: u32,
+    /// Process id in mqspan's own pid namespace, by which /proc shows it; 0 where it is not seen from there.
+    pub local_pid: u32,
     /// Entry, CLOCK_MONOTONIC in ns.
     pub entered_ns: u64,
     /// Exit, CLOCK_MONOTONIC in ns.
@@ -271,6 +273,8 @@ pub struct Image {
     pub key: ImageKey,
     /// Process id in its own pid namespace.
     pub vpid: u32,
+    /// Process id in mqspan's own pid namespace, by which /proc shows it; 0 where it is not seen from there.
+    pub local_pid: u32,
     /// Process id of the parent on the host.
     pub parent_pid: u32,
     /// Absolute path of the executable; None where it was too long to be read.
@@ -334,7 +338,8 @@ impl Call {
     }
 }
 
-fn unpadded(comm: &[u8]) -> &[u8] {
+/// A thread's name without what fills its field up.
+pub fn unpadded(comm: &[u8]) -> &[u8] {
     comm.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 

@@ -22,7 +22,7 @@ use crate::metrics::queues::{Gauges, Queues};
 use crate::metrics::reading::Measure;
 use crate::metrics::streams::{Destination, Exemplar, Of, Stream, Streams};
 use crate::metrics::waits::Waits;
-use crate::process::host;
+use crate::process::registry::Registry;
 use crate::telemetry::record::{Record, Resource};
 use crate::telemetry::text::utf8;
 use crate::telemetry::view::View;
@@ -195,7 +195,7 @@ impl Meter {
 
     /// Takes what was added since the last time, and hands over what there is to tell.
     /// Returns the queues that the kernel side need not keep any more.
-    pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) -> Vec<QueueKey> {
+    pub fn collect(&mut self, taken: Taken, registry: &mut Registry) -> Vec<QueueKey> {
         let Taken { series, queues, unlinked, waiting, containers } = taken;
         let queue_names = queues.iter().map(|queue| queue.name).collect::<HashSet<_>>();
         self.names.iter_mut().for_each(|(number, known)| known.used = queue_names.contains(number));
@@ -212,12 +212,12 @@ impl Meter {
                 self.ledger.aggregated(reading.points.count(), passes);
             }
             if passes {
-                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), |key| registry.resource(key));
             }
         }
         for (reading, name) in self.waits.take() {
             if name.is_none() || self.filters.queue.keeps_name(name.as_deref()) {
-                self.streams.add(&reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+                self.streams.add(&reading, name.map(|name| Destination::of(name, &self.templates)), |key| registry.resource(key));
             }
         }
         self.exemplify();
@@ -232,7 +232,7 @@ impl Meter {
         if !request.resource_metrics.is_empty() {
             hand_over_metrics(&self.sinks, &self.ledger, &request);
         }
-        self.streams.exported(now_ns, |key| !host::is_running(key));
+        self.streams.exported(now_ns, |key| registry.has_ended(key));
         gone
     }
 }

@@ -1,7 +1,6 @@
 //! The way of a call through user space, on the driver thread: filter, who made it, its time of day, its ids, and into
 //! the batch of each output. Waits only where an output's queue is full.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,9 +20,10 @@ use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::meter::Meter;
-use crate::process::Registry;
-use crate::process::contexts::Contexts;
-use crate::process::process_context::Published;
+use crate::process::prober::{Answer, Prober};
+use crate::process::registry::Registry;
+use crate::process::tls::Slot;
+use crate::process::waiting::WaitingRoom;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
 use crate::telemetry::text::utf8;
@@ -33,10 +33,6 @@ use crate::telemetry::view::View;
 const REQUEST: usize = 512 << 10;
 /// A call waits for others at most this long.
 const GATHER: Duration = Duration::from_secs(1);
-/// As many calls at most wait for what their process has published.
-const HELD: usize = 4096;
-/// How often these are looked at.
-const LOOK: Duration = Duration::from_millis(5);
 /// With nothing to do there is nothing to come back for.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -48,11 +44,11 @@ pub struct Pipeline {
     templates: Templates,
     clock: Clock,
     registry: Registry,
-    contexts: Contexts,
-    /// The first calls of images of which it is not known yet what they have published, in their order.
-    held: HashMap<ImageKey, Vec<Call>>,
-    /// How many these are.
-    holding: usize,
+    prober: Prober,
+    /// The first calls of images that are asked about.
+    waiting: WaitingRoom,
+    /// Where the threads of images publish their spans.
+    slots: Vec<(ImageKey, Option<Slot>)>,
     traces: bool,
     receive: Receive,
     meter: Option<Meter>,
@@ -84,8 +80,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Who made a call.
     pub registry: Registry,
-    /// What processes publish.
-    pub contexts: Contexts,
+    /// What asks about other processes.
+    pub prober: Prober,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
     /// Where a receive span hangs.
@@ -101,7 +97,7 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, templates, clock, registry, contexts, .. } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, registry, prober, .. } = parts;
         let Parts { traces, receive, meter, pulse, color, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
@@ -114,9 +110,9 @@ impl Pipeline {
             templates,
             clock,
             registry,
-            contexts,
-            held: HashMap::new(),
-            holding: 0,
+            prober,
+            waiting: WaitingRoom::default(),
+            slots: Vec::new(),
             traces,
             receive,
             meter,
@@ -126,27 +122,46 @@ impl Pipeline {
         }
     }
 
-    /// Takes what processes have published: their Resources are others from now on.
-    fn learn(&mut self, answers: Vec<(ImageKey, Published)>) {
-        for (image, published) in answers {
-            let replaced = self.registry.publish(image, published);
-            if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
-                meter.replace(&image);
+    /// Takes the prober's answers that have come.
+    fn learn(&mut self) {
+        while let Some(answer) = self.prober.answer() {
+            self.take(answer);
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        match answer {
+            Answer::Facts(key, facts) => {
+                let replaced = self.registry.learn(&key, facts);
+                self.replaced(&key, replaced);
             }
+            Answer::Published(key, published) => {
+                let replaced = self.registry.publish(&key, published);
+                self.replaced(&key, replaced);
+            }
+            Answer::Described(image) => {
+                let key = image.key;
+                let inquiry = self.registry.add(*image);
+                if !inquiry.is_some_and(|inquiry| self.prober.introduce(inquiry)) {
+                    self.arrived(&key);
+                }
+            }
+            Answer::Introduced(key) => self.arrived(&key),
+            Answer::Slot(key, slot) => self.slots.push((key, slot)),
+            Answer::Ended(key) => self.registry.ended(&key),
         }
     }
 
-    /// Lets calls go on that need not wait any more.
-    fn release(&mut self, all: bool) {
-        let ready = self.held.extract_if(|image, _| all || !self.contexts.awaits(image));
-        for (_, calls) in ready.collect::<Vec<_>>() {
-            self.tell_all(&calls);
+    fn replaced(&mut self, key: &ImageKey, replaced: bool) {
+        if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
+            meter.replace(key);
         }
     }
 
-    /// Calls that waited.
-    fn tell_all(&mut self, calls: &[Call]) {
-        self.holding -= calls.len();
+    /// An image's calls need not wait any more.
+    fn arrived(&mut self, key: &ImageKey) {
+        let mut calls = Vec::new();
+        self.waiting.arrived(key, &mut calls);
         calls.iter().for_each(|call| self.tell(call));
     }
 
@@ -178,6 +193,12 @@ impl Pipeline {
         if self.is_full() {
             self.cut();
         }
+    }
+
+    fn release_all(&mut self) {
+        let mut calls = Vec::new();
+        self.waiting.clear(&mut calls);
+        calls.iter().for_each(|call| self.tell(call));
     }
 
     /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
@@ -220,14 +241,22 @@ fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
 }
 
 impl Records for Pipeline {
+    fn started(&mut self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.prober.wake_with(wake);
+    }
+
     fn image(&mut self, image: Image) {
-        self.contexts.first_call(&image);
-        self.registry.add(image);
+        let key = image.key;
+        if let Some(inquiry) = self.registry.add(image)
+            && self.prober.introduce(inquiry)
+        {
+            self.waiting.expect(key, Instant::now());
+        }
     }
 
     fn published(&mut self, key: ImageKey) {
-        if let Some(image) = self.registry.image(&key) {
-            self.contexts.published(image);
+        if let Some(subject) = self.registry.subject(&key) {
+            self.prober.published(subject);
         }
     }
 
@@ -236,7 +265,18 @@ impl Records for Pipeline {
     }
 
     fn no_image(&mut self, call: &Call) {
-        self.registry.add_from_proc(call);
+        self.registry.add_bare(call);
+        if self.prober.describe(call) {
+            self.waiting.expect(call.image, Instant::now());
+        }
+    }
+
+    fn take_evicted(&mut self) -> Vec<ImageKey> {
+        self.registry.take_evicted()
+    }
+
+    fn take_slots(&mut self) -> Vec<(ImageKey, Option<Slot>)> {
+        std::mem::take(&mut self.slots)
     }
 
     fn call(&mut self, mut call: Call) {
@@ -245,20 +285,10 @@ impl Records for Pipeline {
         }
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
-        if self.contexts.awaits(&call.image) {
-            let answers = self.contexts.answers();
-            self.learn(answers);
-            if self.contexts.awaits(&call.image) && self.holding < HELD {
-                self.holding += 1;
-                return self.held.entry(call.image).or_default().push(call);
-            }
-        }
-        if self.holding > 0
-            && let Some(earlier) = self.held.remove(&call.image)
-        {
-            self.tell_all(&earlier);
-        }
-        self.tell(&call);
+        self.prober.called(&call.image, call.left_ns);
+        let mut calls = Vec::new();
+        self.waiting.offer(call, Instant::now(), &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
     }
 
     fn name(&mut self, name: Name) {
@@ -276,7 +306,7 @@ impl Records for Pipeline {
     fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
         let Some(meter) = &mut self.meter else { return Vec::new() };
         self.pulse.wait();
-        let gone = meter.collect(taken, |key| self.registry.resource(key));
+        let gone = meter.collect(taken, &mut self.registry);
         self.pulse.beat(Instant::now());
         gone
     }
@@ -286,22 +316,33 @@ impl Records for Pipeline {
     }
 
     fn counts(&mut self, counts: Counts) {
-        self.ledger.kernel(&counts);
+        self.ledger.kernel(&Counts { context_files: self.prober.bad_files(), ..counts });
     }
 
     fn settle(&mut self) {
-        let answers = self.contexts.settle();
-        self.learn(answers);
-        self.release(true);
+        self.learn();
+        while let Some(until) = self.waiting.last_deadline()
+            && let Some(answer) = self.prober.answer_until(until)
+        {
+            self.take(answer);
+        }
+        self.prober.report();
+        self.release_all();
     }
 
     fn tick(&mut self, now: Instant) -> Duration {
         self.pulse.beat(now);
-        let answers = self.contexts.answers();
-        self.learn(answers);
-        self.release(false);
+        self.learn();
+        let mut calls = Vec::new();
+        self.waiting.ready(now, &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
+        if self.clock.stepped().is_some() {
+            for key in self.registry.clock_stepped(self.clock.boot_offset_ns()) {
+                self.replaced(&key, true);
+            }
+        }
         self.flush_lines();
-        let again = if self.held.is_empty() { IDLE } else { LOOK };
+        let again = self.waiting.deadline().map_or(IDLE, |until| until.saturating_duration_since(now));
         let Some(since) = self.since else { return again };
         let age = now.saturating_duration_since(since);
         if age >= GATHER {
@@ -314,7 +355,7 @@ impl Records for Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        self.release(true);
+        self.release_all();
         self.cut();
     }
 }

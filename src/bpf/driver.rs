@@ -27,7 +27,7 @@ use crate::event::{Call, Image, ImageKey, Name, QueueKey};
 use crate::links::sequence::Sequence;
 use crate::metrics::queues::QueueName;
 use crate::process::calls;
-use crate::process::publishers::Publishers;
+use crate::process::tls::Slot;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -41,6 +41,8 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 
 /// Where the records go.
 pub trait Records {
+    /// Everything is attached: `wake` has [`Records::tick`] called soon.
+    fn started(&mut self, wake: Box<dyn Fn() + Send + Sync>);
     /// What the kernel side recorded of a process image.
     fn image(&mut self, image: Image);
     /// An image has published its process context.
@@ -49,6 +51,10 @@ pub trait Records {
     fn knows(&mut self, key: &ImageKey) -> bool;
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
     fn no_image(&mut self, call: &Call);
+    /// The images that are not known any more, which the kernel side is to record again.
+    fn take_evicted(&mut self) -> Vec<ImageKey>;
+    /// Where the threads of images hold what they publish, as far as that has changed.
+    fn take_slots(&mut self) -> Vec<(ImageKey, Option<Slot>)>;
     /// A call; its image came before where it could.
     fn call(&mut self, call: Call);
     /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
@@ -160,14 +166,14 @@ fn drive(
     let records = RefCell::new(records);
     let sequence = RefCell::new(Sequence::default());
     let infers = kind == HookKind::Tracepoint && makes_records;
-    let publishers = match makes_records.then(|| watch_publishers(&programs)).transpose() {
-        Ok(publishers) => publishers,
+    let contexts = match Contexts::of(&programs) {
+        Ok(contexts) => RefCell::new(contexts),
         Err(error) => {
-            let _ = ready.send(Err(error));
+            let _ = ready.send(Err(error.to_string()));
             return Vec::new();
         }
     };
-    let parts = Parts { programs: &programs, sequence: &sequence, records: &records, publishers: publishers.as_ref() };
+    let parts = Parts { programs: &programs, sequence: &sequence, records: &records, contexts: &contexts };
     let aggregates = match follow(&parts, stop, metrics, infers, ready) {
         Ok(aggregates) => aggregates,
         Err(error) => {
@@ -177,7 +183,7 @@ fn drive(
     };
     // The rings outlive the links: what is committed until now is still there.
     programs.detach();
-    let parts = Parts { programs: &programs, sequence: &sequence, records: &records, publishers: publishers.as_ref() };
+    let parts = Parts { programs: &programs, sequence: &sequence, records: &records, contexts: &contexts };
     if let Ok(rings) = Rings::open(&parts) {
         while take(&rings.calls) > 0 {}
         rings.release();
@@ -191,24 +197,18 @@ fn drive(
     programs.unmatched(filters, own_ipc_namespace)
 }
 
-fn watch_publishers(programs: &Programs<'_>) -> Result<Publishers, String> {
-    let mut contexts = Contexts::of(programs).map_err(|error| error.to_string())?;
-    Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(|error| error.to_string())
-}
-
 /// What the thread works with.
 struct Parts<'a, 'obj, R> {
     programs: &'a Programs<'obj>,
     sequence: &'a RefCell<Sequence>,
     records: &'a RefCell<R>,
-    publishers: Option<&'a Publishers>,
+    contexts: &'a RefCell<Contexts>,
 }
 
 impl<R> Parts<'_, '_, R> {
     fn counts(&self) -> Counts {
         Counts {
             unlinked: self.sequence.borrow().unlinked(),
-            context_files: self.publishers.map_or(0, Publishers::failures),
             ..self.programs.counts()
         }
     }
@@ -222,8 +222,10 @@ fn follow(
     infers: bool,
     ready: &mpsc::Sender<Result<(), String>>,
 ) -> Result<Option<Aggregates>, String> {
-    let Parts { programs, records, .. } = *parts;
+    let Parts { programs, records, contexts, .. } = *parts;
     let rings = Rings::open(parts).map_err(|error| error.to_string())?;
+    let woken = stop.clone();
+    records.borrow_mut().started(Box::new(move || woken.wake()));
     let woken = stop.clone();
     let start = |interval| Aggregates::start(programs, interval, move || woken.wake());
     let aggregates = metrics.map(start).transpose()?;
@@ -259,6 +261,10 @@ fn follow(
             records.borrow_mut().counts(parts.counts());
         }
         let again = records.borrow_mut().tick(now);
+        for (image, slot) in records.borrow_mut().take_slots() {
+            contexts.borrow_mut().put(&image, slot);
+        }
+        programs.unmark(&records.borrow_mut().take_evicted());
         if taken >= AT_ONCE {
             continue;
         }
@@ -311,15 +317,12 @@ struct Rings<'a, R> {
 
 impl<'a, R: Records> Rings<'a, R> {
     fn open(parts: &Parts<'a, '_, R>) -> libbpf_rs::Result<Self> {
-        let Parts { programs, sequence, records, publishers } = *parts;
+        let Parts { programs, sequence, records, .. } = *parts;
         let mut images = RingBufferBuilder::new();
         images.add(programs.images(), move |bytes| {
             if let Ok(name) = Name::decode(bytes) {
                 records.borrow_mut().name(name);
             } else if let Ok(image) = Image::decode(bytes) {
-                if let Some(publishers) = publishers {
-                    publishers.offer(image.key);
-                }
                 records.borrow_mut().image(image);
             }
             0

@@ -24,6 +24,7 @@ use super::{btf, containers};
 use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Namespace, Op};
+use crate::event::ImageKey;
 use crate::metrics::buckets::{duration_bounds, size_bounds};
 
 /// What the kernel side is told before it is loaded.
@@ -250,6 +251,19 @@ impl<'obj> Programs<'obj> {
     /// The ring of images.
     pub fn images(&self) -> &MapMut<'obj> {
         &self.skel.maps.images
+    }
+
+    /// Has these images recorded again, each with its next call (bpf/image.h).
+    pub fn unmark(&self, images: &[ImageKey]) {
+        for ImageKey { pid, started_ns, exec_id } in images {
+            let hash = (started_ns ^ (u64::from(*pid) << 32 | u64::from(*exec_id))).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let slot = ((hash >> 52) as u32).to_ne_bytes();
+            let marked = self.skel.maps.sent.lookup(&slot, MapFlags::ANY).ok().flatten();
+            // Another image may have the slot, which is recorded once more where it takes it meanwhile.
+            if marked.as_deref() == Some(&hash.to_ne_bytes()) {
+                let _ = self.skel.maps.sent.update(&slot, &0u64.to_ne_bytes(), MapFlags::ANY);
+            }
+        }
     }
 
     /// The ring of publications.

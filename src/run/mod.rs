@@ -32,9 +32,10 @@ use crate::internal::Internal;
 use crate::meter::{self, Meter};
 use crate::metrics::queues::Queues;
 use crate::pipeline::{Parts, Pipeline};
-use crate::process::contexts::Contexts;
 use crate::process::host::Host;
-use crate::process::{Registry, calls, resource};
+use crate::process::prober::Prober;
+use crate::process::registry::Registry;
+use crate::process::{calls, resource};
 use crate::telemetry::record::Resource;
 
 /// The end takes at most this long, all of it.
@@ -99,14 +100,15 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             alone: !makes_records,
         })
     });
+    let clock = Clock::start().map_err(no_thread)?;
     let pipeline = Pipeline::new(Parts {
         ledger: ledger.clone(),
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
         templates: settings.templates.clone(),
-        clock: Clock::start().map_err(no_thread)?,
-        registry: Registry::new(host),
-        contexts: Contexts::start().map_err(no_thread)?,
+        registry: Registry::new(host, clock.boot_offset_ns()),
+        clock,
+        prober: Prober::start(makes_records).map_err(no_thread)?,
         traces: settings.signals.traces,
         receive: settings.receive,
         meter,
