@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The records that go to user space: their one definition, from which the Rust types are generated
- * (src/event.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
+ * (src/kernel/decode.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
  */
 #pragma once
 #include "kernel.h"
@@ -42,7 +42,7 @@ enum call_flag {
 	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
 };
 
-/* The system calls of the family; their order is that of src/event.rs. */
+/* The system calls of the family; their order is that of src/model/call.rs. */
 enum op {
 	OP_OPEN,
 	OP_UNLINK,
@@ -163,6 +163,9 @@ struct image {
 	__u32 uid; /* of the first call, as in struct call */
 	__u32 cgroup_len;
 	__u64 environ_at; /* its address: another one in another image of the process */
+	__u64 root_ino;   /* its root directory: the inode's number, the device, and whose mounts these are */
+	__u32 root_dev;
+	__u32 mnt_ns;
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
 	char cgroup[CGROUP_SIZE + NAME_SIZE]; /* the path of its control group (container.h), in the same way */
@@ -184,7 +187,7 @@ struct name {
 	__u32 unused;
 };
 
-/* What is counted on the kernel side, for each CPU; their order is that of src/event.rs. */
+/* What is counted on the kernel side, for each CPU; their order is that of src/model/call.rs. */
 enum counter {
 	COUNT_FILTERED,	    /* pairs that a filter refused */
 	COUNT_LOST_RING,    /* pairs that found the ring full */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * Which calls are wanted, as far as that can be told from numbers: process, user, ipc namespace, result, duration and
- * the tree of the traced command. Patterns on names are user space's (src/config/filter.rs).
+ * the tree of the traced command. Patterns on names are user space's (src/model/filter.rs).
  */
 #pragma once
 #include "event.h"

@@ -105,6 +105,7 @@ struct qstr {
 };
 
 struct super_block {
+	unsigned int s_dev;
 	unsigned long s_magic;
 	void *s_fs_info; /* mqueue: its struct ipc_namespace (ipc/mqueue.c, mqueue_get_tree) */
 };
@@ -118,6 +119,7 @@ struct inode {
 struct dentry {
 	struct qstr d_name;
 	struct dentry *d_parent;
+	struct inode *d_inode;
 };
 
 struct vfsmount {
@@ -134,6 +136,10 @@ struct mount {
 struct path {
 	struct vfsmount *mnt;
 	struct dentry *dentry;
+};
+
+struct fs_struct {
+	struct path root;
 };
 
 struct file {
@@ -183,8 +189,14 @@ struct ipc_namespace {
 	struct ns_common ns;
 };
 
+/* fs/mount.h */
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
 struct nsproxy {
 	struct ipc_namespace *ipc_ns;
+	struct mnt_namespace *mnt_ns;
 };
 
 struct upid {
@@ -263,6 +275,7 @@ struct task_struct {
 	struct thread_info thread_info;
 #endif
 	struct mm_struct *mm;
+	struct fs_struct *fs;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;

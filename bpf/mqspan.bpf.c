@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * The programs, one line each: where they attach and what they call. Which of them are loaded is user space's plan
- * (src/bpf/plan.rs).
+ * (src/kernel/plan.rs).
  *
  * The way of a call: entry, exit (call.h, which pairs them by pair.h) -> the queue reached (queue.h) -> filter
  * (filter.h) -> who it was, once for each image (image.h) -> metrics (aggregate.h) -> ring (output.h).

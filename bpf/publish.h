@@ -12,7 +12,7 @@
 #define CONTEXT_NAME "OTEL_CTX"
 
 #define PUBLICATIONS_RING_SIZE (64 << 10)
-/* A process that publishes again within this is noted once: user space looks later than that (src/process/contexts.rs). */
+/* A process that publishes again within this is noted once: user space looks later than that (src/who/contexts.rs). */
 #define PUBLICATION_PAUSE_NS 10000000
 
 struct {

@@ -3,9 +3,9 @@
 //! (timerfd_create(2), TFD_TIMER_CANCEL_ON_SET) tells of each at once. Slewing (adjtime) moves both clocks alike.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::{fs, io};
 use std::thread;
 use std::time::Duration;
+use std::{fs, io};
 
 use nix::sys::timerfd::{ClockId as TimerClock, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use nix::time::{ClockId, clock_gettime};
@@ -39,7 +39,8 @@ impl NamespaceOffsets {
     pub fn own() -> Self {
         static OWN: OnceLock<NamespaceOffsets> = OnceLock::new();
         // A kernel without time namespaces has no such file.
-        let read = || fs::read_to_string("/proc/self/timens_offsets").map_or(Self::default(), |text| Self::parse(&text));
+        let read =
+            || fs::read_to_string("/proc/self/timens_offsets").map_or(Self::default(), |text| Self::parse(&text));
         *OWN.get_or_init(read)
     }
 
@@ -219,7 +220,8 @@ mod tests {
     #[test]
     fn steps() {
         let (second, year) = (1_000_000_000, 365 * 86_400_000_000_000);
-        for (before, now, is_step) in [(5, 5 + second, false), (5, 5 - 3 * second, false), (5, year, true), (year, 5, true)]
+        for (before, now, is_step) in
+            [(5, 5 + second, false), (5, 5 - 3 * second, false), (5, year, true), (year, 5, true)]
         {
             assert_eq!(followed(before, now), if is_step { now } else { before }, "{before} {now}");
         }

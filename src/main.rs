@@ -5,8 +5,8 @@ use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use mqspan::cli::{self, Command, Exit};
-use mqspan::config::error::Error;
 use mqspan::config::{Settings, unavailable};
+use mqspan::model::error::Error;
 use mqspan::{check, run};
 
 fn main() -> ExitCode {

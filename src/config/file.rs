@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, FromArgMatches};
 
-use super::MetricLimits;
-use super::error::{Error, Origin};
 use super::otlp::{Layer, Layers};
-use super::values::Signal;
 use super::yaml::{Entry, Node, Value, parse};
 use crate::cli::{RunArgs, one_line};
+use crate::model::error::{Error, Origin};
+use crate::model::values::MetricLimits;
+use crate::model::values::Signal;
 
 /// What a file says.
 #[derive(Debug, Default)]
@@ -241,8 +241,8 @@ fn nearest<'a>(key: &str, known: &'a [String]) -> &'a str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::values::{Op, Output};
     use super::*;
+    use crate::model::values::{Op, Output};
 
     fn read(text: &str) -> Result<File, Error> {
         File::from_text(Path::new("m.yaml"), text)

@@ -16,9 +16,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
-use crate::event::{Args, Call, Ids, Message, Method, QueueKey, Sender, Turn};
-use crate::metrics::queues::QueueName;
-use crate::telemetry::text::utf8;
+use crate::model::call::{Args, Call, Ids, Message, Method, QueueKey, Sender, Turn};
+use crate::model::reading::QueueName;
+use crate::model::text::utf8;
 
 /// Queues that are followed at a time; more than that and all are begun anew.
 const QUEUES: usize = 4096;

@@ -5,90 +5,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::streams::Destination;
-use crate::bpf::skel::types::{queue_key, queue_state, unlinked_key};
-use crate::config::values::Op;
-use crate::event::{Malformed, QueueKey, head};
-
-/// A queue by what programs call it: its ipc namespace's number, and its name with its slash.
-pub type QueueName = (u32, Arc<str>);
-
-/// What the kernel side keeps of a queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueReading {
-    /// Which queue.
-    pub key: QueueKey,
-    /// The number of its name.
-    pub name: u64,
-    /// Its ipc namespace.
-    pub ipc_ns: u32,
-    /// The most messages it holds.
-    pub maxmsg: i64,
-    /// The messages in it when the last call on it ended.
-    pub depth: i64,
-    /// The most messages that were in it since the collection before; None where no call reached it since then.
-    pub peak: Option<i64>,
-    /// When the first call that reached it ended, CLOCK_MONOTONIC in ns.
-    pub first_ns: u64,
-    /// Whether a call that passed the filters on whose calls reached it.
-    pub matched: bool,
-}
-
-impl QueueReading {
-    /// Decodes an entry of the map of queues, where `period` is the one that has just ended.
-    pub fn decode(key: &[u8], value: &[u8], period: u32) -> Result<Self, Malformed> {
-        let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<queue_key>() || value.len() != size_of::<queue_state>() {
-            return Err(malformed);
-        }
-        let (key, value): (queue_key, queue_state) = (head(key), head(value));
-        let peak = value.peaks[(period & 1) as usize];
-        Ok(Self {
-            key: QueueKey { inode: key.inode, number: key.ino, namespace: key.ns },
-            name: value.name,
-            ipc_ns: value.ipc_ns,
-            maxmsg: value.maxmsg,
-            depth: value.depth,
-            peak: (peak >> 32 == u64::from(period)).then_some((peak & 0xffff_ffff).cast_signed()),
-            first_ns: value.first_ns,
-            matched: value.matched != 0,
-        })
-    }
-}
-
-/// A name that was unlinked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unlinked {
-    /// The number of the name.
-    pub name: u64,
-    /// The ipc namespace.
-    pub ipc_ns: u32,
-    /// When, CLOCK_MONOTONIC in ns.
-    pub at_ns: u64,
-}
-
-impl Unlinked {
-    /// Decodes an entry of the map of unlinked names.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, Malformed> {
-        let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<unlinked_key>() {
-            return Err(malformed);
-        }
-        let key: unlinked_key = head(key);
-        let at_ns = value.try_into().map(u64::from_ne_bytes).map_err(|_| malformed)?;
-        Ok(Self { name: key.name, ipc_ns: key.ipc_ns as u32, at_ns })
-    }
-}
-
-/// A queue that was there when mqspan started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Which.
-    pub name: QueueName,
-    /// The most messages it holds.
-    pub maxmsg: i64,
-    /// The messages in it then.
-    pub depth: i64,
-}
+use crate::model::call::QueueKey;
+use crate::model::reading::{Found, QueueName, QueueReading, Unlinked, Waiting};
+use crate::model::values::Op;
 
 /// What is said of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,14 +82,6 @@ impl Queues {
 }
 
 /// Who waits at queues.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many threads, in which call on which queue.
-    pub threads: BTreeMap<(QueueName, Op), u64>,
-    /// Whether every thread of the host could be looked at: else nobody seen does not mean nobody there.
-    pub all_seen: bool,
-}
-
 /// The gauges of a queue, or of those that go by one template together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauge {
@@ -239,23 +150,6 @@ mod tests {
         points.iter().map(|((_, name), point)| (&**name, point.depth, point.peak)).collect()
     }
 
-    /// Prevents a peak of an earlier period from being told again, and one that a queue has kept from being forgotten.
-    #[test]
-    fn peaks_by_period() {
-        let key = [0u8; 24];
-        let mut state = queue_state { depth: 3, maxmsg: 10, ..queue_state::default() };
-        state.peaks = [4 << 32 | 7, 3 << 32 | 9];
-        let bytes = |state: &queue_state| {
-            // SAFETY: integers without padding.
-            unsafe { std::slice::from_raw_parts(std::ptr::from_ref(state).cast::<u8>(), size_of::<queue_state>()) }
-                .to_vec()
-        };
-        for (period, peak) in [(4, Some(7)), (3, Some(9)), (5, None), (2, None)] {
-            assert_eq!(QueueReading::decode(&key, &bytes(&state), period).unwrap().peak, peak, "{period}");
-        }
-        assert!(QueueReading::decode(&key[1..], &bytes(&state), 1).is_err());
-    }
-
     /// Prevents queues from being told of for ever, from vanishing while they are used, and a successor of the same
     /// name from being taken for the one that was unlinked.
     #[test]
@@ -296,7 +190,7 @@ mod tests {
         let threads = BTreeMap::from([(((9, "/1".into()), Op::MqTimedreceive), 3)]);
         let gauges = |all_seen| {
             let waiting = Waiting { threads: threads.clone(), all_seen };
-            let destination = |name| Destination::of(name, &crate::config::glob::Templates::default());
+            let destination = |name| Destination::of(name, &crate::model::glob::Templates::default());
             Gauges::new(points.clone(), &waiting, destination)
                 .0
                 .into_values()

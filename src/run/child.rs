@@ -13,7 +13,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sig
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, User, execvp, fork, initgroups, pipe2, setgid, setuid};
 
-use crate::config::error::Error;
+use crate::model::error::Error;
 
 /// What a shell returns for a command that it does not find, and for one that it may not execute.
 const NOT_FOUND: u8 = 127;

@@ -1,6 +1,8 @@
 //! `run`: puts the parts together, waits for the end, and ends in an order in which nothing is lost.
 
 mod child;
+pub mod meter;
+pub mod pipeline;
 mod report;
 mod signals;
 
@@ -16,27 +18,28 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tracing::{debug, info, warn};
 
 use self::child::Child;
+use self::meter::Meter;
+use self::pipeline::{Parts, Pipeline};
 use self::signals::{Event, Signals};
-use crate::bpf::driver::{Driver, Orders};
-use crate::bpf::facts::Facts;
-use crate::bpf::plan::plan;
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::config::error::Error;
-use crate::config::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
 use crate::export::hangup::Hangup;
 use crate::export::ledger::Ledger;
 use crate::export::{self, Deliveries, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
-use crate::meter::{self, Meter};
+use crate::kernel::driver::{Driver, Orders};
+use crate::kernel::facts::Facts;
+use crate::kernel::plan::plan;
+use crate::live::calls;
 use crate::metrics::queues::Queues;
-use crate::pipeline::{Parts, Pipeline};
-use crate::process::host::Host;
-use crate::process::prober::Prober;
-use crate::process::registry::Registry;
-use crate::process::{calls, resource};
-use crate::telemetry::record::Resource;
+use crate::model::error::Error;
+use crate::model::resource::Resource;
+use crate::model::values::{Color, CpuList, Output, Signal as CallSignal};
+use crate::who::host::Host;
+use crate::who::prober::Prober;
+use crate::who::registry::Registry;
+use crate::who::resource;
 
 /// The end takes at most this long, all of it.
 const FLUSH: Duration = Duration::from_secs(10);
@@ -309,15 +312,4 @@ fn own_ipc_namespace() -> u32 {
     use std::os::linux::fs::MetadataExt;
     // The inode number of the link's target is the namespace's; it fits, the kernel has it as unsigned int.
     fs::metadata("/proc/self/ns/ipc").map_or(0, |file| file.st_ino() as u32)
-}
-
-/// As `--hooks` names it.
-pub fn hook_name(kind: HookKind) -> &'static str {
-    match kind {
-        HookKind::Auto => "auto",
-        HookKind::Fsession => "fsession",
-        HookKind::Fentry => "fentry",
-        HookKind::Kprobe => "kprobe",
-        HookKind::Tracepoint => "tracepoint",
-    }
 }

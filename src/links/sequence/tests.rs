@@ -6,8 +6,8 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::config::values::Op;
-use crate::event::tests::{example, message, queue};
+use crate::model::examples::{example, message, queue};
+use crate::model::values::Op;
 
 /// What is simulated.
 #[derive(Clone, Copy, Debug)]
@@ -267,7 +267,7 @@ fn trust_ends_with_what_was_not_seen() {
         };
         let mut call = Call { op, args, ret, queue: Some(queue(b"q")), ..example() };
         call.ids.span = [span; 8];
-        call.queue = call.queue.map(|queue| crate::event::Queue { curmsgs: Some(depth), ..queue });
+        call.queue = call.queue.map(|queue| crate::model::call::Queue { curmsgs: Some(depth), ..queue });
         sequence.offer(call, &mut |call| {
             if let Args::Receive(message) = call.args {
                 seen.push(message.sent_by.map(|sender| sender.ids.span[0]));

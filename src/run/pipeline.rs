@@ -1,0 +1,361 @@
+//! The way of a call through user space, on the driver thread: filter, who made it, its time of day, its ids, and into
+//! the batch of each output. Waits only where an output's queue is full.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::tz::TimeZone;
+
+use crate::clock::Clock;
+use crate::export::batch::Batch;
+use crate::export::ledger::{Ledger, Share, Tally};
+use crate::export::{Form, Sink};
+use crate::health::Pulse;
+use crate::kernel::aggregates::Taken;
+use crate::kernel::driver::Records;
+use crate::model::call::{Call, Image, ImageKey, Name, QueueKey};
+use crate::model::counts::Counts;
+use crate::model::filter::Filters;
+use crate::model::glob::Templates;
+use crate::model::slot::Slot;
+use crate::model::text::utf8;
+use crate::model::values::Receive;
+use crate::run::meter::Meter;
+use crate::telemetry::console;
+use crate::telemetry::record::Record;
+use crate::telemetry::view::View;
+use crate::who::prober::{Answer, Prober};
+use crate::who::registry::Registry;
+use crate::who::waiting::WaitingRoom;
+
+/// A request goes out at this size, well below the 4 MiB that gRPC servers take.
+const REQUEST: usize = 512 << 10;
+/// A call waits for others at most this long.
+const GATHER: Duration = Duration::from_secs(1);
+/// With nothing to do there is nothing to come back for.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// The pipeline.
+#[derive(Debug)]
+pub struct Pipeline {
+    ledger: Arc<Ledger>,
+    filters: Arc<Filters>,
+    templates: Templates,
+    clock: Clock,
+    registry: Registry,
+    prober: Prober,
+    /// The first calls of images that are asked about.
+    waiting: WaitingRoom,
+    /// Where the threads of images publish their spans.
+    slots: Vec<(ImageKey, Option<Slot>)>,
+    traces: bool,
+    receive: Receive,
+    meter: Option<Meter>,
+    pulse: Pulse,
+    gatherers: Vec<Gatherer>,
+    tally: Arc<Tally>,
+    since: Option<Instant>,
+}
+
+/// What is gathered for one sink.
+#[derive(Debug)]
+enum Gatherer {
+    Batch(Sink, Batch),
+    Lines { sink: Sink, lines: Vec<u8>, count: u64, zone: TimeZone, color: bool },
+}
+
+/// What the pipeline is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where everything is counted.
+    pub ledger: Arc<Ledger>,
+    /// Where records go.
+    pub sinks: Vec<Sink>,
+    /// The filters that user space applies are those on names.
+    pub filters: Arc<Filters>,
+    /// What queues go by.
+    pub templates: Templates,
+    /// What makes times of day.
+    pub clock: Clock,
+    /// Who made a call.
+    pub registry: Registry,
+    /// What asks about other processes.
+    pub prober: Prober,
+    /// Whether spans are made: without them log records have no ids.
+    pub traces: bool,
+    /// Where a receive span hangs.
+    pub receive: Receive,
+    /// What makes metrics, where they are made.
+    pub meter: Option<Meter>,
+    /// Beats while the pipeline is at work.
+    pub pulse: Pulse,
+    /// Whether lines are coloured.
+    pub color: bool,
+}
+
+impl Pipeline {
+    /// An empty pipeline.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { ledger, sinks, filters, templates, clock, registry, prober, .. } = parts;
+        let Parts { traces, receive, meter, pulse, color, .. } = parts;
+        let gatherer = |sink: Sink| match sink.form {
+            Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
+            Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
+        };
+        Self {
+            tally: Tally::new(&ledger),
+            ledger,
+            filters,
+            templates,
+            clock,
+            registry,
+            prober,
+            waiting: WaitingRoom::default(),
+            slots: Vec::new(),
+            traces,
+            receive,
+            meter,
+            pulse,
+            gatherers: sinks.into_iter().map(gatherer).collect(),
+            since: None,
+        }
+    }
+
+    /// Takes the prober's answers that have come.
+    fn learn(&mut self) {
+        while let Some(answer) = self.prober.answer() {
+            self.take(answer);
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        match answer {
+            Answer::Facts(key, facts) => {
+                let replaced = self.registry.learn(&key, facts);
+                self.replaced(&key, replaced);
+            }
+            Answer::Published(key, published) => {
+                let replaced = self.registry.publish(&key, published);
+                self.replaced(&key, replaced);
+            }
+            Answer::Described(image) => {
+                let key = image.key;
+                let inquiry = self.registry.add(*image);
+                if !inquiry.is_some_and(|inquiry| self.prober.introduce(inquiry)) {
+                    self.arrived(&key);
+                }
+            }
+            Answer::Introduced(key) => self.arrived(&key),
+            Answer::Slot(key, slot) => self.slots.push((key, slot)),
+            Answer::Ended(key) => self.registry.ended(&key),
+        }
+    }
+
+    fn replaced(&mut self, key: &ImageKey, replaced: bool) {
+        if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
+            meter.replace(key);
+        }
+    }
+
+    /// An image's calls need not wait any more.
+    fn arrived(&mut self, key: &ImageKey) {
+        let mut calls = Vec::new();
+        self.waiting.arrived(key, &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
+    }
+
+    /// Puts a call into the batch of each output.
+    fn tell(&mut self, call: &Call) {
+        let Filters { queue, comm, .. } = &*self.filters;
+        let start_ns = self.clock.wall_ns(call.entered_ns);
+        let view = View::new(call, start_ns).received_as(self.receive).by_template(&self.templates);
+        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
+            return self.ledger.filtered();
+        }
+        let resource = self.registry.resource(call.image);
+        let view = view.started_in(resource.started_in);
+        let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
+        if let Some(meter) = &mut self.meter {
+            meter.offer(&view, &record);
+        }
+        for gatherer in &mut self.gatherers {
+            match gatherer {
+                Gatherer::Batch(_, batch) => batch.add(&resource, &record),
+                Gatherer::Lines { lines, count, zone, color, .. } => {
+                    console::line(&record, zone, *color, lines);
+                    *count += 1;
+                }
+            }
+        }
+        self.tally.add();
+        self.since.get_or_insert_with(Instant::now);
+        if self.is_full() {
+            self.cut();
+        }
+    }
+
+    fn release_all(&mut self) {
+        let mut calls = Vec::new();
+        self.waiting.clear(&mut calls);
+        calls.iter().for_each(|call| self.tell(call));
+    }
+
+    /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
+    fn cut(&mut self) {
+        self.flush_lines();
+        for gatherer in &mut self.gatherers {
+            let Gatherer::Batch(sink, batch) = gatherer else { continue };
+            let Some((body, records)) = batch.take() else { continue };
+            let share = Share::of_calls(&self.tally, sink.output, records);
+            hand_over(&self.pulse, sink, body, share);
+        }
+        self.tally = Tally::new(&self.ledger);
+        self.since = None;
+    }
+
+    /// Lines are shown at once.
+    fn flush_lines(&mut self) {
+        for gatherer in &mut self.gatherers {
+            let Gatherer::Lines { sink, lines, count, .. } = gatherer else { continue };
+            if *count > 0 {
+                let share = Share::of_calls(&self.tally, sink.output, std::mem::take(count));
+                hand_over(&self.pulse, sink, std::mem::take(lines).into(), share);
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.gatherers.iter().any(|gatherer| match gatherer {
+            Gatherer::Batch(_, batch) => batch.bytes() >= REQUEST,
+            Gatherer::Lines { lines, .. } => lines.len() >= REQUEST,
+        })
+    }
+}
+
+/// May wait as long as the backend does.
+fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
+    pulse.wait();
+    sink.hand_over(body, share);
+    pulse.beat(Instant::now());
+}
+
+impl Records for Pipeline {
+    fn started(&mut self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.prober.wake_with(wake);
+    }
+
+    fn image(&mut self, image: Image) {
+        let key = image.key;
+        if let Some(inquiry) = self.registry.add(image)
+            && self.prober.introduce(inquiry)
+        {
+            self.waiting.expect(key, Instant::now());
+        }
+    }
+
+    fn published(&mut self, key: ImageKey) {
+        if let Some(subject) = self.registry.subject(&key) {
+            self.prober.published(subject);
+        }
+    }
+
+    fn knows(&mut self, key: &ImageKey) -> bool {
+        self.registry.knows(key)
+    }
+
+    fn no_image(&mut self, call: &Call) {
+        self.registry.add_bare(call);
+        if self.prober.describe(call) {
+            self.waiting.expect(call.image, Instant::now());
+        }
+    }
+
+    fn take_evicted(&mut self) -> Vec<ImageKey> {
+        self.registry.take_evicted()
+    }
+
+    fn take_slots(&mut self) -> Vec<(ImageKey, Option<Slot>)> {
+        std::mem::take(&mut self.slots)
+    }
+
+    fn call(&mut self, mut call: Call) {
+        if !self.ledger.received() {
+            return;
+        }
+        // A send that is filtered here has no span to link to; its queue is the receive's.
+        call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
+        self.prober.called(&call.image, call.left_ns);
+        let mut calls = Vec::new();
+        self.waiting.offer(call, Instant::now(), &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
+    }
+
+    fn name(&mut self, name: Name) {
+        if let Some(meter) = &mut self.meter {
+            meter.name(name);
+        }
+    }
+
+    fn waited(&mut self, call: &Call) {
+        if let Some(meter) = &mut self.meter {
+            meter.waited(call);
+        }
+    }
+
+    fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
+        let Some(meter) = &mut self.meter else { return Vec::new() };
+        self.pulse.wait();
+        let gone = meter.collect(taken, &mut self.registry);
+        self.pulse.beat(Instant::now());
+        gone
+    }
+
+    fn malformed(&mut self) {
+        self.ledger.malformed();
+    }
+
+    fn counts(&mut self, counts: Counts) {
+        self.ledger.kernel(&Counts { context_files: self.prober.bad_files(), ..counts });
+    }
+
+    fn settle(&mut self) {
+        self.learn();
+        while let Some(until) = self.waiting.last_deadline()
+            && let Some(answer) = self.prober.answer_until(until)
+        {
+            self.take(answer);
+        }
+        self.prober.report();
+        self.release_all();
+    }
+
+    fn tick(&mut self, now: Instant) -> Duration {
+        self.pulse.beat(now);
+        self.learn();
+        let mut calls = Vec::new();
+        self.waiting.ready(now, &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
+        if self.clock.stepped().is_some() {
+            for key in self.registry.clock_stepped(self.clock.boot_offset_ns()) {
+                self.replaced(&key, true);
+            }
+        }
+        self.flush_lines();
+        let again = self.waiting.deadline().map_or(IDLE, |until| until.saturating_duration_since(now));
+        let Some(since) = self.since else { return again };
+        let age = now.saturating_duration_since(since);
+        if age >= GATHER {
+            self.cut();
+            return again;
+        }
+        again.min(GATHER - age)
+    }
+}
+
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.release_all();
+        self.cut();
+    }
+}
