@@ -26,7 +26,7 @@ use crate::model::values::MetricLimits;
 use crate::model::values::{Op, Temporality};
 use crate::telemetry::record::Record;
 use crate::telemetry::view::View;
-use crate::who::host;
+use crate::who::registry::Registry;
 
 /// So many names are remembered; beyond them, those that were in use at the last collection.
 const NAMES: usize = 16_384;
@@ -195,7 +195,7 @@ impl Meter {
     }
 
     /// Takes what was added since the last time, and hands over what there is to tell.
-    pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) {
+    pub fn collect(&mut self, taken: Taken, registry: &mut Registry) {
         let Taken { series, queues, waiting, containers } = taken;
         let queue_names = queues.iter().map(|queue| queue.name).collect::<HashSet<_>>();
         self.names.iter_mut().for_each(|(number, known)| known.used = queue_names.contains(number));
@@ -212,12 +212,16 @@ impl Meter {
                 self.ledger.aggregated(reading.points.count(), passes);
             }
             if passes {
-                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), |key| {
+                    registry.resource(key)
+                });
             }
         }
         for (reading, name) in self.waits.take() {
             if name.is_none() || self.filters.queue.keeps_name(name.as_deref()) {
-                self.streams.add(&reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+                self.streams.add(&reading, name.map(|name| Destination::of(name, &self.templates)), |key| {
+                    registry.resource(key)
+                });
             }
         }
         self.exemplify();
@@ -232,7 +236,7 @@ impl Meter {
         if !request.resource_metrics.is_empty() {
             hand_over_metrics(&self.sinks, &self.ledger, &request);
         }
-        self.streams.exported(now_ns, |key| !host::is_running(key));
+        self.streams.exported(now_ns, |key| registry.has_ended(key));
     }
 }
 

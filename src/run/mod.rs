@@ -40,9 +40,10 @@ use crate::live::calls;
 use crate::model::error::Error;
 use crate::model::resource::Resource;
 use crate::model::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
-use crate::who::contexts::Contexts;
 use crate::who::host::Host;
-use crate::who::{Registry, resource};
+use crate::who::prober::Prober;
+use crate::who::registry::Registry;
+use crate::who::resource;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
@@ -96,14 +97,15 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             alone: !makes_records,
         })
     });
+    let clock = Clock::start().map_err(no_thread)?;
     let pipeline = Pipeline::new(Parts {
         ledger: ledger.clone(),
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
         templates: settings.templates.clone(),
-        clock: Clock::start().map_err(no_thread)?,
-        registry: Registry::new(host),
-        contexts: Contexts::start().map_err(no_thread)?,
+        registry: Registry::new(host, clock.boot_offset_ns()),
+        clock,
+        prober: Prober::start(makes_records).map_err(no_thread)?,
         traces: settings.signals.traces,
         receive: settings.receive,
         meter,
@@ -135,7 +137,6 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     let options = ReaderOptions {
         infers: hooks == HookKind::Tracepoint && makes_records,
-        makes_records,
         metrics: settings.signals.metrics.then_some(settings.metric_interval),
     };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;

@@ -25,7 +25,6 @@ use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
 use crate::model::reading::QueueName;
 use crate::model::values::Op;
-use crate::who::publishers::Publishers;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -42,8 +41,6 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 pub struct ReaderOptions {
     /// Whether links are inferred from the order of calls.
     pub infers: bool,
-    /// Whether calls become records.
-    pub makes_records: bool,
     /// How often metrics are read; None: there are none.
     pub metrics: Option<Duration>,
 }
@@ -107,7 +104,7 @@ struct Rings {
     images: Ring,
     notices: Ring,
     sequence: Sequence,
-    publishers: Option<Publishers>,
+    contexts: Contexts,
     aggregates: Option<Aggregates>,
     pipeline: Pipeline,
     stop: Arc<Stop>,
@@ -121,13 +118,9 @@ impl Rings {
         stop: &Arc<Stop>,
     ) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        let publishers = match options.makes_records {
-            true => {
-                let mut contexts = Contexts::of(&programs).map_err(|error| error.to_string())?;
-                Some(Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(text)?)
-            }
-            false => None,
-        };
+        let woken = stop.clone();
+        let mut pipeline = pipeline;
+        pipeline.started(Box::new(move || woken.wake()));
         let woken = stop.clone();
         let start = |interval| Aggregates::start(&programs, interval, move || woken.wake());
         Ok(Self {
@@ -135,7 +128,7 @@ impl Rings {
             images: programs.images().map_err(text)?,
             notices: programs.notices().map_err(text)?,
             sequence: Sequence::default(),
-            publishers,
+            contexts: Contexts::of(&programs).map_err(|error| error.to_string())?,
             aggregates: options.metrics.map(start).transpose()?,
             pipeline,
             stop: stop.clone(),
@@ -169,6 +162,12 @@ impl Rings {
                 self.pipeline.counts(&counts);
             }
             let again = self.pipeline.tick(now);
+            for (image, slot) in self.pipeline.take_slots() {
+                self.contexts.put(&image, slot);
+            }
+            for image in self.pipeline.take_evicted() {
+                self.programs.unmark_image(&image);
+            }
             if taken >= AT_ONCE {
                 continue;
             }
@@ -204,11 +203,7 @@ impl Rings {
     }
 
     fn counts(&self) -> Counts {
-        Counts {
-            unlinked: self.sequence.unlinked(),
-            context_files: self.publishers.as_ref().map_or(0, Publishers::failures),
-            ..self.programs.counts()
-        }
+        Counts { unlinked: self.sequence.unlinked(), ..self.programs.counts() }
     }
 
     /// How many records there were, up to [`AT_ONCE`].
@@ -257,21 +252,18 @@ impl Rings {
 
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
-        let Self { images, notices, pipeline, publishers, .. } = self;
+        let Self { images, notices, pipeline, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
                 pipeline.name(name);
             } else if let Ok(image) = Image::decode(bytes) {
-                if let Some(publishers) = publishers {
-                    publishers.offer(image.key);
-                }
                 pipeline.image(image);
             }
         });
-        notices.take(usize::MAX, |bytes| {
-            if let Ok(Notice::Published(key)) = Notice::decode(bytes) {
-                pipeline.published(key);
-            }
+        notices.take(usize::MAX, |bytes| match Notice::decode(bytes) {
+            Ok(Notice::Published(key)) => pipeline.published(key),
+            Ok(Notice::Ended(key)) => pipeline.ended(key),
+            Err(_) => {}
         });
     }
 
