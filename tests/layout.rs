@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// The folders and files of src, from the bottom up: each imports only those before it.
-const LAYERS: [&str; 16] = [
+const LAYERS: [&str; 17] = [
     "model",
+    "capability",
     "clock",
     "kernel",
     "links",

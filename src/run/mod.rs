@@ -27,6 +27,7 @@ use self::meter::Meter;
 use self::pipeline::{Parts, Pipeline};
 use self::reader::{Reader, ReaderOptions};
 use self::signals::{SignalQueue, Wakeup};
+use crate::capability::{self, DAC_OVERRIDE, DAC_READ_SEARCH};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::export::hangup::Hangup;
@@ -68,7 +69,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let facts = trial::facts(&settings.hooks);
+    let facts = privileged(|| trial::facts(&settings.hooks));
     let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
@@ -190,12 +191,25 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     started.map(|()| status)
 }
 
+/// Does it with what passes over the permissions of the kernel's own files, on a thread of its own.
+fn privileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let with_capabilities = || {
+        [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
+        work()
+    };
+    match thread::scope(|scope| scope.spawn(with_capabilities).join()) {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// Attaches on a thread of its own, since that may take a second; returns the signal that asked for the end meanwhile.
 fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, String>, Option<Signal>) {
     let mut asked = None;
     let programs = thread::scope(|scope| {
         let bell = signals.bell();
         let attaching = scope.spawn(move || {
+            [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
             let programs = Programs::attach(config);
             bell.ring();
             programs

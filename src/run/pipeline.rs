@@ -169,7 +169,8 @@ impl Pipeline {
         let Filters { queue, comm, .. } = &*self.filters;
         let start_ns = self.clock.wall_ns(call.entered_ns);
         let view = View::new(call, start_ns).received_as(self.receive).by_template(&self.templates);
-        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
+        // Both are asked, whatever the other says: each remembers which of its values matched.
+        if !(queue.keeps_name(view.destination.as_deref()) & comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
         let resource = self.registry.resource(call.image);

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::pipeline::Pipeline;
+use crate::capability::{self, DAC_READ_SEARCH};
 use crate::kernel::aggregates::{Aggregates, Taken};
 use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
@@ -79,9 +80,13 @@ impl Reader {
         let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
         let (ready, follows) = mpsc::channel();
         let seen = stop.clone();
-        let read = move || match Rings::open(programs, &options, pipeline, &seen) {
-            Ok(rings) => rings.follow(&options, &ready),
-            Err(error) => _ = ready.send(Err(error)),
+        let read = move || {
+            // What kprobes missed stands in a file of tracefs.
+            capability::take_up(DAC_READ_SEARCH);
+            match Rings::open(programs, &options, pipeline, &seen) {
+                Ok(rings) => rings.follow(&options, &ready),
+                Err(error) => _ = ready.send(Err(error)),
+            }
         };
         let thread =
             thread::Builder::new().name("mqspan-reader".into()).spawn(read).map_err(|error| error.to_string())?;
