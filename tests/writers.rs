@@ -27,7 +27,8 @@ struct ProcessContext {
 
 fn text(random: &mut SmallRng) -> String {
     let len = random.random_range(0..40);
-    let odd = ['\0', '"', '\\', '\n', '\u{7f}', '\u{2028}', '\u{202e}', '\u{feff}', '\u{10ffff}', 'é', '{', '}', 'a', 'b'];
+    let odd =
+        ['\0', '"', '\\', '\n', '\u{7f}', '\u{2028}', '\u{202e}', '\u{feff}', '\u{10ffff}', 'é', '{', '}', 'a', 'b'];
     (0..len).map(|_| odd[random.random_range(0..odd.len())]).collect()
 }
 

@@ -46,8 +46,13 @@ pub fn mount(folder: &Path) -> Result<Server> {
     // SAFETY: strings that end with their NULs; only this process's mounts are changed, before it has any threads.
     let done = unsafe {
         libc::unshare(libc::CLONE_NEWNS) == 0
-            && libc::mount(c"".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null())
-                == 0
+            && libc::mount(
+                c"".as_ptr(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) == 0
             && libc::mount(c"workload".as_ptr(), folder.as_ptr(), c"fuse".as_ptr(), 0, options.as_ptr().cast()) == 0
     };
     ensure!(done, "mount: {}", std::io::Error::last_os_error());
@@ -81,9 +86,12 @@ fn serve(mut device: File) -> Result<()> {
                 out[20..24].copy_from_slice(&(1u32 << 20).to_ne_bytes());
                 Ok(out)
             }
-            LOOKUP if node == ROOT && request[40..len].starts_with(b"file\0") => {
-                Ok([FILE, 0, 3600, 3600, 0].map(u64::to_ne_bytes).concat().into_iter().chain(attributes(FILE)).collect())
-            }
+            LOOKUP if node == ROOT && request[40..len].starts_with(b"file\0") => Ok([FILE, 0, 3600, 3600, 0]
+                .map(u64::to_ne_bytes)
+                .concat()
+                .into_iter()
+                .chain(attributes(FILE))
+                .collect()),
             LOOKUP => Err(libc::ENOENT),
             GETATTR => Ok([3600, 0].map(u64::to_ne_bytes).concat().into_iter().chain(attributes(node)).collect()),
             OPEN => {

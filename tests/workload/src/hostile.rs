@@ -73,6 +73,9 @@ pub fn run(options: &Hostile) -> Result<()> {
         How::Prctl => {
             let context = context.expose_provenance();
             thread::spawn(move || {
+                // What it takes of a CPU is not what it is hostile by.
+                // SAFETY: lowers this thread's own priority.
+                unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
                 loop {
                     let mapping = std::ptr::with_exposed_provenance_mut(context);
                     publish::publish(mapping, &publish::resource(&[("service.name", "hostile")]));
@@ -126,7 +129,9 @@ fn lock(folder: &Path) -> Result<()> {
     });
     // The page must be asked for first.
     thread::sleep(Duration::from_millis(200));
-    let locker = thread::Builder::new().stack_size(1 << 20).spawn(move || map(&another, libc::PROT_READ, 0).map(|at| at.addr()))?;
+    let locker = thread::Builder::new()
+        .stack_size(1 << 20)
+        .spawn(move || map(&another, libc::PROT_READ, 0).map(|at| at.addr()))?;
     thread::sleep(Duration::from_millis(200));
     ensure!(!locker.is_finished(), "the lock is not held: {:?}", locker.join());
     Ok(())
