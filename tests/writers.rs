@@ -1,6 +1,8 @@
 //! Whatever a process publishes or names, what mqspan writes of it is OTLP, in both forms and the same in both. Needs no
 //! root: the payload is made here.
 
+#![allow(clippy::unwrap_used, reason = "what these helpers can't do fails the test")]
+
 use mqspan::{
     model::{
         call::{Image, ImageKey, Root},

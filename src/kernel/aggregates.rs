@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -13,10 +14,9 @@ use tracing::warn;
 use super::programs::Programs;
 use super::readings::overflow_keys;
 use crate::live::{calls, namespaces};
-use crate::model::call::QueueKey;
 use crate::model::container::Container;
 use crate::model::reading::Reading;
-use crate::model::reading::{QueueReading, Unlinked, Waiting};
+use crate::model::reading::{QueueReading, QueueState, Waiting};
 
 /// As many series are read by one system call.
 const AT_ONCE: u32 = 512;
@@ -28,8 +28,6 @@ pub struct Taken {
     pub series: Vec<Reading>,
     /// The state of each queue.
     pub queues: Vec<QueueReading>,
-    /// The names that were unlinked since the last time.
-    pub unlinked: Vec<Unlinked>,
     /// Who waits at queues now.
     pub waiting: Waiting,
     /// Which container or pod an ipc namespace belongs to.
@@ -37,12 +35,11 @@ pub struct Taken {
 }
 
 /// The maps of series: one that the programs fill, and one that is empty; and those of queues.
-#[derive(Debug)]
 struct Maps {
+    programs: Arc<Programs>,
     series: MapHandle,
     askers: MapHandle,
     queues: MapHandle,
-    unlinked: MapHandle,
     period: MapHandle,
     number: u32,
     pair: [MapHandle; 2],
@@ -51,13 +48,13 @@ struct Maps {
 }
 
 impl Maps {
-    fn of(programs: &Programs<'_>) -> libbpf_rs::Result<Self> {
-        let [series, askers, first, second, queues, unlinked, period] = programs.series().map(MapHandle::try_from);
+    fn of(programs: &Arc<Programs>) -> libbpf_rs::Result<Self> {
+        let [series, askers, first, second, queues, period] = programs.series().map(MapHandle::try_from);
         let mut maps = Self {
+            programs: programs.clone(),
             series: series?,
             askers: askers?,
             queues: queues?,
-            unlinked: unlinked?,
             period: period?,
             number: 0,
             pair: [first?, second?],
@@ -116,13 +113,7 @@ impl Maps {
         self.begin_period(ended.wrapping_add(1).max(1))?;
         let series = self.take_series()?;
         // The programs that still saw the old period have ended by now, too.
-        let decode = |(key, value): &(Vec<u8>, Vec<u8>)| QueueReading::decode(key, value, ended).ok();
-        let queues = entries(&self.queues)?.iter().filter_map(decode).collect();
-        let mut unlinked = Vec::new();
-        for (key, value) in entries(&self.unlinked)? {
-            unlinked.extend(Unlinked::decode(&key, &value));
-            self.unlinked.delete(&key)?;
-        }
+        let queues = self.take_queues(ended)?;
         let (calls, hidden) = calls::in_calls();
         let mut waiting = Waiting { threads: BTreeMap::new(), all_seen: hidden == 0 };
         for call in calls {
@@ -131,7 +122,32 @@ impl Maps {
             }
         }
         let containers = namespaces::containers().unwrap_or_default();
-        Ok(Taken { series, queues, unlinked, waiting, containers })
+        Ok(Taken { series, queues, waiting, containers })
+    }
+}
+
+impl Maps {
+    /// The queues that are still there, as they are now; of those that have ended the state goes.
+    fn take_queues(&self, ended: u32) -> libbpf_rs::Result<Vec<QueueReading>> {
+        let mut queues = Vec::new();
+        for (key, value) in entries(&self.queues)? {
+            let Ok(mut reading) = QueueReading::decode(&key, &value, ended) else { continue };
+            match self.programs.look_at_queue(&reading.key) {
+                QueueState::Ended => {
+                    // Another of the same key can't come: it would have another number.
+                    self.queues.delete(&key)?;
+                    reading.unlinked = true;
+                    // What calls did to it since the collection before is shown once more.
+                    queues.extend(reading.peak.is_some().then_some(reading));
+                }
+                QueueState::There { depth, unlinked } => {
+                    (reading.depth, reading.unlinked) = (depth, unlinked);
+                    queues.push(reading);
+                }
+                QueueState::Unknown => queues.push(reading),
+            }
+        }
+        Ok(queues)
     }
 }
 
@@ -146,19 +162,17 @@ fn entries(map: &MapHandle) -> libbpf_rs::Result<Vec<(Vec<u8>, Vec<u8>)>> {
 pub struct Aggregates {
     thread: JoinHandle<()>,
     readings: Receiver<Taken>,
-    queues: MapHandle,
     end: Sender<()>,
 }
 
 impl Aggregates {
     /// Reads every `interval`; `rings` is called when there are readings to be fetched.
     pub fn start(
-        programs: &Programs<'_>,
+        programs: &Arc<Programs>,
         interval: Duration,
         rings: impl Fn() + Send + 'static,
     ) -> Result<Self, String> {
         let mut maps = Maps::of(programs).map_err(|error| error.to_string())?;
-        let queues = MapHandle::try_from(&maps.queues).map_err(|error| error.to_string())?;
         let ((send, readings), (end, ended)) = (mpsc::channel(), mpsc::channel());
         let run = move || {
             // The first at once: a queue that is stuck already is what people look for.
@@ -182,20 +196,12 @@ impl Aggregates {
             }
         };
         let thread = thread::Builder::new().name("mqspan-metrics".into()).spawn(run);
-        Ok(Self { thread: thread.map_err(|error| error.to_string())?, readings, queues, end })
+        Ok(Self { thread: thread.map_err(|error| error.to_string())?, readings, end })
     }
 
     /// What was read since the last time.
     pub fn fetch(&self) -> impl Iterator<Item = Taken> + '_ {
         self.readings.try_iter()
-    }
-
-    /// Forgets queues that are gone.
-    pub fn forget(&self, queues: &[QueueKey]) {
-        for key in queues {
-            // One that is gone already is as good.
-            let _ = self.queues.delete(&[key.inode, key.number, key.namespace].map(u64::to_ne_bytes).concat());
-        }
     }
 
     /// Reads a last time; the programs must be detached by now.

@@ -19,7 +19,7 @@ pub struct Contexts {
 
 impl Contexts {
     /// The maps of these programs.
-    pub fn of(programs: &Programs<'_>) -> libbpf_rs::Result<Self> {
+    pub fn of(programs: &Programs) -> libbpf_rs::Result<Self> {
         let [publishers, publishing] = programs.contexts().map(MapHandle::try_from);
         Ok(Self { publishers: publishers?, publishing: publishing?, pids: HashSet::new() })
     }

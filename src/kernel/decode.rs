@@ -4,11 +4,11 @@
 use std::mem::{offset_of, size_of};
 
 use super::skel::types::{
-    call, call_flag, context, image, image_flag, message_args, name, notify_args, open_args, publication,
+    call, call_flag, context, image, image_flag, message_args, name, notice, notice_kind, notify_args, open_args,
 };
 use crate::model::call::{
-    Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Passed, Queue, QueueKey,
-    Root, Sender, Source, Turn, unpadded,
+    Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Notice, Passed, Queue,
+    QueueKey, Root, Sender, Source, Turn, unpadded,
 };
 use crate::model::values::Op;
 
@@ -130,14 +130,20 @@ impl Name {
     }
 }
 
-impl ImageKey {
-    /// Decodes a `struct publication`: which image published its process context.
-    pub fn of_publication(bytes: &[u8]) -> Result<Self, Malformed> {
-        if bytes.len() != size_of::<publication>() {
-            return Err(Malformed(bytes.len()));
+impl Notice {
+    /// Decodes a `struct notice`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(bytes.len());
+        if bytes.len() != size_of::<notice>() {
+            return Err(malformed);
         }
-        let raw: publication = head(bytes);
-        Ok(Self { pid: raw.pid, started_ns: raw.started_ns, exec_id: raw.exec_id })
+        let raw: notice = head(bytes);
+        let key = ImageKey { pid: raw.image.pid, started_ns: raw.image.started_ns, exec_id: raw.image.exec_id };
+        match notice_kind(raw.kind) {
+            notice_kind::NOTICE_PUBLISHED => Ok(Self::Published(key)),
+            notice_kind::NOTICE_ENDED => Ok(Self::Ended(key)),
+            _ => Err(malformed),
+        }
     }
 }
 
@@ -157,8 +163,7 @@ impl Call {
             image: ImageKey { pid: raw.pid, started_ns: raw.process_started_ns, exec_id: raw.exec_id },
             tid: raw.tid,
             vpid: raw.vpid,
-            vtid: raw.vtid,
-            local_pid: raw.pid,
+            local_pid: raw.local_pid,
             entered_ns: raw.entered_ns,
             left_ns: raw.left_ns,
             ret: raw.ret,
@@ -215,8 +220,8 @@ impl Image {
                 started_ns: long(offset_of!(image, started_ns))?,
                 exec_id: number(offset_of!(image, exec_id))?,
             },
+            local_pid: number(offset_of!(image, local_pid))?,
             vpid: number(offset_of!(image, vpid))?,
-            local_pid: number(offset_of!(image, pid))?,
             parent_pid: number(offset_of!(image, ppid))?,
             path: (!has(image_flag::IMAGE_PATH_CUT) && !path.is_empty()).then(|| absolute(path)),
             environ: (!has(image_flag::IMAGE_ENVIRON_BAD)).then(|| environ.to_vec()),

@@ -8,7 +8,7 @@ pub mod btf;
 mod containers;
 pub mod contexts;
 pub mod decode;
-pub mod driver;
+mod detach;
 pub mod facts;
 pub mod hooks;
 mod obi;
@@ -16,6 +16,8 @@ pub mod plan;
 pub mod probes;
 pub mod programs;
 pub mod readings;
+pub mod ring;
+pub mod trial;
 
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::restriction)]
 pub mod skel {

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::sync::atomic::AtomicU32;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
@@ -18,13 +19,16 @@ use libbpf_rs::{
 use super::hooks::{Hook, Place};
 use super::obi;
 use super::probes::{self, Probes};
-use super::skel::types::{counter, rule};
-use super::skel::{MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
-use super::{btf, containers};
+use super::ring::Ring;
+use super::skel::types::{counter, image_key, rule};
+use super::skel::{self, MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
+use super::{btf, containers, detach};
+use crate::capability;
 use crate::model::buckets::{duration_bounds, size_bounds};
-use crate::model::call::ImageKey;
+use crate::model::call::{ImageKey, QueueKey};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
+use crate::model::reading::QueueState;
 use crate::model::values::Rate;
 use crate::model::values::{HookKind, Namespace, Op};
 
@@ -39,7 +43,7 @@ pub struct Config<'a> {
     pub filters: &'a Filters,
     /// The number of mqspan's own ipc namespace.
     pub own_ipc_namespace: u32,
-    /// The process of the traced command: only it and its descendants are traced.
+    /// The process that waits to become the traced command, a child of this one: only it and its descendants are traced.
     pub tree: Option<u32>,
     /// Whether calls become records; without them there are metrics alone.
     pub makes_records: bool,
@@ -56,10 +60,10 @@ const ONLY_LISTED: u8 = 1;
 const ALL_BUT_EXCLUDED: u8 = 2;
 
 /// The programs, attached.
-pub struct Programs<'obj> {
-    skel: MqspanSkel<'obj>,
-    entries: Vec<Link>,
-    rest: Vec<Link>,
+pub struct Programs {
+    skel: MqspanSkel<'static>,
+    /// Those of entries before all others.
+    links: Vec<Link>,
     // After the links: an event that is in use can't be removed.
     probes: Option<Probes>,
 }
@@ -102,7 +106,6 @@ fn explained(error: &libbpf_rs::Error) -> String {
 /// Attaches for a try and detaches again: some kernels load what they can't attach. Returns how many bytes the maps take
 /// in the kernel.
 pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<u64, String> {
-    let mut storage = MaybeUninit::uninit();
     // One call shows whether the kind works, and is loaded in a sixth of the time of all.
     let none = Filters { call: [Op::MqOpen].into(), ..Filters::default() };
     let config = Config {
@@ -115,24 +118,84 @@ pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<u64, String>
         aggregates: true,
         rate: Rate { most: 1, slow: Duration::ZERO },
     };
-    Programs::attach(&mut storage, &config).map(|programs| programs.map_bytes())
+    Programs::attach(&config).map(|programs| programs.map_bytes())
 }
 
-impl<'obj> Programs<'obj> {
+impl Programs {
     /// Loads and attaches. Calls whose entry comes after the return are seen.
-    pub fn attach(storage: &'obj mut MaybeUninit<OpenObject>, config: &Config<'_>) -> Result<Self, String> {
+    pub fn attach(config: &Config<'_>) -> Result<Self, String> {
         keep_warnings();
+        // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
+        let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
         let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
         configure(&mut open, config);
         obi::share(&mut open);
         let skel = open.load().map_err(|error| explained(&error))?;
-        let mut programs = Self { skel, entries: Vec::new(), rest: Vec::new(), probes: None };
-        let see_self = programs.skel.progs.see_self.test_run(ProgramInput::default()).map(drop);
-        see_self
-            .and_then(|()| programs.fill_maps(config))
-            .and_then(|()| programs.attach_all(config))
-            .map_err(|error| explained(&error))?;
+        let mut programs = Self { skel, links: Vec::new(), probes: None };
+        programs.see_self(config.tree)?;
+        programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
         Ok(programs)
+    }
+
+    /// Has the kernel side see which process this is, and which of its children is the command to be.
+    fn see_self(&self, child: Option<u32>) -> Result<(), String> {
+        match self.run(&self.skel.progs.see_self, [child.unwrap_or(0).into(), 0, 0]) {
+            Ok(0) => Err("the command's process was not found among mqspan's children".into()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(explained(&error)),
+        }
+    }
+
+    /// Runs a program that is attached nowhere in this thread's context; returns what it returns.
+    fn run(&self, program: &ProgramMut<'_>, arguments: [u64; 3]) -> libbpf_rs::Result<i32> {
+        let mut context = arguments.map(u64::to_ne_bytes);
+        let input = ProgramInput { context_in: Some(context.as_flattened_mut()), ..ProgramInput::default() };
+        program.test_run(input).map(|output| output.return_value.cast_signed())
+    }
+
+    /// What became of a queue.
+    pub fn look_at_queue(&self, key: &QueueKey) -> QueueState {
+        match self.run(&self.skel.progs.see_queue, [key.inode, key.number, key.namespace]) {
+            Ok(state @ 0..) => QueueState::There { depth: (state >> 1).into(), unlinked: state & 1 == 1 },
+            Ok(_) => QueueState::Ended,
+            Err(_) => QueueState::Unknown,
+        }
+    }
+
+    /// Keeps the state of a queue that this process has opened; returns whether it could.
+    pub fn keep_queue(&self, queue: BorrowedFd<'_>) -> bool {
+        let fd = queue.as_raw_fd().unsigned_abs().into();
+        self.run(&self.skel.progs.find_queue, [fd, 0, 0]).is_ok_and(|kept| kept != 0)
+    }
+
+    /// The image's record is sent again with its next call.
+    pub fn unmark_image(&self, key: &ImageKey) {
+        let key = image_key { started_ns: key.started_ns, pid: key.pid, exec_id: key.exec_id };
+        // SAFETY: a structure of integers without padding.
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const key).cast::<u8>(), size_of::<image_key>()) };
+        // The kernel side removes the marks of processes that have ended.
+        if self.skel.maps.marks.delete(bytes).is_ok() {
+            self.variable(|bss| &raw const bss.marks_age).fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The name is sent again with the next series or queue that has it.
+    pub fn unmark_name(&self, number: u64) {
+        // One that is not there is as good.
+        let _ = self.skel.maps.named.delete(&number.to_ne_bytes());
+    }
+
+    /// From now on no call begins. Those under way still end.
+    pub fn close(&self) {
+        self.variable(|bss| &raw const bss.closed).store(1, Ordering::Relaxed);
+    }
+
+    /// A variable of the kernel side.
+    fn variable(&self, of: fn(&skel::types::bss) -> *const u32) -> &AtomicU32 {
+        // libbpf maps the variables of a loaded object always.
+        let variable = self.skel.maps.bss_data.as_deref().map(of);
+        // SAFETY: shared with the kernel, which writes it atomically; the mapping lives as long as the skeleton.
+        variable.map_or(&NOWHERE, |variable| unsafe { AtomicU32::from_ptr(variable.cast_mut()) })
     }
 
     /// What the maps take in the kernel, in bytes.
@@ -157,20 +220,20 @@ impl<'obj> Programs<'obj> {
                 Namespace::Number(number) => put_rule(&maps.ipc_rules, number, pick.exclude)?,
             }
         }
-        match config.tree {
-            Some(pid) => maps.tree.update(&pid.to_ne_bytes(), &[1], MapFlags::ANY),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     /// The entries last: an exit without an entry is told from a call that began before.
     fn attach_all(&mut self, config: &Config<'_>) -> libbpf_rs::Result<()> {
         let progs = &self.skel.progs;
+        let mut others = vec![progs.image_on_exit.attach()?];
         if config.tree.is_some() {
-            self.rest.push(progs.tree_on_fork.attach()?);
-            self.rest.push(progs.tree_on_exit.attach()?);
+            others.push(progs.tree_on_fork.attach()?);
+            others.push(progs.tree_on_exit.attach()?);
         }
-        let mut probes = config.tracefs.filter(|_| config.kind == HookKind::Kprobe).map(Probes::new);
+        let own_pid = self.variable(|bss| &raw const bss.own_pid).load(Ordering::Relaxed);
+        let tracefs = config.tracefs.filter(|_| config.kind == HookKind::Kprobe);
+        let mut probes = tracefs.map(|tracefs| Probes::new(tracefs, own_pid)).transpose()?;
         let (mut entries, mut rest) = (Vec::new(), Vec::new());
         let is_entry = |hook: &Hook| matches!(hook.place, Place::Entry(_));
         for wanted in [false, true] {
@@ -185,8 +248,12 @@ impl<'obj> Programs<'obj> {
                 (if wanted { &mut entries } else { &mut rest }).push(link);
             }
         }
-        self.rest.append(&mut rest);
-        self.entries = entries;
+        if let Some(probes) = &mut probes {
+            probes.attached();
+        }
+        self.links = entries;
+        self.links.append(&mut rest);
+        self.links.append(&mut others);
         self.probes = probes;
         Ok(())
     }
@@ -197,59 +264,45 @@ impl<'obj> Programs<'obj> {
         loaded.filter_map(|program| Some((hook_of(program.name(), program.section())?, program)))
     }
 
-    /// The entries first: so no call is begun that could not end.
-    pub fn detach(&mut self) {
-        self.entries.clear();
-        self.rest.clear();
-        self.probes = None;
+    /// Detaches, without waiting for the kernel to have done so. To be called at the end of the process.
+    pub fn detach(self: Arc<Self>) {
+        capability::take_up(capability::DAC_OVERRIDE);
+        let (file, undo) = self.probes.as_ref().map(Probes::removal).unzip();
+        detach::leave_to_another(file.as_deref(), &undo.unwrap_or_default());
+        // Closed by the end of the process, when that costs nothing any more.
+        std::mem::forget(self);
     }
 
-    /// The ring of calls.
-    pub fn calls(&self) -> &MapMut<'obj> {
-        &self.skel.maps.calls
+    /// The ring of calls, to be opened once.
+    pub fn calls(&self) -> io::Result<Ring> {
+        open_ring(&self.skel.maps.calls)
     }
 
-    /// The ring of images.
-    pub fn images(&self) -> &MapMut<'obj> {
-        &self.skel.maps.images
+    /// The ring of images and names, to be opened once.
+    pub fn images(&self) -> io::Result<Ring> {
+        open_ring(&self.skel.maps.images)
     }
 
-    /// Has these images recorded again, each with its next call (bpf/image.h).
-    pub fn unmark(&self, images: &[ImageKey]) {
-        for ImageKey { pid, started_ns, exec_id } in images {
-            let hash = (started_ns ^ (u64::from(*pid) << 32 | u64::from(*exec_id))).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let slot = ((hash >> 52) as u32).to_ne_bytes();
-            let marked = self.skel.maps.sent.lookup(&slot, MapFlags::ANY).ok().flatten();
-            // Another image may have the slot, which is recorded once more where it takes it meanwhile.
-            if marked.as_deref() == Some(&hash.to_ne_bytes()) {
-                let _ = self.skel.maps.sent.update(&slot, &0u64.to_ne_bytes(), MapFlags::ANY);
-            }
-        }
-    }
-
-    /// The ring of publications.
-    pub fn publications(&self) -> &MapMut<'obj> {
-        &self.skel.maps.publications
+    /// The ring of what became of images, to be opened once.
+    pub fn notices(&self) -> io::Result<Ring> {
+        open_ring(&self.skel.maps.notices)
     }
 
     /// The maps of series: the one that holds the map in use, the names asked for, and the two that take turns; and
-    /// those of queues, of names that were unlinked, and of the number of the period.
-    pub fn series(&self) -> [&MapMut<'obj>; 7] {
+    /// those of queues and of the number of the period.
+    pub fn series(&self) -> [&MapMut<'static>; 6] {
         let maps = &self.skel.maps;
-        [&maps.series, &maps.askers, &maps.series_a, &maps.series_b, &maps.queues, &maps.unlinked, &maps.period]
+        [&maps.series, &maps.askers, &maps.series_a, &maps.series_b, &maps.queues, &maps.period]
     }
 
     /// The map of processes that publish their spans, and the one that says how many there are.
-    pub fn contexts(&self) -> [&MapMut<'obj>; 2] {
+    pub fn contexts(&self) -> [&MapMut<'static>; 2] {
         [&self.skel.maps.publishers, &self.skel.maps.publishing]
     }
 
     /// The flag that asks the kernel side for a wake-up with its next record.
     pub fn armed(&self) -> &AtomicU32 {
-        // libbpf maps the variables of a loaded object always.
-        let armed = self.skel.maps.bss_data.as_ref().map(|bss| &raw const bss.armed);
-        // SAFETY: shared with the kernel, which writes it atomically; the mapping lives as long as the skeleton.
-        armed.map_or(&NEVER_ARMED, |armed| unsafe { AtomicU32::from_ptr(armed.cast_mut()) })
+        self.variable(|bss| &raw const bss.armed)
     }
 
     /// What the kernel side counted so far.
@@ -259,10 +312,10 @@ impl<'obj> Programs<'obj> {
             let values = values.ok().flatten().unwrap_or_default();
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
-        let profile = self.probes.as_ref().map(Probes::profile);
+        let profile = self.probes.as_ref().map(|probes| (probes, probes.profile()));
         let (mut missed, mut missed_inside) = (0, BTreeMap::new());
         for (hook, program) in self.hooks() {
-            let by_probe = profile.as_ref().map_or(0, |profile| probes::missed(profile, &hook));
+            let by_probe = profile.as_ref().map_or(0, |(probes, profile)| probes.missed(profile, &hook));
             let runs = by_probe + misses(program.as_fd());
             match hook.place {
                 Place::Inside if runs > 0 => *missed_inside.entry(hook.target).or_default() += runs,
@@ -316,7 +369,12 @@ fn hook_of(program: &OsStr, section: &OsStr) -> Option<Hook> {
     Hook::of(program.to_str()?, section.to_str()?)
 }
 
-static NEVER_ARMED: AtomicU32 = AtomicU32::new(0);
+fn open_ring(map: &MapMut<'_>) -> io::Result<Ring> {
+    Ring::open(map.as_fd(), map.max_entries() as usize)
+}
+
+/// Stands for a variable that is not there.
+static NOWHERE: AtomicU32 = AtomicU32::new(0);
 
 fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
     let hooks = open.open_object().progs().filter_map(|program| hook_of(program.name(), program.section()));
@@ -332,6 +390,9 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
         program.set_autoload(used);
     }
     open.progs.see_self.set_autoload(true);
+    open.progs.see_queue.set_autoload(config.aggregates);
+    open.progs.find_queue.set_autoload(config.aggregates);
+    open.progs.image_on_exit.set_autoload(true);
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());
     let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;

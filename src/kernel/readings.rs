@@ -2,9 +2,9 @@
 //! bpf/aggregate.h's and bpf/depth.h's.
 
 use super::decode::{Malformed, head, op_of};
-use super::skel::types::{measures, metric, points, queue_key, queue_state, series, unlinked_key};
+use super::skel::types::{measures, metric, points, queue_key, queue_state, series};
 use crate::model::call::{ImageKey, QueueKey};
-use crate::model::reading::{Measure, Points, QueueReading, Reading, Unlinked};
+use crate::model::reading::{Measure, Points, QueueReading, Reading};
 
 impl Reading {
     /// Decodes an entry of the map of series: what was measured at all.
@@ -56,22 +56,9 @@ impl QueueReading {
             maxmsg: value.maxmsg,
             depth: value.depth,
             peak: (peak >> 32 == u64::from(period)).then_some((peak & 0xffff_ffff).cast_signed()),
-            first_ns: value.first_ns,
+            unlinked: false,
             matched: value.matched != 0,
         })
-    }
-}
-
-impl Unlinked {
-    /// Decodes an entry of the map of unlinked names.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, Malformed> {
-        let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<unlinked_key>() {
-            return Err(malformed);
-        }
-        let key: unlinked_key = head(key);
-        let at_ns = value.try_into().map(u64::from_ne_bytes).map_err(|_| malformed)?;
-        Ok(Self { name: key.name, ipc_ns: key.ipc_ns as u32, at_ns })
     }
 }
 

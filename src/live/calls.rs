@@ -4,13 +4,13 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::ErrorKind::PermissionDenied;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::model::reading::{Found, QueueName};
+use crate::model::reading::QueueName;
 use crate::model::text::utf8;
 use crate::model::values::Op;
 
@@ -85,22 +85,19 @@ fn queue_at(pid: u32, fd: i32) -> Option<QueueName> {
     Some((ipc_namespace(pid)?, Arc::from(format!("/{}", utf8(name)))))
 }
 
-/// The queues of every ipc namespace that has an mqueue mount somewhere.
-pub fn queues() -> Vec<Found> {
-    let (mut seen, mut found) = (HashSet::new(), Vec::new());
+/// Opens each queue of every ipc namespace that has an mqueue mount somewhere, for as long as `each` looks at it.
+pub fn each_queue(mut each: impl FnMut(BorrowedFd<'_>)) {
+    let mut seen = HashSet::new();
     for pid in numbers(Path::new("/proc")) {
-        let Some(ipc_ns) = ipc_namespace(pid) else { continue };
         let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
         for mount in mounts.lines().filter_map(mqueue_mount) {
-            // The first process to have a mount is in its namespace, as those that come later in a container are not.
             let folder = PathBuf::from(format!("/proc/{pid}/root{mount}"));
             let Ok(device) = fs::metadata(&folder).map(|folder| folder.st_dev()) else { continue };
             if seen.insert(device) {
-                found.extend(queues_in(&folder, ipc_ns));
+                each_queue_in(&folder, &mut each);
             }
         }
     }
-    found
 }
 
 /// Where a line of mountinfo (proc_pid_mountinfo(5)) says that an mqueue file system is mounted.
@@ -109,24 +106,14 @@ fn mqueue_mount(line: &str) -> Option<&str> {
     source.starts_with("mqueue ").then(|| mount.split(' ').nth(4))?
 }
 
-fn queues_in(folder: &Path, ipc_ns: u32) -> Vec<Found> {
+fn each_queue_in(folder: &Path, each: &mut impl FnMut(BorrowedFd<'_>)) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(entry.path()).ok()?;
-            // SAFETY: the kernel fills the structure and takes nothing; the descriptor is open.
-            let attr = unsafe {
-                let mut attr: libc::mq_attr = std::mem::zeroed();
-                (libc::mq_getattr(file.as_raw_fd(), &raw mut attr) == 0).then_some(attr)?
-            };
-            let name = entry.file_name().into_encoded_bytes();
-            Some(Found {
-                name: (ipc_ns, Arc::from(format!("/{}", utf8(&name)))),
-                maxmsg: attr.mq_maxmsg,
-                depth: attr.mq_curmsgs,
-            })
-        })
-        .collect()
+    for entry in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file())) {
+        let options = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW).clone();
+        if let Ok(queue) = options.open(entry.path()) {
+            each(queue.as_fd());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,11 @@
 //! The state of queues: how full they are, were at the most, and can be, and who waits at them. From what the kernel
 //! side keeps of each queue that a call reached, and what was found on the host. Pure code.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::streams::Destination;
-use crate::model::call::QueueKey;
-use crate::model::reading::{Found, QueueName, QueueReading, Unlinked, Waiting};
+use crate::model::reading::{QueueName, QueueReading, Waiting};
 use crate::model::values::Op;
 
 /// What is said of a queue.
@@ -20,68 +19,25 @@ pub struct QueuePoint {
     pub capacity: i64,
 }
 
-/// The queues of the host.
-#[derive(Debug)]
-pub struct Queues {
-    /// Those that no call has reached so far; empty where only matching callers' queues are told of.
-    found: HashMap<QueueName, Found>,
-    unlinked: HashSet<QueueKey>,
-    /// Whether a queue is told of only once a call that passes the filters on whose calls reached it.
+/// What is said of the queues that are there; where `only_matched`, of those that a call reached that passes the filters on
+/// whose calls. `name` tells the name behind a number.
+pub fn points(
+    readings: &[QueueReading],
     only_matched: bool,
+    name: impl Fn(u64) -> Option<Arc<str>>,
+) -> BTreeMap<QueueName, QueuePoint> {
+    // Two queues of one name are an unlinked one that is still open and its successor, which comes later.
+    let mut current: Vec<&QueueReading> = readings.iter().filter(|reading| reading.matched || !only_matched).collect();
+    current.sort_by_key(|reading| (!reading.unlinked, reading.key.number));
+    let mut points = BTreeMap::new();
+    for QueueReading { name: number, ipc_ns, depth, maxmsg, peak, .. } in current {
+        let Some(name) = name(*number) else { continue };
+        let peak = peak.unwrap_or(*depth).max(*depth);
+        points.insert((*ipc_ns, name), QueuePoint { depth: *depth, peak, capacity: *maxmsg });
+    }
+    points
 }
 
-impl Queues {
-    /// Begins with the queues that were found.
-    pub fn new(found: Vec<Found>, only_matched: bool) -> Self {
-        let found = if only_matched { Vec::new() } else { found };
-        let found = found.into_iter().map(|found| (found.name.clone(), found)).collect();
-        Self { found, unlinked: HashSet::new(), only_matched }
-    }
-
-    /// What there is to say now, and the queues that the kernel side need not keep any more: unlinked before, and not
-    /// reached since. `name` tells the name behind a number.
-    pub fn collect(
-        &mut self,
-        readings: &[QueueReading],
-        unlinked: &[Unlinked],
-        name: impl Fn(u64) -> Option<Arc<str>>,
-    ) -> (BTreeMap<QueueName, QueuePoint>, Vec<QueueKey>) {
-        let gone = |reading: &&QueueReading| self.unlinked.contains(&reading.key) && reading.peak.is_none();
-        let (gone, current): (Vec<_>, Vec<_>) = readings.iter().partition(gone);
-        let gone: Vec<QueueKey> = gone.into_iter().map(|reading| reading.key).collect();
-        for key in &gone {
-            self.unlinked.remove(key);
-        }
-        for unlinked in unlinked {
-            if let Some(name) = name(unlinked.name) {
-                self.found.remove(&(unlinked.ipc_ns, name));
-            }
-            let was_unlinked = |reading: &&&QueueReading| {
-                (reading.name, reading.ipc_ns) == (unlinked.name, unlinked.ipc_ns) && reading.first_ns <= unlinked.at_ns
-            };
-            self.unlinked.extend(current.iter().filter(was_unlinked).map(|reading| reading.key));
-        }
-        let mut points = BTreeMap::new();
-        for found in self.found.values() {
-            let Found { name, maxmsg, depth } = found.clone();
-            points.insert(name, QueuePoint { depth, peak: depth, capacity: maxmsg });
-        }
-        // Two queues of one name are an unlinked one that is still open and its successor, which comes later: its number
-        // is greater.
-        let mut current = current;
-        current.sort_by_key(|reading| (!self.unlinked.contains(&reading.key), reading.key.number));
-        for reading in current {
-            let Some(name) = name(reading.name).filter(|_| reading.matched || !self.only_matched) else { continue };
-            let name = (reading.ipc_ns, name);
-            self.found.remove(&name);
-            let QueueReading { depth, maxmsg, .. } = *reading;
-            points.insert(name, QueuePoint { depth, peak: reading.peak.unwrap_or(depth).max(depth), capacity: maxmsg });
-        }
-        (points, gone)
-    }
-}
-
-/// Who waits at queues.
 /// The gauges of a queue, or of those that go by one template together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauge {
@@ -128,6 +84,7 @@ impl Gauges {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::call::QueueKey;
 
     fn reading(number: u64, name: u64, depth: i64, peak: Option<i64>) -> QueueReading {
         QueueReading {
@@ -137,7 +94,7 @@ mod tests {
             maxmsg: 10,
             depth,
             peak,
-            first_ns: number * 100,
+            unlinked: false,
             matched: true,
         }
     }
@@ -150,35 +107,17 @@ mod tests {
         points.iter().map(|((_, name), point)| (&**name, point.depth, point.peak)).collect()
     }
 
-    /// Prevents queues from being told of for ever, from vanishing while they are used, and a successor of the same
-    /// name from being taken for the one that was unlinked.
+    /// Prevents a successor of the same name from being taken for the queue that was unlinked and is still open, and others'
+    /// queues from being shown where only some calls are of interest.
     #[test]
-    fn until_it_is_gone() {
-        let mut queues = Queues::new(Vec::new(), false);
-        let old = reading(1, 5, 2, Some(3));
-        assert_eq!(depths(&queues.collect(std::slice::from_ref(&old), &[], name).0), [("/5", 2, 3)]);
-        let unlinked = Unlinked { name: 5, ipc_ns: 9, at_ns: 150 };
+    fn of_one_name_and_of_others() {
+        let old = QueueReading { unlinked: true, ..reading(3, 5, 2, Some(3)) };
         let new = reading(2, 5, 1, Some(1));
-        let (points, gone) = queues.collect(&[new.clone(), old.clone()], &[unlinked], name);
-        assert_eq!((depths(&points), gone.len()), (vec![("/5", 1, 1)], 0));
-        let idle = QueueReading { peak: None, ..old };
-        let (points, gone) = queues.collect(&[idle.clone(), QueueReading { peak: None, ..new }], &[], name);
-        assert_eq!((depths(&points), gone), (vec![("/5", 1, 1)], vec![idle.key]));
-    }
-
-    /// Prevents queues that no call reaches from being overlooked, and others' queues from being told of where only some
-    /// calls are of interest.
-    #[test]
-    fn found_ones_and_others() {
-        let found = Found { name: (9, "/7".into()), maxmsg: 10, depth: 10 };
-        let mut queues = Queues::new(vec![found.clone()], false);
-        assert_eq!(depths(&queues.collect(&[], &[], name).0), [("/7", 10, 10)]);
-        assert_eq!(depths(&queues.collect(&[reading(1, 7, 4, Some(10))], &[], name).0), [("/7", 4, 10)]);
-        assert!(queues.collect(&[], &[], name).0.is_empty(), "the kernel side knows it now");
-
-        let mut queues = Queues::new(vec![found], true);
+        assert_eq!(depths(&points(&[new.clone(), old.clone()], false, name)), [("/5", 1, 1)]);
+        assert_eq!(depths(&points(&[old], false, name)), [("/5", 2, 3)]);
         let foreign = QueueReading { matched: false, ..reading(1, 6, 1, None) };
-        assert_eq!(depths(&queues.collect(&[foreign, reading(2, 8, 1, None)], &[], name).0), [("/8", 1, 1)]);
+        assert_eq!(depths(&points(&[foreign.clone(), new.clone()], true, name)), [("/5", 1, 1)]);
+        assert_eq!(depths(&points(&[foreign, new], false, name)), [("/5", 1, 1), ("/6", 1, 1)]);
     }
 
     /// Prevents a zero where a thread that could not be looked at may wait, and one that was seen from going uncounted.

@@ -228,9 +228,7 @@ pub struct Call {
     pub tid: u32,
     /// Process id in the caller's own pid namespace.
     pub vpid: u32,
-    /// Thread id in the caller's own pid namespace.
-    pub vtid: u32,
-    /// Process id in mqspan's own pid namespace, by which /proc shows it; 0 where it is not seen from there.
+    /// Process id in mqspan's own pid namespace, by which it is found in /proc; 0 where it has none there.
     pub local_pid: u32,
     /// Entry, CLOCK_MONOTONIC in ns.
     pub entered_ns: u64,
@@ -267,10 +265,10 @@ pub struct Call {
 pub struct Image {
     /// Which one.
     pub key: ImageKey,
+    /// Process id in mqspan's own pid namespace, by which it is found in /proc; 0 where it has none there.
+    pub local_pid: u32,
     /// Process id in its own pid namespace.
     pub vpid: u32,
-    /// Process id in mqspan's own pid namespace, by which /proc shows it; 0 where it is not seen from there.
-    pub local_pid: u32,
     /// Process id of the parent on the host.
     pub parent_pid: u32,
     /// Absolute path of the executable; None where it was too long to be read.
@@ -301,6 +299,15 @@ pub struct Root {
     pub device: (u32, u32),
     /// The inode's number.
     pub inode: u64,
+}
+
+/// What became of an image that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It has published its process context.
+    Published(ImageKey),
+    /// Its process has ended.
+    Ended(ImageKey),
 }
 
 /// A queue's name and the number that stands for it in the kernel side's metrics.

@@ -10,7 +10,6 @@ pub(crate) fn example() -> Call {
         image: ImageKey { pid: 0, started_ns: 0, exec_id: 0 },
         tid: 0,
         vpid: 0,
-        vtid: 0,
         local_pid: 0,
         entered_ns: 0,
         left_ns: 0,

@@ -81,32 +81,26 @@ pub struct QueueReading {
     pub depth: i64,
     /// The most messages that were in it since the collection before; None where no call reached it since then.
     pub peak: Option<i64>,
-    /// When the first call that reached it ended, CLOCK_MONOTONIC in ns.
-    pub first_ns: u64,
+    /// Whether its name is gone, so that only descriptors keep it.
+    pub unlinked: bool,
     /// Whether a call that passed the filters on whose calls reached it.
     pub matched: bool,
 }
 
-/// A name that was unlinked.
+/// What became of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unlinked {
-    /// The number of the name.
-    pub name: u64,
-    /// The ipc namespace.
-    pub ipc_ns: u32,
-    /// When, CLOCK_MONOTONIC in ns.
-    pub at_ns: u64,
-}
-
-/// A queue that was there when mqspan started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Which.
-    pub name: QueueName,
-    /// The most messages it holds.
-    pub maxmsg: i64,
-    /// The messages in it then.
-    pub depth: i64,
+pub enum QueueState {
+    /// It is there.
+    There {
+        /// The messages in it.
+        depth: i64,
+        /// Whether its name is gone, so that only descriptors keep it.
+        unlinked: bool,
+    },
+    /// Its last name and descriptor are gone, maybe with its namespace.
+    Ended,
+    /// The kernel can't be asked.
+    Unknown,
 }
 
 /// Who waits at queues now.

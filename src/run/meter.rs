@@ -13,10 +13,10 @@ use crate::export::ledger::Ledger;
 use crate::export::{Sink, hand_over_metrics};
 use crate::kernel::aggregates::Taken;
 use crate::metrics::otlp;
-use crate::metrics::queues::{Gauges, Queues};
+use crate::metrics::queues::{self, Gauges};
 use crate::metrics::streams::{Destination, Exemplar, Of, Stream, Streams};
 use crate::metrics::waits::Waits;
-use crate::model::call::{Call, Ids, ImageKey, Name, QueueKey};
+use crate::model::call::{Call, Ids, ImageKey, Name};
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
 use crate::model::reading::Measure;
@@ -61,7 +61,7 @@ pub struct Meter {
     ledger: Arc<Ledger>,
     filters: Arc<Filters>,
     names: HashMap<u64, Known>,
-    queues: Queues,
+    only_matched: bool,
     templates: Templates,
     own: Arc<Resource>,
     /// Whether calls have no records, so that they are counted here.
@@ -89,8 +89,8 @@ pub struct Parts {
     pub temporality: Temporality,
     /// mqspan's own Resource, under which queues stand.
     pub own: Arc<Resource>,
-    /// The queues that were found.
-    pub queues: Queues,
+    /// Whether a queue is shown only once a call that passes the filters on whose calls reached it.
+    pub only_matched: bool,
     /// What queues go by.
     pub templates: Templates,
     /// Whether calls have no records.
@@ -107,7 +107,7 @@ struct Known {
 impl Meter {
     /// A meter that gives to its sinks.
     pub fn new(parts: Parts) -> Self {
-        let Parts { sinks, ledger, filters, limits, temporality, own, queues, templates, alone } = parts;
+        let Parts { sinks, ledger, filters, limits, temporality, own, only_matched, templates, alone } = parts;
         let cumulative = temporality == Temporality::Cumulative;
         Self {
             streams: Streams::new(limits, cumulative, own.clone(), now_ns()),
@@ -116,7 +116,7 @@ impl Meter {
             ledger,
             filters,
             names: HashMap::new(),
-            queues,
+            only_matched,
             templates,
             own,
             alone,
@@ -195,9 +195,8 @@ impl Meter {
     }
 
     /// Takes what was added since the last time, and hands over what there is to tell.
-    /// Returns the queues that the kernel side need not keep any more.
-    pub fn collect(&mut self, taken: Taken, registry: &mut Registry) -> Vec<QueueKey> {
-        let Taken { series, queues, unlinked, waiting, containers } = taken;
+    pub fn collect(&mut self, taken: Taken, registry: &mut Registry) {
+        let Taken { series, queues, waiting, containers } = taken;
         let queue_names = queues.iter().map(|queue| queue.name).collect::<HashSet<_>>();
         self.names.iter_mut().for_each(|(number, known)| known.used = queue_names.contains(number));
         for reading in &series {
@@ -229,7 +228,7 @@ impl Meter {
         let now_ns = apart(self.collected_ns, now_ns());
         self.collected_ns = now_ns;
         let known = |number| self.names.get(&number).map(|known| known.name.clone());
-        let (mut points, gone) = self.queues.collect(&queues, &unlinked, known);
+        let mut points = queues::points(&queues, self.only_matched, known);
         points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
         let mut request = otlp::request(&self.streams, now_ns);
         let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
@@ -238,7 +237,6 @@ impl Meter {
             hand_over_metrics(&self.sinks, &self.ledger, &request);
         }
         self.streams.exported(now_ns, |key| registry.has_ended(key));
-        gone
     }
 }
 

@@ -13,8 +13,7 @@ use crate::export::ledger::{Ledger, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::kernel::aggregates::Taken;
-use crate::kernel::driver::Records;
-use crate::model::call::{Call, Image, ImageKey, Name, QueueKey};
+use crate::model::call::{Call, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
@@ -170,7 +169,8 @@ impl Pipeline {
         let Filters { queue, comm, .. } = &*self.filters;
         let start_ns = self.clock.wall_ns(call.entered_ns);
         let view = View::new(call, start_ns).received_as(self.receive).by_template(&self.templates);
-        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
+        // Both are asked, whatever the other says: each remembers which of its values matched.
+        if !(queue.keeps_name(view.destination.as_deref()) & comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
         let resource = self.registry.resource(call.image);
@@ -240,12 +240,14 @@ fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
     pulse.beat(Instant::now());
 }
 
-impl Records for Pipeline {
-    fn started(&mut self, wake: Box<dyn Fn() + Send + Sync>) {
+impl Pipeline {
+    /// The reader follows what comes: `wake` has [`Self::tick`] called soon.
+    pub fn started(&mut self, wake: Box<dyn Fn() + Send + Sync>) {
         self.prober.wake_with(wake);
     }
 
-    fn image(&mut self, image: Image) {
+    /// What the kernel side recorded of a process image.
+    pub fn image(&mut self, image: Image) {
         let key = image.key;
         if let Some(inquiry) = self.registry.add(image)
             && self.prober.introduce(inquiry)
@@ -254,32 +256,44 @@ impl Records for Pipeline {
         }
     }
 
-    fn published(&mut self, key: ImageKey) {
+    /// An image has published its process context.
+    pub fn published(&mut self, key: ImageKey) {
         if let Some(subject) = self.registry.subject(&key) {
             self.prober.published(subject);
         }
     }
 
-    fn knows(&mut self, key: &ImageKey) -> bool {
+    /// The process of an image has ended.
+    pub fn ended(&mut self, key: ImageKey) {
+        self.registry.ended(&key);
+        self.prober.ended(key);
+    }
+
+    /// Whether the image is known.
+    pub fn knows(&mut self, key: &ImageKey) -> bool {
         self.registry.knows(key)
     }
 
-    fn no_image(&mut self, call: &Call) {
+    /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
+    pub fn no_image(&mut self, call: &Call) {
         self.registry.add_bare(call);
         if self.prober.describe(call) {
             self.waiting.expect(call.image, Instant::now());
         }
     }
 
-    fn take_evicted(&mut self) -> Vec<ImageKey> {
+    /// The images that are not known any more, which the kernel side is to record again.
+    pub fn take_evicted(&mut self) -> Vec<ImageKey> {
         self.registry.take_evicted()
     }
 
-    fn take_slots(&mut self) -> Vec<(ImageKey, Option<Slot>)> {
+    /// Where the threads of images hold what they publish, as far as that has changed.
+    pub fn take_slots(&mut self) -> Vec<(ImageKey, Option<Slot>)> {
         std::mem::take(&mut self.slots)
     }
 
-    fn call(&mut self, mut call: Call) {
+    /// A call; its image came before where it could.
+    pub fn call(&mut self, mut call: Call) {
         if !self.ledger.received() {
             return;
         }
@@ -291,35 +305,40 @@ impl Records for Pipeline {
         calls.iter().for_each(|call| self.tell(call));
     }
 
-    fn name(&mut self, name: Name) {
+    /// The name behind a number of the kernel side's series.
+    pub fn name(&mut self, name: Name) {
         if let Some(meter) = &mut self.meter {
             meter.name(name);
         }
     }
 
-    fn waited(&mut self, call: &Call) {
+    /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
+    pub fn waited(&mut self, call: &Call) {
         if let Some(meter) = &mut self.meter {
             meter.waited(call);
         }
     }
 
-    fn metrics(&mut self, taken: Taken) -> Vec<QueueKey> {
-        let Some(meter) = &mut self.meter else { return Vec::new() };
+    /// What the kernel side's metrics show.
+    pub fn metrics(&mut self, taken: Taken) {
+        let Some(meter) = &mut self.meter else { return };
         self.pulse.wait();
-        let gone = meter.collect(taken, &mut self.registry);
+        meter.collect(taken, &mut self.registry);
         self.pulse.beat(Instant::now());
-        gone
     }
 
-    fn malformed(&mut self) {
+    /// A record of a call that is none.
+    pub fn malformed(&mut self) {
         self.ledger.malformed();
     }
 
-    fn counts(&mut self, counts: Counts) {
-        self.ledger.kernel(&Counts { context_files: self.prober.bad_files(), ..counts });
+    /// What the kernel side counted so far.
+    pub fn counts(&mut self, counts: &Counts) {
+        self.ledger.kernel(&Counts { context_files: self.prober.bad_files(), ..counts.clone() });
     }
 
-    fn settle(&mut self) {
+    /// No more calls come: waits, not for long, for what is still to be known of those that came.
+    pub fn settle(&mut self) {
         self.learn();
         while let Some(until) = self.waiting.last_deadline()
             && let Some(answer) = self.prober.answer_until(until)
@@ -330,7 +349,8 @@ impl Records for Pipeline {
         self.release_all();
     }
 
-    fn tick(&mut self, now: Instant) -> Duration {
+    /// Time has passed; returns when to come again at the latest.
+    pub fn tick(&mut self, now: Instant) -> Duration {
         self.pulse.beat(now);
         self.learn();
         let mut calls = Vec::new();

@@ -26,6 +26,7 @@ use self::schedule::{Asked, Kind, ProbeId, Schedule};
 use self::watch::Watch;
 use super::process_context::{Published, Unreadable};
 use super::registry::{Facts, Inquiry, Subject};
+use crate::capability::{self, DAC_READ_SEARCH};
 use crate::model::call::{Call, Image, ImageKey};
 use crate::model::slot::Slot;
 
@@ -256,7 +257,12 @@ impl Workers {
             let (jobs, coming) = mpsc::channel();
             let (messages, remembered) = (messages.clone(), self.remembered.clone());
             let stack = thread::Builder::new().name("mqspan-probe".into()).stack_size(STACK);
-            stack.spawn(move || work(&coming, &messages, &remembered)).ok().map(|_| jobs)
+            let work = move || {
+                // Other users' files may be closed to this one.
+                capability::take_up(DAC_READ_SEARCH);
+                work(&coming, &messages, &remembered);
+            };
+            stack.spawn(work).ok().map(|_| jobs)
         });
         let Some(worker) = worker else { return false };
         let is_sent = worker.send(job).is_ok();
