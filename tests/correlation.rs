@@ -5,9 +5,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
-    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::Command,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -22,6 +21,7 @@ use nix::{
 };
 use opentelemetry_proto::tonic::{metrics::v1::metric::Data, trace::v1::Span};
 use support::{
+    fed::Fed,
     otlp::{self, Record, of_operation},
     program::{Ended, Mqspan},
     wait,
@@ -342,36 +342,6 @@ fn failures(path: &Path) -> Result<BTreeMap<String, i64>> {
 /// How often a file of spans is looked through.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A program that is told by its stdin when to go on.
-struct Fed(Child, ChildStdin);
-
-impl Fed {
-    /// Starts it; returns once it has said this.
-    fn start(mut command: Command, said: &str) -> Result<Self> {
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let (stdin, mut line) = (child.stdin.take().context("no stdin")?, String::new());
-        BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let this = Self(child, stdin);
-        ensure!(line.starts_with(said), "it said {line:?}");
-        Ok(this)
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn call(&mut self) -> Result<()> {
-        Ok(self.1.write_all(b"x\n")?)
-    }
-
-    /// Ends it.
-    fn end(self) -> Result<()> {
-        let Self(mut child, stdin) = self;
-        drop(stdin);
-        wait::until("its end", || Ok(child.try_wait()?)).map(drop)
-    }
-}
-
 /// The names that a process's spans so far stand under, each with how many these are.
 fn services(path: &Path, pid: u32) -> Result<BTreeMap<String, usize>> {
     let mut names = BTreeMap::new();
@@ -393,7 +363,8 @@ fn beside(how: &str) -> Result<(BTreeMap<String, usize>, Ended)> {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mqspan = mqspan()?;
     let spans = mqspan.file("spans");
-    let tracing = mqspan.trace_counted(&["--signals=traces,metrics", &mqspan.to_file("spans")])?;
+    let (hostiles, others) = ("--queue=/workload-hostile", "--queue=/workload-published");
+    let tracing = mqspan.trace_counted(&["--signals=traces,metrics", hostiles, others, &mqspan.to_file("spans")])?;
     let folder = mqspan.file("mounted");
     fs::create_dir(&folder)?;
     let mut hostile = Command::new(mqspan.workload());
@@ -405,7 +376,7 @@ fn beside(how: &str) -> Result<(BTreeMap<String, usize>, Ended)> {
         let mut other = Command::new(mqspan.workload());
         other.args(["publish", &name]).env("OTEL_SERVICE_NAME", "wrong");
         let mut other = Fed::start(other, "published")?;
-        other.call()?;
+        other.go_on()?;
         let found = wait::until_every(LOOK, "its span", || {
             Ok(Some(services(&spans, other.pid())?).filter(|of| !of.is_empty()))
         })?;
@@ -413,7 +384,7 @@ fn beside(how: &str) -> Result<(BTreeMap<String, usize>, Ended)> {
         others.push((name, other));
     }
     for (_, other) in &mut others {
-        other.call()?;
+        other.go_on()?;
     }
     for (name, other) in others {
         let found = wait::until_every(LOOK, "the spans of all", || {
