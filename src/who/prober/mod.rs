@@ -356,7 +356,9 @@ impl Dispatcher {
         }
         for subject in self.watch.due(now).into_iter().filter(|_| self.threads) {
             let Subject { image, uid, .. } = subject;
-            self.schedule.ask(image, uid, Kind::Thread, Probe::Thread(subject), now, now);
+            if self.schedule.ask(image, uid, Kind::Thread, Probe::Thread(subject), now, now) == Asked::Dropped {
+                self.counts.files.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if let Some(subjects) = self.watch.sweep(now).filter(|subjects| !subjects.is_empty()) {
             let (nothing, nobody) = NOBODY;
