@@ -10,21 +10,21 @@ use jiff::tz::TimeZone;
 
 use crate::clock::Clock;
 use crate::export::batch::Batch;
-use crate::export::ledger::{Ledger, Share, Tally};
+use crate::export::ledger::{Ledger, OnExport, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
-use crate::kernel::aggregates::Taken;
+use crate::metrics::intake::Intake;
+use crate::metrics::reservoir::Candidates;
 use crate::model::call::{Call, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
 use crate::model::text::utf8;
-use crate::model::values::Receive;
-use crate::run::meter::Meter;
+use crate::model::values::{Receive, Signal};
+use crate::run::directory::SharedDirectory;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
 use crate::telemetry::view::View;
-use crate::who::Registry;
 use crate::who::contexts::Contexts;
 use crate::who::process_context::Published;
 
@@ -46,7 +46,7 @@ pub struct Pipeline {
     filters: Arc<Filters>,
     templates: Templates,
     clock: Clock,
-    registry: Registry,
+    directory: SharedDirectory,
     contexts: Contexts,
     /// The first calls of images of which it is not known yet what they have published, in their order.
     held: HashMap<ImageKey, Vec<Call>>,
@@ -54,7 +54,8 @@ pub struct Pipeline {
     holding: usize,
     traces: bool,
     receive: Receive,
-    meter: Option<Meter>,
+    metrics: Option<Intake>,
+    candidates: Candidates,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
     tally: Arc<Tally>,
@@ -82,15 +83,15 @@ pub struct Parts {
     /// What makes times of day.
     pub clock: Clock,
     /// Who made a call.
-    pub registry: Registry,
+    pub directory: SharedDirectory,
     /// What processes publish.
     pub contexts: Contexts,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
     /// Where a receive span hangs.
     pub receive: Receive,
-    /// What makes metrics, where they are made.
-    pub meter: Option<Meter>,
+    /// What metrics are told, where they are made.
+    pub metrics: Option<Intake>,
     /// Beats while the pipeline is at work.
     pub pulse: Pulse,
     /// Whether lines are coloured.
@@ -100,8 +101,8 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, templates, clock, registry, contexts, .. } = parts;
-        let Parts { traces, receive, meter, pulse, color, .. } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, directory, contexts, .. } = parts;
+        let Parts { traces, receive, metrics, pulse, color, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -112,13 +113,14 @@ impl Pipeline {
             filters,
             templates,
             clock,
-            registry,
+            directory,
             contexts,
             held: HashMap::new(),
             holding: 0,
             traces,
             receive,
-            meter,
+            metrics,
+            candidates: Candidates::default(),
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
             since: None,
@@ -128,9 +130,9 @@ impl Pipeline {
     /// Takes what processes have published: their Resources are others from now on.
     fn learn(&mut self, answers: Vec<(ImageKey, Published)>) {
         for (image, published) in answers {
-            let replaced = self.registry.publish(image, published);
-            if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
-                meter.replace(&image);
+            let replaced = self.directory.registry().publish(image, published);
+            if let Some(metrics) = self.metrics.as_ref().filter(|_| replaced) {
+                metrics.replace(image);
             }
         }
     }
@@ -157,11 +159,11 @@ impl Pipeline {
         if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
-        let resource = self.registry.resource(call.image);
+        let resource = self.directory.registry().resource(call.image);
         let view = view.started_in(resource.started_in);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
-        if let Some(meter) = &mut self.meter {
-            meter.offer(&view, &record);
+        if self.metrics.is_some() {
+            self.candidates.offer(&view, &record);
         }
         for gatherer in &mut self.gatherers {
             match gatherer {
@@ -182,10 +184,14 @@ impl Pipeline {
     /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
     fn cut(&mut self) {
         self.flush_lines();
+        let candidates = self.candidates.take();
+        let on_export = self.metrics.clone().filter(|_| !candidates.is_empty());
+        let on_export = on_export.map(|metrics| OnExport::new(move || metrics.exported(candidates)));
         for gatherer in &mut self.gatherers {
             let Gatherer::Batch(sink, batch) = gatherer else { continue };
             let Some((body, records)) = batch.take() else { continue };
-            let share = Share::of_calls(&self.tally, sink.output, records);
+            let on_export = on_export.clone().filter(|_| sink.signal == Signal::Traces);
+            let share = Share::of_calls(&self.tally, sink.output, records).on_export(on_export);
             hand_over(&self.pulse, sink, body, share);
         }
         self.tally = Tally::new(&self.ledger);
@@ -222,24 +228,24 @@ impl Pipeline {
     /// What the kernel side recorded of a process image.
     pub fn image(&mut self, image: Image) {
         self.contexts.first_call(&image);
-        self.registry.add(image);
+        self.directory.registry().add(image);
     }
 
     /// An image has published its process context.
     pub fn published(&mut self, key: ImageKey) {
-        if let Some(image) = self.registry.image(&key) {
+        if let Some(image) = self.directory.registry().image(&key) {
             self.contexts.published(image);
         }
     }
 
     /// Whether the image is known.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
-        self.registry.knows(key)
+        self.directory.registry().knows(key)
     }
 
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
     pub fn no_image(&mut self, call: &Call) {
-        self.registry.add_from_proc(call);
+        self.directory.registry().add_from_proc(call);
     }
 
     /// A call; its image came before where it could.
@@ -266,25 +272,28 @@ impl Pipeline {
     }
 
     /// The name behind a number of the kernel side's series.
-    pub fn name(&mut self, name: Name) {
-        if let Some(meter) = &mut self.meter {
-            meter.name(name);
+    pub fn name(&mut self, name: &Name) {
+        if self.metrics.is_some() {
+            self.directory.learn(name);
+        }
+    }
+
+    /// The process of an image has ended.
+    pub fn ended(&mut self, image: ImageKey) {
+        if self.metrics.is_some() {
+            self.directory.ended(image);
         }
     }
 
     /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
     pub fn waited(&mut self, call: &Call) {
-        if let Some(meter) = &mut self.meter {
-            meter.waited(call);
+        let (Some(metrics), Some(queue), Some(wait_ns)) = (&self.metrics, &call.queue, call.inferred_wait_ns()) else {
+            return;
+        };
+        if self.filters.comm.keeps_name(Some(&utf8(call.comm()))) {
+            let name = || format!("/{}", utf8(&queue.name)).into();
+            metrics.waits().add(call.image, queue.key, call.ipc_ns, wait_ns, name);
         }
-    }
-
-    /// What the kernel side's metrics show.
-    pub fn metrics(&mut self, taken: Taken) {
-        let Some(meter) = &mut self.meter else { return };
-        self.pulse.wait();
-        meter.collect(taken, |key| self.registry.resource(key));
-        self.pulse.beat(Instant::now());
     }
 
     /// A record of a call that is none.

@@ -14,8 +14,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::directory::SharedDirectory;
 use super::pipeline::Pipeline;
-use crate::kernel::aggregates::{Aggregates, Taken};
 use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
 use crate::kernel::ring::Ring;
@@ -44,8 +44,8 @@ pub struct Reading {
     pub infers: bool,
     /// Whether calls become records.
     pub makes_records: bool,
-    /// How often metrics are read; None: there are none.
-    pub metrics: Option<Duration>,
+    /// What metrics ask.
+    pub directory: SharedDirectory,
 }
 
 /// The running thread.
@@ -108,7 +108,7 @@ struct Rings {
     notices: Ring,
     sequence: Sequence,
     publishers: Option<Publishers>,
-    aggregates: Option<Aggregates>,
+    directory: SharedDirectory,
     pipeline: Pipeline,
     stop: Arc<Stop>,
 }
@@ -124,14 +124,14 @@ impl Rings {
             false => None,
         };
         let woken = stop.clone();
-        let start = |interval| Aggregates::start(&programs, interval, move || woken.wake());
+        reading.directory.wake_by(move || woken.wake());
         Ok(Self {
             calls: programs.calls().map_err(text)?,
             images: programs.images().map_err(text)?,
             notices: programs.notices().map_err(text)?,
             sequence: Sequence::default(),
             publishers,
-            aggregates: reading.metrics.map(start).transpose()?,
+            directory: reading.directory.clone(),
             pipeline,
             stop: stop.clone(),
             programs,
@@ -155,7 +155,6 @@ impl Rings {
             }
             let taken = self.take_calls();
             self.take_others();
-            self.take_metrics();
             let now = Instant::now();
             if now - counted >= COUNT_EVERY {
                 counted = now;
@@ -189,11 +188,7 @@ impl Rings {
         self.release();
         self.take_others();
         self.pipeline.settle();
-        let last = self.aggregates.take().map(Aggregates::stop).unwrap_or_default();
-        for taken in last {
-            self.take_others();
-            self.pipeline.metrics(taken);
-        }
+        self.directory.has_taken(u64::MAX);
         let counts = self.counts();
         self.pipeline.counts(&counts);
     }
@@ -252,10 +247,11 @@ impl Rings {
 
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
+        let turn = self.directory.turn();
         let Self { images, notices, pipeline, publishers, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
-                pipeline.name(name);
+                pipeline.name(&name);
             } else if let Ok(image) = Image::decode(bytes) {
                 if let Some(publishers) = publishers {
                     publishers.offer(image.key);
@@ -263,20 +259,12 @@ impl Rings {
                 pipeline.image(image);
             }
         });
-        notices.take(usize::MAX, |bytes| {
-            if let Ok(Notice::Published(key)) = Notice::decode(bytes) {
-                pipeline.published(key);
-            }
+        notices.take(usize::MAX, |bytes| match Notice::decode(bytes) {
+            Ok(Notice::Published(key)) => pipeline.published(key),
+            Ok(Notice::Ended(key)) => pipeline.ended(key),
+            Err(_) => {}
         });
-    }
-
-    /// The images and names that the readings speak of came before them.
-    fn take_metrics(&mut self) {
-        let taken: Vec<Taken> = self.aggregates.as_ref().map(|of| of.fetch().collect()).unwrap_or_default();
-        for taken in taken {
-            self.take_others();
-            self.pipeline.metrics(taken);
-        }
+        self.directory.has_taken(turn);
     }
 }
 
