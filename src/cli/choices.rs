@@ -4,7 +4,9 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::model::values::{Color, Compression, Format, HistogramAggregation, HookKind, Op, Protocol, Receive, Signal, Temporality};
+use crate::model::values::{
+    Color, Compression, Format, HistogramAggregation, HookKind, Op, Protocol, Receive, Signal, Temporality,
+};
 
 /// A type's values: each with its name, other names that are taken for it, and its line in the help.
 macro_rules! choices {

@@ -23,7 +23,8 @@ use crate::model::error::Error;
 use crate::model::filter::{Filter, Filters};
 use crate::model::glob::Templates;
 use crate::model::values::{
-    Color, CpuList, HistogramAggregation, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals, Temporality,
+    Color, CpuList, HistogramAggregation, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals,
+    Temporality,
 };
 
 /// Everything that a run is told.

@@ -9,34 +9,34 @@ use std::time::{Duration, Instant};
 /// A thread that looks when it is asked. There is never more than one look under way, however long it takes.
 #[derive(Debug)]
 pub struct Looker<T> {
-    shared: Arc<Shared<T>>,
+    shared: Arc<LookerState<T>>,
 }
 
 #[derive(Debug)]
-struct Shared<T> {
-    state: Mutex<State<T>>,
+struct LookerState<T> {
+    state: Mutex<Looking<T>>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct State<T> {
+struct Looking<T> {
     is_asked: bool,
     /// Since when a look is under way.
     looking: Option<Instant>,
-    answer: Option<Answer<T>>,
+    answer: Option<Sight<T>>,
     /// How many answers there were.
     answers: u64,
     is_over: bool,
 }
 
 #[derive(Debug)]
-struct Answer<T> {
+struct Sight<T> {
     asked_at: Instant,
     what: Arc<T>,
 }
 
-impl<T> Shared<T> {
-    fn state(&self) -> MutexGuard<'_, State<T>> {
+impl<T> LookerState<T> {
+    fn state(&self) -> MutexGuard<'_, Looking<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -44,12 +44,12 @@ impl<T> Shared<T> {
 impl<T: Send + Sync + 'static> Looker<T> {
     /// Starts the thread; `look` is what it does.
     pub fn start(look: impl Fn() -> T + Send + 'static) -> io::Result<Self> {
-        let state = State { is_asked: false, looking: None, answer: None, answers: 0, is_over: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let state = Looking { is_asked: false, looking: None, answer: None, answers: 0, is_over: false };
+        let shared = Arc::new(LookerState { state: Mutex::new(state), changed: Condvar::new() });
         let seen = shared.clone();
         thread::Builder::new().name("mqspan-live".into()).spawn(move || {
             loop {
-                let asleep = |state: &mut State<T>| !state.is_asked && !state.is_over;
+                let asleep = |state: &mut Looking<T>| !state.is_asked && !state.is_over;
                 let state = seen.changed.wait_while(seen.state(), asleep);
                 let mut state = state.unwrap_or_else(PoisonError::into_inner);
                 if state.is_over {
@@ -60,7 +60,7 @@ impl<T: Send + Sync + 'static> Looker<T> {
                 drop(state);
                 let what = Arc::new(look());
                 let mut state = seen.state();
-                (state.looking, state.answer) = (None, Some(Answer { asked_at, what }));
+                (state.looking, state.answer) = (None, Some(Sight { asked_at, what }));
                 state.answers += 1;
                 drop(state);
                 seen.changed.notify_all();
@@ -78,9 +78,10 @@ impl<T: Send + Sync + 'static> Looker<T> {
             self.shared.changed.notify_all();
         }
         let before = state.answers;
-        let is_the_last = |state: &mut State<T>| state.answers == before;
+        let is_the_last = |state: &mut Looking<T>| state.answers == before;
         // A look that takes longer than this one's patience will not become quicker by waiting for it each time.
-        let patience = if state.looking.is_some_and(|since| since.elapsed() > patience) { Duration::ZERO } else { patience };
+        let patience =
+            if state.looking.is_some_and(|since| since.elapsed() > patience) { Duration::ZERO } else { patience };
         let (state, _) = self
             .shared
             .changed

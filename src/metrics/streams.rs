@@ -366,7 +366,8 @@ impl StreamTable {
     /// Forgets the image whose calls are the longest ago, if all of it was exported; whether there was one.
     fn evict(&mut self) -> bool {
         let idle = |streams: &ImageStreams| {
-            streams.changed < self.collection && (streams.is_empty() || self.cumulative && streams.changed <= self.settled)
+            streams.changed < self.collection
+                && (streams.is_empty() || self.cumulative && streams.changed <= self.settled)
         };
         let images = self.holders.iter().filter(|(holder, streams)| holder.image.is_some() && idle(streams));
         let Some(holder) = images.min_by_key(|(_, streams)| streams.changed).map(|(holder, _)| *holder) else {
@@ -433,8 +434,8 @@ impl StreamTable {
             let successor = holders.peek().and_then(|(next, _)| next.image).is_some_and(|next| {
                 (next.pid, next.started_ns) == (image.pid, image.started_ns) && next.exec_id > image.exec_id
             });
-            let is_over = streams.closed.is_some()
-                || streams.changed < self.collection && (successor || has_ended(&image));
+            let is_over =
+                streams.closed.is_some() || streams.changed < self.collection && (successor || has_ended(&image));
             gone.extend((is_over && is_exported).then_some(*holder));
         }
         for holder in gone {

@@ -20,9 +20,9 @@ const CATCH_UP: Duration = Duration::from_millis(200);
 
 /// What both know; clones share it.
 #[derive(Clone)]
-pub struct SharedDirectory(Arc<Shared>);
+pub struct SharedDirectory(Arc<DirectoryState>);
 
-struct Shared {
+struct DirectoryState {
     registry: Mutex<Registry>,
     names: Mutex<HashMap<u64, Arc<str>>>,
     ended: Mutex<HashSet<ImageKey>>,
@@ -51,7 +51,7 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 impl SharedDirectory {
     /// Knows what the registry knows.
     pub fn new(registry: Registry) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(DirectoryState {
             registry: Mutex::new(registry),
             names: Mutex::default(),
             ended: Mutex::default(),

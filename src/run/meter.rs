@@ -196,10 +196,9 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         }
         self.look_at_queues(queues, surroundings);
         for account in &mut self.accounts {
-            let collection = account.table.collection();
             for pass in &mut account.passes {
                 match pass.phase {
-                    Phase::Idle => (pass.phase, pass.began) = (Phase::Streams(Cursor::default()), collection),
+                    Phase::Idle => pass.phase = Phase::Streams(Cursor::default()),
                     _ => pass.again = true,
                 }
             }
@@ -228,7 +227,8 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
             let images: Vec<ImageKey> = match &replaced {
                 Replaced::Images(images) => images.iter().copied().collect(),
                 Replaced::Any => {
-                    let is_other = |(image, before): &(ImageKey, &Arc<Resource>)| directory.resource(*image) != **before;
+                    let is_other =
+                        |(image, before): &(ImageKey, &Arc<Resource>)| directory.resource(*image) != **before;
                     table.images().filter(is_other).map(|(image, _)| image).collect()
                 }
             };
@@ -240,8 +240,8 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         let name = self.directory.name(reading.name);
         let Filters { queue, comm, .. } = &*self.parts.filters;
         // What found no room for a series of its own has neither name nor thread.
-        let passes = reading.image.is_none()
-            || queue.keeps_name(name.as_deref()) && comm.keeps_name(Some(&utf8(&reading.comm)));
+        let passes =
+            reading.image.is_none() || queue.keeps_name(name.as_deref()) && comm.keeps_name(Some(&utf8(&reading.comm)));
         if self.parts.alone && reading.measure == Measure::Duration {
             self.parts.ledger.aggregated(reading.points.count(), passes);
         }
@@ -301,14 +301,12 @@ struct GaugeSource<'a> {
 
 impl<O: Outlet> Pass<O> {
     /// Enqueues the next request; returns whether there was one.
-    fn advance(
-        &mut self,
-        table: &mut StreamTable,
-        source: &GaugeSource<'_>,
-        histograms: HistogramAggregation,
-    ) -> bool {
+    fn advance(&mut self, table: &mut StreamTable, source: &GaugeSource<'_>, histograms: HistogramAggregation) -> bool {
         let mut builder = RequestBuilder::new(table.is_cumulative());
         if let Phase::Streams(cursor) = &mut self.phase {
+            if *cursor == Cursor::default() {
+                (self.began, self.again) = (table.collection(), false);
+            }
             let is_done = table.pass(cursor, self.exported, |resource, time_ns, export| {
                 builder.add(resource, otlp::points(&export, time_ns, histograms));
                 !builder.is_full()
@@ -326,7 +324,7 @@ impl<O: Outlet> Pass<O> {
                 *after = Some(queue.clone());
             }
             if !builder.is_full() {
-                self.end(table.collection());
+                self.end();
             }
         }
         let Some((request, points)) = builder.take() else { return false };
@@ -335,13 +333,12 @@ impl<O: Outlet> Pass<O> {
     }
 
     /// All that there was when the pass began was exported.
-    fn end(&mut self, collection: u64) {
+    fn end(&mut self) {
         self.exported = self.began;
         self.phase = match std::mem::take(&mut self.again) {
             true => Phase::Streams(Cursor::default()),
             false => Phase::Idle,
         };
-        self.began = collection;
     }
 }
 

@@ -25,8 +25,8 @@ use tokio::runtime::{Builder, Runtime};
 use tracing::{debug, info, warn};
 
 use self::child::Child;
-use self::end::{Running, finish};
 use self::directory::SharedDirectory;
+use self::end::{Running, finish};
 use self::meter::{Meter, MeterParts, Moment};
 use self::metrics::{Collecting, MetricsStage};
 use self::outlet::SinkOutlet;
@@ -146,11 +146,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if settings.signals.metrics {
         calls::each_queue(|queue| _ = programs.keep_queue(queue));
     }
-    let reading = Reading {
-        infers: hooks == HookKind::Tracepoint && makes_records,
-        makes_records,
-        directory,
-    };
+    let reading = Reading { infers: hooks == HookKind::Tracepoint && makes_records, makes_records, directory };
     let reader = Reader::start(programs.clone(), reading, pipeline).map_err(refused)?;
     let metrics = meter.map(|meter| {
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
