@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::kernel::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
 use crate::kernel::plan::{order, plan, refusal};
+use crate::kernel::trial;
 use crate::model::error::Error;
 use crate::model::values::{Format, HookKind};
 
@@ -46,7 +47,7 @@ struct Missing {
 
 /// Looks at this host and prints what it offers; returns whether `run` would work.
 pub fn check(format: Format) -> io::Result<bool> {
-    let report = Report::of(&Facts::gather(&[]));
+    let report = Report::of(&trial::facts(&[]));
     let text = match format {
         Format::Text => report.text(),
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",

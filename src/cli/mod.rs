@@ -15,7 +15,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::model::filter::Pick;
+use crate::model::filter::{self, Pick};
 use crate::model::glob::Glob;
 use crate::model::values::{self, Color, CpuList, Format, HookKind, Namespace, Op, Output, Protocol, Receive, Signal};
 
@@ -82,7 +82,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub slow: Option<Duration>,
     /// Queues that match go by this pattern in span names and metrics; repeatable
-    #[arg(long, value_name = "GLOB", value_parser = values::template)]
+    #[arg(long, value_name = "GLOB", value_parser = filter::template)]
     pub template: Vec<Glob>,
     /// A receive span links to the sending span, or is its child [default: link]
     #[arg(long)]
@@ -146,22 +146,22 @@ pub struct FilterArgs {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub call: Vec<Op>,
     /// Only queues whose name matches; repeatable
-    #[arg(long, value_name = "[!]GLOB", value_parser = values::queue)]
+    #[arg(long, value_name = "[!]GLOB", value_parser = filter::queue)]
     pub queue: Vec<Pick<Glob>>,
     /// Only threads whose name matches; repeatable
     #[arg(long, value_name = "[!]GLOB")]
     pub comm: Vec<Pick<Glob>>,
     /// Only this process, with all its threads, without its children; repeatable
-    #[arg(long, value_name = "[!]N", value_parser = values::number)]
+    #[arg(long, value_name = "[!]N", value_parser = filter::number)]
     pub pid: Vec<Pick<u32>>,
     /// Only processes of this effective user id; repeatable
-    #[arg(long, value_name = "[!]N", value_parser = values::number)]
+    #[arg(long, value_name = "[!]N", value_parser = filter::number)]
     pub uid: Vec<Pick<u32>>,
     /// Only the container whose id begins so; repeatable
-    #[arg(long, value_name = "[!]ID", value_parser = values::container)]
+    #[arg(long, value_name = "[!]ID", value_parser = filter::container)]
     pub container: Vec<Pick<String>>,
     /// Only this ipc namespace: all, self (mqspan's own) or its number; repeatable [default: all]
-    #[arg(long, value_name = "[!]NS", value_parser = values::namespace)]
+    #[arg(long, value_name = "[!]NS", value_parser = filter::namespace)]
     pub ipc_namespace: Vec<Pick<Namespace>>,
     /// Only calls that failed
     #[arg(long)]

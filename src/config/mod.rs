@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use self::env::{Environment, pairs};
-use self::file::File;
+use self::file::ConfigFile;
 use self::otlp::{Layer, Layers, Otlp};
 use crate::cli::choices::choice;
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
@@ -99,13 +99,13 @@ impl Settings {
     /// option that this version has not.
     pub fn load(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let file = match &command_line.config {
-            Some(path) => File::read(path)?,
-            None => File::default(),
+            Some(path) => ConfigFile::read(path)?,
+            None => ConfigFile::default(),
         };
         Self::merge(command_line, get, file)
     }
 
-    fn merge(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>, file: File) -> Result<Self, Error> {
+    fn merge(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>, file: ConfigFile) -> Result<Self, Error> {
         let env = Environment::new(get);
         let host_wide = command_line.command.is_empty();
         if command_line.user.is_some() && host_wide {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::utsname::uname;
 
 use super::hooks::CALLS;
-use super::{btf, plan, programs};
+use super::{btf, programs};
 use crate::model::values::HookKind;
 
 /// Where tracefs may be mounted (Documentation/trace/ftrace.rst); libbpf looks in the same places.
@@ -21,7 +21,7 @@ pub const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_DAC_OVERRIDE", DAC_OVERRIDE, "makes kprobes, by writing to tracefs"),
 ];
 /// Needed for one kind of hooks only.
-pub const DAC_OVERRIDE: u32 = 1;
+pub use crate::capability::DAC_OVERRIDE;
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// What `run` rests on.
@@ -60,8 +60,8 @@ const WRAPPER: &str = if cfg!(target_arch = "aarch64") { "__arm64_sys_" } else {
 const FAULTABLE: &str = "trace_call_bpf_faultable";
 
 impl Facts {
-    /// Looks at this host, where hooks of the kinds that are asked for, in their order, are wanted; none: any.
-    pub fn gather(asked: &[HookKind]) -> Self {
+    /// Looks at this host; tries nothing.
+    pub fn gather() -> Self {
         programs::keep_warnings();
         let uname = uname().ok();
         let word = |text: Option<&std::ffi::OsStr>| text.unwrap_or_default().to_string_lossy().into_owned();
@@ -73,7 +73,7 @@ impl Facts {
         };
         let wrappers = CALLS.map(|(_, call)| format!("{WRAPPER}{call}"));
         let functions = btf::functions(|name| name == FAULTABLE || wrappers.iter().any(|wrapper| wrapper == name));
-        let mut facts = Self {
+        Self {
             kernel: format!(
                 "{} {}",
                 word(uname.as_ref().map(|uname| uname.release())),
@@ -90,19 +90,7 @@ impl Facts {
             tracefs,
             trials: Vec::new(),
             map_bytes: None,
-        };
-        for kind in plan::order(&facts, asked) {
-            if plan::refusal(&facts, kind).is_some() {
-                continue;
-            }
-            let trial = programs::try_attach(kind, facts.tracefs.as_deref());
-            facts.map_bytes = trial.as_ref().ok().copied();
-            facts.trials.push((kind, trial.map(drop)));
-            if facts.map_bytes.is_some() {
-                break;
-            }
         }
-        facts
     }
 
     /// Whether a thread can be preempted while it is in the kernel. Where it is not known it is assumed.
@@ -123,7 +111,7 @@ impl Facts {
 }
 
 fn capabilities() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }

@@ -17,6 +17,7 @@ pub mod probes;
 pub mod programs;
 pub mod readings;
 pub mod ring;
+pub mod trial;
 
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::restriction)]
 pub mod skel {

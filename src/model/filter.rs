@@ -137,6 +137,46 @@ impl Filters {
     }
 }
 
+/// An ipc namespace; `!all` is refused, nothing would be left.
+pub fn namespace(text: &str) -> Result<Pick<Namespace>, String> {
+    match text {
+        "!all" => Err("!all leaves no call to trace".into()),
+        _ => text.parse(),
+    }
+}
+
+/// A process or user id.
+pub fn number(text: &str) -> Result<Pick<u32>, String> {
+    text.parse().map_err(|_| "not a number".into())
+}
+
+/// The beginning of a container's id.
+pub fn container(text: &str) -> Result<Pick<String>, String> {
+    let pick: Pick<String> = text.parse().map_err(|_| "not an id")?;
+    let is_id = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
+    match pick.value.len() {
+        1..=64 if pick.value.bytes().all(is_id) => Ok(pick),
+        _ => Err("not the beginning of a container's id: digits 0 to f, at most 64".into()),
+    }
+}
+
+/// A queue pattern: where it begins with none of `/ * ? [` it gets the slash that every name has.
+pub fn queue(text: &str) -> Result<Pick<Glob>, String> {
+    let Pick { value, exclude } = text.parse::<Pick<Glob>>()?;
+    let text = value.to_string();
+    let value = if text.starts_with(['/', '*', '?', '[']) { value } else { format!("/{text}").parse()? };
+    Ok(Pick { value, exclude })
+}
+
+/// A template, written as a queue pattern is.
+pub fn template(text: &str) -> Result<Glob, String> {
+    let Pick { value, exclude } = queue(text)?;
+    match exclude {
+        true => Err("a template can't be negated".into()),
+        false => Ok(value),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,5 +225,31 @@ mod tests {
         let pid = filter::<u32>(&["7", "8"]);
         assert!(pid.keeps(|p| *p == 8) && !pid.keeps(|p| *p == 9));
         assert_eq!(pid.unmatched().map(|p| p.value).collect::<Vec<_>>(), [7]);
+    }
+
+    /// Prevents a queue pattern without its slash from matching nothing, and a second slash where
+    /// the pattern already has its beginning.
+    #[test]
+    fn queue_patterns_get_their_slash() {
+        for (text, expected) in [
+            ("orders", "/orders"),
+            ("/orders", "/orders"),
+            ("!orders", "!/orders"),
+            ("!/orders", "!/orders"),
+            ("*orders", "*orders"),
+            ("?orders", "?orders"),
+            ("[/]orders", "[/]orders"),
+            (".x", "/.x"),
+        ] {
+            assert_eq!(queue(text).unwrap().to_string(), expected);
+        }
+        assert!(queue("!").is_err() && queue("").is_err());
+    }
+
+    /// Prevents a namespace that leaves nothing to trace, and words that are none.
+    #[test]
+    fn namespaces() {
+        assert_eq!(namespace("!self").unwrap().to_string(), "!self");
+        assert!(namespace("!all").is_err() && namespace("ipc").is_err());
     }
 }

@@ -7,9 +7,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::filter::Pick;
-use super::glob::Glob;
-
 /// A system call of the family, and what glibc calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Op {
@@ -234,46 +231,6 @@ impl FromStr for Namespace {
     }
 }
 
-/// An ipc namespace; `!all` is refused, nothing would be left.
-pub fn namespace(text: &str) -> Result<Pick<Namespace>, String> {
-    match text {
-        "!all" => Err("!all leaves no call to trace".into()),
-        _ => text.parse(),
-    }
-}
-
-/// A process or user id.
-pub fn number(text: &str) -> Result<Pick<u32>, String> {
-    text.parse().map_err(|_| "not a number".into())
-}
-
-/// The beginning of a container's id.
-pub fn container(text: &str) -> Result<Pick<String>, String> {
-    let pick: Pick<String> = text.parse().map_err(|_| "not an id")?;
-    let is_id = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
-    match pick.value.len() {
-        1..=64 if pick.value.bytes().all(is_id) => Ok(pick),
-        _ => Err("not the beginning of a container's id: digits 0 to f, at most 64".into()),
-    }
-}
-
-/// A queue pattern: where it begins with none of `/ * ? [` it gets the slash that every name has.
-pub fn queue(text: &str) -> Result<Pick<Glob>, String> {
-    let Pick { value, exclude } = text.parse::<Pick<Glob>>()?;
-    let text = value.to_string();
-    let value = if text.starts_with(['/', '*', '?', '[']) { value } else { format!("/{text}").parse()? };
-    Ok(Pick { value, exclude })
-}
-
-/// A template, written as a queue pattern is.
-pub fn template(text: &str) -> Result<Glob, String> {
-    let Pick { value, exclude } = queue(text)?;
-    match exclude {
-        true => Err("a template can't be negated".into()),
-        false => Ok(value),
-    }
-}
-
 /// A DURATION: a number with ns, us, ms, s, m or h, and sums of these (`1m30s`, `1.5ms`).
 pub fn duration(text: &str) -> Result<Duration, String> {
     let form = || String::from("a duration is a number with ns, us, ms, s, m or h, as in 1m30s");
@@ -489,32 +446,11 @@ mod tests {
         }
     }
 
-    /// Prevents a queue pattern without its slash from matching nothing, and a second slash where
-    /// the pattern already has its beginning.
+    /// Prevents wrong outputs and addresses from passing as something else.
     #[test]
-    fn queue_patterns_get_their_slash() {
-        for (text, expected) in [
-            ("orders", "/orders"),
-            ("/orders", "/orders"),
-            ("!orders", "!/orders"),
-            ("!/orders", "!/orders"),
-            ("*orders", "*orders"),
-            ("?orders", "?orders"),
-            ("[/]orders", "[/]orders"),
-            (".x", "/.x"),
-        ] {
-            assert_eq!(queue(text).unwrap().to_string(), expected);
-        }
-        assert!(queue("!").is_err() && queue("").is_err());
-    }
-
-    /// Prevents wrong outputs, namespaces and addresses from passing as something else.
-    #[test]
-    fn outputs_namespaces_and_addresses() {
+    fn outputs_and_addresses() {
         assert_eq!("file:a:b".parse(), Ok(Output::File("a:b".into())));
         assert!("file:".parse::<Output>().is_err() && "Otlp".parse::<Output>().is_err());
-        assert_eq!(namespace("!self").unwrap().to_string(), "!self");
-        assert!(namespace("!all").is_err() && namespace("ipc").is_err());
         for (text, expected) in [
             ("8080", Some("127.0.0.1:8080")),
             (":8080", Some("127.0.0.1:8080")),

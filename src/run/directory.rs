@@ -1,6 +1,6 @@
 //! Who and what the kernel side's numbers stand for, shared between the reader, which learns it, and the metrics, which ask.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -9,12 +9,10 @@ use super::meter::Directory;
 use crate::model::call::{ImageKey, Name};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
-use crate::who::Registry;
+use crate::who::registry::Registry;
 
 /// So many names are remembered.
 const NAMES: usize = 65_536;
-/// So many images that have ended are remembered; metrics forget those whose calls are long ago by themselves.
-const ENDED: usize = 8192;
 /// The reader is waited for at most so long.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
@@ -25,7 +23,6 @@ pub struct SharedDirectory(Arc<DirectoryState>);
 struct DirectoryState {
     registry: Mutex<Registry>,
     names: Mutex<HashMap<u64, Arc<str>>>,
-    ended: Mutex<HashSet<ImageKey>>,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     turns: Mutex<Turns>,
     caught_up: Condvar,
@@ -54,7 +51,6 @@ impl SharedDirectory {
         Self(Arc::new(DirectoryState {
             registry: Mutex::new(registry),
             names: Mutex::default(),
-            ended: Mutex::default(),
             wake: OnceLock::new(),
             turns: Mutex::default(),
             caught_up: Condvar::new(),
@@ -74,15 +70,6 @@ impl SharedDirectory {
             names.retain(|_, name| Arc::strong_count(name) > 1);
         }
         names.insert(name.number, format!("/{}", utf8(&name.bytes)).into());
-    }
-
-    /// The process of the image has ended.
-    pub fn ended(&self, image: ImageKey) {
-        let mut ended = lock(&self.0.ended);
-        if ended.len() >= ENDED {
-            ended.clear();
-        }
-        ended.insert(image);
     }
 
     /// What wakes the reader.
@@ -126,6 +113,6 @@ impl Directory for SharedDirectory {
     }
 
     fn has_ended(&self, image: &ImageKey) -> bool {
-        lock(&self.0.ended).contains(image)
+        self.registry().has_ended(image)
     }
 }

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 use super::child::Child;
 use super::metrics::MetricsStage;
 use super::reader::Reader;
-use super::signals::{Event, Signals};
+use super::signals::{SignalQueue, Wakeup};
 use crate::export::ledger::Ledger;
 use crate::export::{Deliveries, no_thread};
 use crate::internal::Internal;
@@ -47,7 +47,7 @@ pub struct Running {
 /// Ends what runs; `status` becomes the command's where that ends meanwhile.
 pub fn finish(
     running: Running,
-    signals: &Signals,
+    signals: &SignalQueue,
     child: Option<&mut Child>,
     runtime: &Handle,
     status: &mut u8,
@@ -94,7 +94,7 @@ pub fn finish(
 
 /// Waits until everything is delivered; false where the time was over or a second signal came.
 fn wait(
-    signals: &Signals,
+    signals: &SignalQueue,
     mut child: Option<&mut Child>,
     until: Instant,
     done: &mpsc::Receiver<()>,
@@ -102,14 +102,14 @@ fn wait(
 ) -> bool {
     loop {
         match signals.wait(Some(until)) {
-            Event::Rung => {
+            Wakeup::Rung => {
                 if done.try_recv().is_ok() {
                     return true;
                 }
             }
-            Event::Child => *status = child.as_mut().and_then(|child| child.status()).unwrap_or(*status),
-            Event::End { .. } | Event::TimeOut => return done.try_recv().is_ok(),
-            Event::Hangup => {}
+            Wakeup::Child => *status = child.as_mut().and_then(|child| child.status()).unwrap_or(*status),
+            Wakeup::End { .. } | Wakeup::TimeOut => return done.try_recv().is_ok(),
+            Wakeup::Hangup => {}
         }
     }
 }

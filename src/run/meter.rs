@@ -68,11 +68,16 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Now.
+    /// Now: of some tries the one with the least time between the clocks.
     pub fn now() -> Self {
-        let boot_ns = clock::now_ns(ClockId::CLOCK_BOOTTIME);
-        let wall_ns = boot_ns + clock::offset_ns(ClockId::CLOCK_BOOTTIME);
-        Self { wall_ns: wall_ns.max(0).unsigned_abs(), boot_ns: boot_ns.unsigned_abs() }
+        let read = |id| clock::now_ns(id).max(0).unsigned_abs();
+        let look = |_| {
+            let boot_ns = read(ClockId::CLOCK_BOOTTIME);
+            let wall_ns = read(ClockId::CLOCK_REALTIME);
+            (read(ClockId::CLOCK_BOOTTIME).saturating_sub(boot_ns), Self { wall_ns, boot_ns })
+        };
+        let best = (0..5).map(look).min_by_key(|(took, _)| *took);
+        best.map_or(Self { wall_ns: 0, boot_ns: 0 }, |(_, moment)| moment)
     }
 }
 
@@ -239,9 +244,10 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
     fn add_series(&mut self, reading: &Reading) {
         let name = self.directory.name(reading.name);
         let Filters { queue, comm, .. } = &*self.parts.filters;
-        // What found no room for a series of its own has neither name nor thread.
+        // What found no room for a series of its own has neither name nor thread. Else both are asked, whatever the other
+        // says: each remembers which of its values matched.
         let passes =
-            reading.image.is_none() || queue.keeps_name(name.as_deref()) && comm.keeps_name(Some(&utf8(&reading.comm)));
+            reading.image.is_none() || queue.keeps_name(name.as_deref()) & comm.keeps_name(Some(&utf8(&reading.comm)));
         if self.parts.alone && reading.measure == Measure::Duration {
             self.parts.ledger.aggregated(reading.points.count(), passes);
         }

@@ -31,8 +31,9 @@ use self::meter::{Meter, MeterParts, Moment};
 use self::metrics::{Collecting, MetricsStage};
 use self::outlet::SinkOutlet;
 use self::pipeline::{Parts, Pipeline};
-use self::reader::{Reader, Reading};
-use self::signals::{Event, Signals};
+use self::reader::{Reader, ReaderOptions};
+use self::signals::{SignalQueue, Wakeup};
+use crate::capability::{self, DAC_OVERRIDE, DAC_READ_SEARCH};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::export::hangup::Hangup;
@@ -40,21 +41,22 @@ use crate::export::{self, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
 use crate::kernel::aggregates::Aggregates;
-use crate::kernel::facts::Facts;
 use crate::kernel::plan::plan;
 use crate::kernel::programs::{Config, Programs};
+use crate::kernel::trial;
 use crate::live::{Surroundings, calls};
 use crate::metrics::intake::Intake;
 use crate::model::error::Error;
 use crate::model::resource::Resource;
 use crate::model::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
-use crate::who::contexts::Contexts;
 use crate::who::host::Host;
-use crate::who::{Registry, resource};
+use crate::who::prober::Prober;
+use crate::who::registry::Registry;
+use crate::who::resource;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
-    let signals = Signals::take().map_err(no_thread)?;
+    let signals = SignalQueue::take().map_err(no_thread)?;
     panics::watch(signals.bell());
     // Before there is any other thread, and before mqspan's own affinity.
     let mut child = match settings.command.is_empty() {
@@ -75,7 +77,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let facts = Facts::gather(&settings.hooks);
+    let facts = privileged(|| trial::facts(&settings.hooks));
     let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
@@ -90,7 +92,8 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let of_signal =
         |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
     let makes_records = settings.signals.traces || settings.signals.logs;
-    let directory = SharedDirectory::new(Registry::new(host));
+    let clock = Clock::start().map_err(no_thread)?;
+    let directory = SharedDirectory::new(Registry::new(host, clock.boot_offset_ns()));
     let intake = Intake::default();
     let meter = settings.signals.metrics.then(|| {
         let parts = MeterParts {
@@ -114,9 +117,9 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
         templates: settings.templates.clone(),
-        clock: Clock::start().map_err(no_thread)?,
         directory: directory.clone(),
-        contexts: Contexts::start().map_err(no_thread)?,
+        clock,
+        prober: Prober::start(makes_records).map_err(no_thread)?,
         traces: settings.signals.traces,
         receive: settings.receive,
         metrics: meter.is_some().then_some(intake),
@@ -146,8 +149,8 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if settings.signals.metrics {
         calls::each_queue(|queue| _ = programs.keep_queue(queue));
     }
-    let reading = Reading { infers: hooks == HookKind::Tracepoint && makes_records, makes_records, directory };
-    let reader = Reader::start(programs.clone(), reading, pipeline).map_err(refused)?;
+    let options = ReaderOptions { infers: hooks == HookKind::Tracepoint && makes_records, directory };
+    let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
     let metrics = meter.map(|meter| {
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
         let collecting = Collecting { aggregates, looker: Surroundings::looker().map_err(no_thread)?, meter };
@@ -204,21 +207,34 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     started.map(|()| status)
 }
 
+/// Does it with what passes over the permissions of the kernel's own files, on a thread of its own.
+fn privileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let with_capabilities = || {
+        [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
+        work()
+    };
+    match thread::scope(|scope| scope.spawn(with_capabilities).join()) {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// Attaches on a thread of its own, since that may take a second; returns the signal that asked for the end meanwhile.
-fn attach(config: &Config<'_>, signals: &Signals) -> (Result<Programs, String>, Option<Signal>) {
+fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, String>, Option<Signal>) {
     let mut asked = None;
     let programs = thread::scope(|scope| {
         let bell = signals.bell();
         let attaching = scope.spawn(move || {
+            [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
             let programs = Programs::attach(config);
             bell.ring();
             programs
         });
         while !attaching.is_finished() {
             match signals.wait(None) {
-                Event::End { signal, .. } => asked = Some(signal),
-                Event::Rung => break,
-                Event::Hangup | Event::Child | Event::TimeOut => {}
+                Wakeup::End { signal, .. } => asked = Some(signal),
+                Wakeup::Rung => break,
+                Wakeup::Hangup | Wakeup::Child | Wakeup::TimeOut => {}
             }
         }
         attaching.join().unwrap_or_else(|_| Err("the thread that attaches them died".into()))
@@ -228,7 +244,7 @@ fn attach(config: &Config<'_>, signals: &Signals) -> (Result<Programs, String>, 
 
 /// Waits until the run is to end; returns the exit status so far.
 fn watch(
-    signals: &Signals,
+    signals: &SignalQueue,
     mut child: Option<&mut Child>,
     until: Option<Instant>,
     without_stdout: bool,
@@ -237,17 +253,17 @@ fn watch(
     let mut asked = false;
     loop {
         match signals.wait(until) {
-            Event::TimeOut => return 0,
-            Event::Rung if panics::happened() => return 1,
-            Event::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
-            Event::Rung => return 0,
-            Event::Hangup => hangup.tell(),
-            Event::Child => {
+            Wakeup::TimeOut => return 0,
+            Wakeup::Rung if panics::happened() => return 1,
+            Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
+            Wakeup::Rung => return 0,
+            Wakeup::Hangup => hangup.tell(),
+            Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;
                 }
             }
-            Event::End { signal, from_terminal } => match &child {
+            Wakeup::End { signal, from_terminal } => match &child {
                 Some(child) if !asked => {
                     asked = true;
                     // A terminal's ^C has reached the command already.

@@ -39,19 +39,19 @@ fn line(thread: &str, what: Option<&str>, place: Option<&panic::Location<'_>>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::signals::Signals;
+    use crate::run::signals::SignalQueue;
 
     /// Prevents a stage from dying in silence: the line names it, and the end is woken.
     #[test]
     fn a_stage_that_panics() {
         assert_eq!(line("a", Some("b\n c"), None), "a panicked: b c; tracing ends, please report this as a bug");
         // Of this test's thread only.
-        let signals = thread::spawn(|| Signals::take().unwrap()).join().unwrap();
+        let signals = thread::spawn(|| SignalQueue::take().unwrap()).join().unwrap();
         let before = panic::take_hook();
         watch(signals.bell());
         let stage = thread::Builder::new().name("mqspan-stage".into()).spawn(|| panic!("of a test")).unwrap();
         assert!(stage.join().is_err() && happened());
         panic::set_hook(before);
-        assert_eq!(signals.wait(None), crate::run::signals::Event::Rung);
+        assert_eq!(signals.wait(None), crate::run::signals::Wakeup::Rung);
     }
 }

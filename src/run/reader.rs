@@ -16,6 +16,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::directory::SharedDirectory;
 use super::pipeline::Pipeline;
+use crate::capability::{self, DAC_READ_SEARCH};
 use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
 use crate::kernel::ring::Ring;
@@ -25,7 +26,6 @@ use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
 use crate::model::reading::QueueName;
 use crate::model::values::Op;
-use crate::who::publishers::Publishers;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -39,11 +39,9 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 
 /// What the thread works with.
 #[derive(Debug)]
-pub struct Reading {
+pub struct ReaderOptions {
     /// Whether links are inferred from the order of calls.
     pub infers: bool,
-    /// Whether calls become records.
-    pub makes_records: bool,
     /// What metrics ask.
     pub directory: SharedDirectory,
 }
@@ -76,15 +74,19 @@ impl Stop {
 
 impl Reader {
     /// Starts the thread; returns once it follows what comes, or with why it can't.
-    pub fn start(programs: Arc<Programs>, reading: Reading, pipeline: Pipeline) -> Result<Self, String> {
+    pub fn start(programs: Arc<Programs>, options: ReaderOptions, pipeline: Pipeline) -> Result<Self, String> {
         let event =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|error| error.to_string())?;
         let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
         let (ready, follows) = mpsc::channel();
         let seen = stop.clone();
-        let read = move || match Rings::open(programs, &reading, pipeline, &seen) {
-            Ok(rings) => rings.follow(&reading, &ready),
-            Err(error) => _ = ready.send(Err(error)),
+        let read = move || {
+            // What kprobes missed stands in a file of tracefs.
+            capability::take_up(DAC_READ_SEARCH);
+            match Rings::open(programs, &options, pipeline, &seen) {
+                Ok(rings) => rings.follow(&options, &ready),
+                Err(error) => _ = ready.send(Err(error)),
+            }
         };
         let thread =
             thread::Builder::new().name("mqspan-reader".into()).spawn(read).map_err(|error| error.to_string())?;
@@ -107,31 +109,32 @@ struct Rings {
     images: Ring,
     notices: Ring,
     sequence: Sequence,
-    publishers: Option<Publishers>,
+    contexts: Contexts,
     directory: SharedDirectory,
     pipeline: Pipeline,
     stop: Arc<Stop>,
 }
 
 impl Rings {
-    fn open(programs: Arc<Programs>, reading: &Reading, pipeline: Pipeline, stop: &Arc<Stop>) -> Result<Self, String> {
+    fn open(
+        programs: Arc<Programs>,
+        options: &ReaderOptions,
+        pipeline: Pipeline,
+        stop: &Arc<Stop>,
+    ) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        let publishers = match reading.makes_records {
-            true => {
-                let mut contexts = Contexts::of(&programs).map_err(|error| error.to_string())?;
-                Some(Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(text)?)
-            }
-            false => None,
-        };
         let woken = stop.clone();
-        reading.directory.wake_by(move || woken.wake());
+        let mut pipeline = pipeline;
+        pipeline.started(Box::new(move || woken.wake()));
+        let woken = stop.clone();
+        options.directory.wake_by(move || woken.wake());
         Ok(Self {
             calls: programs.calls().map_err(text)?,
             images: programs.images().map_err(text)?,
             notices: programs.notices().map_err(text)?,
             sequence: Sequence::default(),
-            publishers,
-            directory: reading.directory.clone(),
+            contexts: Contexts::of(&programs).map_err(|error| error.to_string())?,
+            directory: options.directory.clone(),
             pipeline,
             stop: stop.clone(),
             programs,
@@ -139,9 +142,9 @@ impl Rings {
     }
 
     /// Takes what comes, until the thread is told to stop.
-    fn follow(mut self, reading: &Reading, ready: &mpsc::Sender<Result<(), String>>) {
+    fn follow(mut self, options: &ReaderOptions, ready: &mpsc::Sender<Result<(), String>>) {
         // Links can be inferred once it is known who takes messages unseen; the ring is read meanwhile.
-        let mut looked = reading.infers.then(|| look(&self.stop));
+        let mut looked = options.infers.then(|| look(&self.stop));
         if looked.is_none() {
             let _ = ready.send(Ok(()));
         }
@@ -163,6 +166,12 @@ impl Rings {
                 self.pipeline.counts(&counts);
             }
             let again = self.pipeline.tick(now);
+            for (image, slot) in self.pipeline.take_slots() {
+                self.contexts.put(&image, slot);
+            }
+            for image in self.pipeline.take_evicted() {
+                self.programs.unmark_image(&image);
+            }
             if taken >= AT_ONCE {
                 continue;
             }
@@ -194,11 +203,7 @@ impl Rings {
     }
 
     fn counts(&self) -> Counts {
-        Counts {
-            unlinked: self.sequence.unlinked(),
-            context_files: self.publishers.as_ref().map_or(0, Publishers::failures),
-            ..self.programs.counts()
-        }
+        Counts { unlinked: self.sequence.unlinked(), ..self.programs.counts() }
     }
 
     /// How many records there were, up to [`AT_ONCE`].
@@ -248,14 +253,11 @@ impl Rings {
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
         let turn = self.directory.turn();
-        let Self { images, notices, pipeline, publishers, .. } = self;
+        let Self { images, notices, pipeline, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
                 pipeline.name(&name);
             } else if let Ok(image) = Image::decode(bytes) {
-                if let Some(publishers) = publishers {
-                    publishers.offer(image.key);
-                }
                 pipeline.image(image);
             }
         });

@@ -19,7 +19,7 @@ const SI_KERNEL: i32 = 0x80;
 
 /// What woke the waiting thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum Wakeup {
     /// SIGINT or SIGTERM.
     End {
         /// Which.
@@ -77,7 +77,7 @@ fn set_ignored(signal: Signal, ignored: bool) -> nix::Result<bool> {
 
 /// The signals, kept from interrupting anything.
 #[derive(Debug)]
-pub struct Signals {
+pub struct SignalQueue {
     descriptor: SignalFd,
     inherited: Inherited,
     bell: Bell,
@@ -95,7 +95,7 @@ impl Bell {
     }
 }
 
-impl Signals {
+impl SignalQueue {
     /// Blocks the signals in this thread and in those that it starts from now on.
     pub fn take() -> io::Result<Self> {
         let mut signals = SigSet::empty();
@@ -122,22 +122,22 @@ impl Signals {
     }
 
     /// Waits for the next event, until `until` where there is one.
-    pub fn wait(&self, until: Option<Instant>) -> Event {
+    pub fn wait(&self, until: Option<Instant>) -> Wakeup {
         loop {
             if let Ok(Some(info)) = self.descriptor.read_signal() {
                 match Signal::try_from(info.ssi_signo.cast_signed()) {
-                    Ok(Signal::SIGCHLD) => return Event::Child,
-                    Ok(Signal::SIGHUP) => return Event::Hangup,
-                    Ok(signal) => return Event::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
+                    Ok(Signal::SIGCHLD) => return Wakeup::Child,
+                    Ok(Signal::SIGHUP) => return Wakeup::Hangup,
+                    Ok(signal) => return Wakeup::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
                     Err(_) => continue,
                 }
             }
             if self.bell.0.read().is_ok() {
-                return Event::Rung;
+                return Wakeup::Rung;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
-                return Event::TimeOut;
+                return Wakeup::TimeOut;
             }
             wait(&[self.descriptor.as_fd(), self.bell.0.as_fd()], left);
         }
