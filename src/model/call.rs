@@ -3,7 +3,7 @@
 use super::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageKey {
     /// Process id (thread group) on the host.
     pub pid: u32,

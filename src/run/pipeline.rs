@@ -9,23 +9,23 @@ use jiff::tz::TimeZone;
 
 use crate::clock::Clock;
 use crate::export::batch::Batch;
-use crate::export::ledger::{Ledger, Share, Tally};
+use crate::export::ledger::{Ledger, OnExport, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
-use crate::kernel::aggregates::Taken;
+use crate::metrics::intake::Intake;
+use crate::metrics::reservoir::Candidates;
 use crate::model::call::{Call, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
 use crate::model::slot::Slot;
 use crate::model::text::utf8;
-use crate::model::values::Receive;
-use crate::run::meter::Meter;
+use crate::model::values::{Receive, Signal};
+use crate::run::directory::SharedDirectory;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
 use crate::telemetry::view::View;
 use crate::who::prober::{Answer, Prober};
-use crate::who::registry::Registry;
 use crate::who::waiting::WaitingRoom;
 
 /// A request goes out at this size, well below the 4 MiB that gRPC servers take.
@@ -42,7 +42,7 @@ pub struct Pipeline {
     filters: Arc<Filters>,
     templates: Templates,
     clock: Clock,
-    registry: Registry,
+    directory: SharedDirectory,
     prober: Prober,
     /// The first calls of images that are asked about.
     waiting: WaitingRoom,
@@ -50,7 +50,8 @@ pub struct Pipeline {
     slots: Vec<(ImageKey, Option<Slot>)>,
     traces: bool,
     receive: Receive,
-    meter: Option<Meter>,
+    metrics: Option<Intake>,
+    candidates: Candidates,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
     tally: Arc<Tally>,
@@ -78,15 +79,15 @@ pub struct Parts {
     /// What makes times of day.
     pub clock: Clock,
     /// Who made a call.
-    pub registry: Registry,
+    pub directory: SharedDirectory,
     /// What asks about other processes.
     pub prober: Prober,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
     /// Where a receive span hangs.
     pub receive: Receive,
-    /// What makes metrics, where they are made.
-    pub meter: Option<Meter>,
+    /// What metrics are told, where they are made.
+    pub metrics: Option<Intake>,
     /// Beats while the pipeline is at work.
     pub pulse: Pulse,
     /// Whether lines are coloured.
@@ -96,8 +97,8 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, templates, clock, registry, prober, .. } = parts;
-        let Parts { traces, receive, meter, pulse, color, .. } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, directory, prober, .. } = parts;
+        let Parts { traces, receive, metrics, pulse, color, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -108,13 +109,14 @@ impl Pipeline {
             filters,
             templates,
             clock,
-            registry,
+            directory,
             prober,
             waiting: WaitingRoom::default(),
             slots: Vec::new(),
             traces,
             receive,
-            meter,
+            metrics,
+            candidates: Candidates::default(),
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
             since: None,
@@ -131,29 +133,29 @@ impl Pipeline {
     fn take(&mut self, answer: Answer) {
         match answer {
             Answer::Facts(key, facts) => {
-                let replaced = self.registry.learn(&key, facts);
+                let replaced = self.directory.registry().learn(&key, facts);
                 self.replaced(&key, replaced);
             }
             Answer::Published(key, published) => {
-                let replaced = self.registry.publish(&key, published);
+                let replaced = self.directory.registry().publish(&key, published);
                 self.replaced(&key, replaced);
             }
             Answer::Described(image) => {
                 let key = image.key;
-                let inquiry = self.registry.add(*image);
+                let inquiry = self.directory.registry().add(*image);
                 if !inquiry.is_some_and(|inquiry| self.prober.introduce(inquiry)) {
                     self.arrived(&key);
                 }
             }
             Answer::Introduced(key) => self.arrived(&key),
             Answer::Slot(key, slot) => self.slots.push((key, slot)),
-            Answer::Ended(key) => self.registry.ended(&key),
+            Answer::Ended(key) => self.directory.registry().ended(&key),
         }
     }
 
     fn replaced(&mut self, key: &ImageKey, replaced: bool) {
-        if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
-            meter.replace(key);
+        if let Some(metrics) = self.metrics.as_ref().filter(|_| replaced) {
+            metrics.replace(*key);
         }
     }
 
@@ -173,11 +175,11 @@ impl Pipeline {
         if !(queue.keeps_name(view.destination.as_deref()) & comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
-        let resource = self.registry.resource(call.image);
+        let resource = self.directory.registry().resource(call.image);
         let view = view.started_in(resource.started_in);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
-        if let Some(meter) = &mut self.meter {
-            meter.offer(&view, &record);
+        if self.metrics.is_some() {
+            self.candidates.offer(&view, &record);
         }
         for gatherer in &mut self.gatherers {
             match gatherer {
@@ -204,10 +206,14 @@ impl Pipeline {
     /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
     fn cut(&mut self) {
         self.flush_lines();
+        let candidates = self.candidates.take();
+        let on_export = self.metrics.clone().filter(|_| !candidates.is_empty());
+        let on_export = on_export.map(|metrics| OnExport::new(move || metrics.exported(candidates)));
         for gatherer in &mut self.gatherers {
             let Gatherer::Batch(sink, batch) = gatherer else { continue };
             let Some((body, records)) = batch.take() else { continue };
-            let share = Share::of_calls(&self.tally, sink.output, records);
+            let on_export = on_export.clone().filter(|_| sink.signal == Signal::Traces);
+            let share = Share::of_calls(&self.tally, sink.output, records).on_export(on_export);
             hand_over(&self.pulse, sink, body, share);
         }
         self.tally = Tally::new(&self.ledger);
@@ -249,7 +255,7 @@ impl Pipeline {
     /// What the kernel side recorded of a process image.
     pub fn image(&mut self, image: Image) {
         let key = image.key;
-        if let Some(inquiry) = self.registry.add(image)
+        if let Some(inquiry) = self.directory.registry().add(image)
             && self.prober.introduce(inquiry)
         {
             self.waiting.expect(key, Instant::now());
@@ -258,25 +264,25 @@ impl Pipeline {
 
     /// An image has published its process context.
     pub fn published(&mut self, key: ImageKey) {
-        if let Some(subject) = self.registry.subject(&key) {
+        if let Some(subject) = self.directory.registry().subject(&key) {
             self.prober.published(subject);
         }
     }
 
     /// The process of an image has ended.
     pub fn ended(&mut self, key: ImageKey) {
-        self.registry.ended(&key);
+        self.directory.registry().ended(&key);
         self.prober.ended(key);
     }
 
     /// Whether the image is known.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
-        self.registry.knows(key)
+        self.directory.registry().knows(key)
     }
 
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
     pub fn no_image(&mut self, call: &Call) {
-        self.registry.add_bare(call);
+        self.directory.registry().add_bare(call);
         if self.prober.describe(call) {
             self.waiting.expect(call.image, Instant::now());
         }
@@ -284,7 +290,7 @@ impl Pipeline {
 
     /// The images that are not known any more, which the kernel side is to record again.
     pub fn take_evicted(&mut self) -> Vec<ImageKey> {
-        self.registry.take_evicted()
+        self.directory.registry().take_evicted()
     }
 
     /// Where the threads of images hold what they publish, as far as that has changed.
@@ -306,25 +312,21 @@ impl Pipeline {
     }
 
     /// The name behind a number of the kernel side's series.
-    pub fn name(&mut self, name: Name) {
-        if let Some(meter) = &mut self.meter {
-            meter.name(name);
+    pub fn name(&mut self, name: &Name) {
+        if self.metrics.is_some() {
+            self.directory.learn(name);
         }
     }
 
     /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
     pub fn waited(&mut self, call: &Call) {
-        if let Some(meter) = &mut self.meter {
-            meter.waited(call);
+        let (Some(metrics), Some(queue), Some(wait_ns)) = (&self.metrics, &call.queue, call.inferred_wait_ns()) else {
+            return;
+        };
+        if self.filters.comm.keeps_name(Some(&utf8(call.comm()))) {
+            let name = || format!("/{}", utf8(&queue.name)).into();
+            metrics.waits().add(call.image, queue.key, call.ipc_ns, wait_ns, name);
         }
-    }
-
-    /// What the kernel side's metrics show.
-    pub fn metrics(&mut self, taken: Taken) {
-        let Some(meter) = &mut self.meter else { return };
-        self.pulse.wait();
-        meter.collect(taken, &mut self.registry);
-        self.pulse.beat(Instant::now());
     }
 
     /// A record of a call that is none.
@@ -357,7 +359,8 @@ impl Pipeline {
         self.waiting.ready(now, &mut calls);
         calls.iter().for_each(|call| self.tell(call));
         if self.clock.stepped().is_some() {
-            for key in self.registry.clock_stepped(self.clock.boot_offset_ns()) {
+            let replaced = self.directory.registry().clock_stepped(self.clock.boot_offset_ns());
+            for key in replaced {
                 self.replaced(&key, true);
             }
         }

@@ -14,9 +14,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::directory::SharedDirectory;
 use super::pipeline::Pipeline;
 use crate::capability::{self, DAC_READ_SEARCH};
-use crate::kernel::aggregates::{Aggregates, Taken};
 use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
 use crate::kernel::ring::Ring;
@@ -42,8 +42,8 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 pub struct ReaderOptions {
     /// Whether links are inferred from the order of calls.
     pub infers: bool,
-    /// How often metrics are read; None: there are none.
-    pub metrics: Option<Duration>,
+    /// What metrics ask.
+    pub directory: SharedDirectory,
 }
 
 /// The running thread.
@@ -110,7 +110,7 @@ struct Rings {
     notices: Ring,
     sequence: Sequence,
     contexts: Contexts,
-    aggregates: Option<Aggregates>,
+    directory: SharedDirectory,
     pipeline: Pipeline,
     stop: Arc<Stop>,
 }
@@ -127,14 +127,14 @@ impl Rings {
         let mut pipeline = pipeline;
         pipeline.started(Box::new(move || woken.wake()));
         let woken = stop.clone();
-        let start = |interval| Aggregates::start(&programs, interval, move || woken.wake());
+        options.directory.wake_by(move || woken.wake());
         Ok(Self {
             calls: programs.calls().map_err(text)?,
             images: programs.images().map_err(text)?,
             notices: programs.notices().map_err(text)?,
             sequence: Sequence::default(),
             contexts: Contexts::of(&programs).map_err(|error| error.to_string())?,
-            aggregates: options.metrics.map(start).transpose()?,
+            directory: options.directory.clone(),
             pipeline,
             stop: stop.clone(),
             programs,
@@ -158,7 +158,6 @@ impl Rings {
             }
             let taken = self.take_calls();
             self.take_others();
-            self.take_metrics();
             let now = Instant::now();
             if now - counted >= COUNT_EVERY {
                 counted = now;
@@ -198,11 +197,7 @@ impl Rings {
         self.release();
         self.take_others();
         self.pipeline.settle();
-        let last = self.aggregates.take().map(Aggregates::stop).unwrap_or_default();
-        for taken in last {
-            self.take_others();
-            self.pipeline.metrics(taken);
-        }
+        self.directory.has_taken(u64::MAX);
         let counts = self.counts();
         self.pipeline.counts(&counts);
     }
@@ -257,10 +252,11 @@ impl Rings {
 
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
+        let turn = self.directory.turn();
         let Self { images, notices, pipeline, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
-                pipeline.name(name);
+                pipeline.name(&name);
             } else if let Ok(image) = Image::decode(bytes) {
                 pipeline.image(image);
             }
@@ -270,15 +266,7 @@ impl Rings {
             Ok(Notice::Ended(key)) => pipeline.ended(key),
             Err(_) => {}
         });
-    }
-
-    /// The images and names that the readings speak of came before them.
-    fn take_metrics(&mut self) {
-        let taken: Vec<Taken> = self.aggregates.as_ref().map(|of| of.fetch().collect()).unwrap_or_default();
-        for taken in taken {
-            self.take_others();
-            self.pipeline.metrics(taken);
-        }
+        self.directory.has_taken(turn);
     }
 }
 
