@@ -24,7 +24,7 @@ use crate::config::Rate;
 use crate::config::filter::Filters;
 use crate::config::values::{HookKind, Op};
 use crate::event::{Call, Image, ImageKey, Name, QueueKey};
-use crate::links::sequence::Sequence;
+use crate::links::sequence::{PATIENCE, Sequence};
 use crate::metrics::queues::QueueName;
 use crate::process::calls;
 use crate::process::publishers::Publishers;
@@ -180,7 +180,8 @@ fn drive(
     let parts = Parts { programs: &programs, sequence: &sequence, records: &records, publishers: publishers.as_ref() };
     if let Ok(rings) = Rings::open(&parts) {
         while take(&rings.calls) > 0 {}
-        rings.release();
+        // Nothing more comes that could be waited for.
+        rings.expire(Instant::now() + PATIENCE);
         rings.images.consume_raw();
         records.borrow_mut().settle();
         for taken in aggregates.map(Aggregates::stop).unwrap_or_default() {
@@ -258,6 +259,7 @@ fn follow(
             parts.sequence.borrow_mut().forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
             records.borrow_mut().counts(parts.counts());
         }
+        rings.expire(now);
         let again = records.borrow_mut().tick(now);
         if taken >= AT_ONCE {
             continue;
@@ -266,12 +268,13 @@ fn follow(
             wait(&[stop.event.as_fd()], GATHER);
             continue;
         }
-        rings.release();
+        let expiry = parts.sequence.borrow().deadline().map(|deadline| deadline.saturating_duration_since(now));
+        let again = again.min(expiry.unwrap_or(COUNT_EVERY)).min(COUNT_EVERY);
         programs.armed().store(1, Ordering::Relaxed);
         // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
         fence(Ordering::SeqCst);
         if take(&rings.calls) == 0 {
-            wait(&[stop.event.as_fd(), rings.fd(), rings.images_fd()], again.min(COUNT_EVERY));
+            wait(&[stop.event.as_fd(), rings.fd(), rings.images_fd()], again);
         }
         programs.armed().store(0, Ordering::Relaxed);
     }
@@ -335,7 +338,10 @@ impl<'a, R: Records> Rings<'a, R> {
         let mut calls = RingBufferBuilder::new();
         calls.add(programs.calls(), move |bytes| {
             match Call::decode(bytes) {
-                Ok(call) => sequence.borrow_mut().offer(call, &mut |call| hand_on(call, &images_of_calls, records)),
+                Ok(call) => {
+                    let out = &mut |call| hand_on(call, &images_of_calls, records);
+                    sequence.borrow_mut().offer(call, Instant::now(), out);
+                }
                 Err(_) => records.borrow_mut().malformed(),
             }
             0
@@ -343,9 +349,9 @@ impl<'a, R: Records> Rings<'a, R> {
         Ok(Self { calls: calls.build()?, images, sequence, records })
     }
 
-    /// Hands on what waited for more.
-    fn release(&self) {
-        self.sequence.borrow_mut().release(&mut |call| hand_on(call, &self.images, self.records));
+    /// Hands on what has waited long enough for its link.
+    fn expire(&self, now: Instant) {
+        self.sequence.borrow_mut().expire(now, &mut |call| hand_on(call, &self.images, self.records));
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
