@@ -173,24 +173,23 @@ static __always_inline bool has_seccomp(struct task_struct *task)
  */
 static __always_inline void lose_turn(enum op op, struct task_struct *task, __s64 fd)
 {
+	bool confined, certain;
 	struct file *file;
-	__u64 inode;
+	struct inode *inode = 0;
+	struct turns *all = 0;
 	__u32 side = side_of(op);
-	bool confined;
 
 	if (!infers_links || (op != OP_SEND && op != OP_RECEIVE))
 		return;
 	confined = has_seccomp(task);
+	certain = confined || task->files->count.counter == 1;
 	file = file_of(task, fd);
-	if (file && BPF_CORE_READ(file, f_inode, i_sb, s_magic) != MQUEUE_MAGIC)
-		file = 0;
-	if (file && (confined || task->files->count.counter == 1)) {
-		struct turns *all;
-
-		inode = inode_of(file);
-		all = turns_at(place_of(inode, number_of(inode)));
-		if (all)
-			__sync_fetch_and_add(&all->losses[side], 1);
+	if (file && certain)
+		inode = BPF_CORE_READ(file, f_inode);
+	if (inode && BPF_CORE_READ(inode, i_sb, s_magic) == MQUEUE_MAGIC)
+		all = turns_at(place_of((__u64)inode, BPF_CORE_READ(inode, i_ino)));
+	if (all) {
+		__sync_fetch_and_add(&all->losses[side], 1);
 	} else if (!confined) {
 		add_in_order(&losses[side]);
 	}
