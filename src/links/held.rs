@@ -48,13 +48,7 @@ pub struct HeldCalls {
 impl HeldCalls {
     /// Takes a call: passes it on, or holds it where it waits or is behind one that does. Returns the receives that can't
     /// wait any more, for want of room.
-    pub fn take(
-        &mut self,
-        call: Call,
-        waits: Option<Ticket>,
-        now: Instant,
-        out: &mut impl FnMut(Call),
-    ) -> Vec<Ticket> {
+    pub fn take(&mut self, call: Call, waits: Option<Ticket>, now: Instant, out: &mut impl FnMut(Call)) -> Vec<Ticket> {
         let (tid, pid) = (call.tid, call.image.pid);
         let of_thread = self.threads.get(&tid).map_or(0, VecDeque::len);
         if waits.is_none() && of_thread == 0 {
@@ -79,8 +73,7 @@ impl HeldCalls {
             && let Some(most) = self.of_process.iter().max_by_key(|(_, count)| **count).map(|(pid, _)| *pid)
         {
             let is_of_it = |held: &VecDeque<HeldCall>| held.iter().any(|held| held.call.image.pid == most);
-            let tids: Vec<u32> =
-                self.threads.iter().filter(|(_, held)| is_of_it(held)).map(|(tid, _)| *tid).collect();
+            let tids: Vec<u32> = self.threads.iter().filter(|(_, held)| is_of_it(held)).map(|(tid, _)| *tid).collect();
             self.give_up(&tids, &mut given_up, out);
         }
         given_up

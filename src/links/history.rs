@@ -18,7 +18,7 @@ use super::records::Records;
 use crate::event::Ids;
 
 /// So many receives of a queue are kept whose messages are not told apart, and so many calls before it was surely empty.
-const OPEN: usize = 256;
+const OPEN: usize = 64;
 
 /// The records of one place: of sends, of receives.
 pub type Sides = [Records; 2];
@@ -293,11 +293,7 @@ impl Lane {
     }
 
     /// Takes out the fewest receives that surely got the first messages, and these; returns how many, if any.
-    fn settle(
-        &mut self,
-        others: &Others<'_>,
-        settled: &mut Vec<Settled>,
-    ) -> Result<Option<usize>, Contradiction> {
+    fn settle(&mut self, others: &Others<'_>, settled: &mut Vec<Settled>) -> Result<Option<usize>, Contradiction> {
         let by_count = self.first_by_count(others)?;
         let by_order = self.first_by_order(others);
         let Some(count) = [by_count, by_order].into_iter().flatten().min() else { return Ok(None) };

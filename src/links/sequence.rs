@@ -10,8 +10,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::held::{HeldCalls, Ticket};
 pub use super::held::PATIENCE;
+use super::held::{HeldCalls, Ticket};
 use super::history::{History, Receipt, SentMessage, Settled, Sides};
 use super::table::QueueTable;
 use crate::event::{Args, Call, Message, Method, Queue, QueueKey, Sender};
@@ -158,8 +158,7 @@ impl Sequence {
         let (turn, Some(queue)) = (message.turn, &call.queue) else { return false };
         let has_unseen = self.early.are_at(call.ipc_ns, queue);
         let sides = &mut self.places[place(queue.key)];
-        let (history, mut given_up) =
-            self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses));
+        let (history, mut given_up) = self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses));
         let before = history.len();
         sides[0].begun(turn.begun[0]);
         sides[1].begun(turn.begun[1]);
@@ -263,8 +262,7 @@ fn link(receive: &mut Call, sent: Option<&SentMessage>) {
     if let (Args::Receive(message), Some(sent)) = (&mut receive.args, sent) {
         // Without seeing the message: from when it was surely there until when someone was there to take it.
         message.wait_ns = Some(entered_ns.saturating_sub(sent.left_ns));
-        message.sent_by =
-            sent.is_kept.then_some(Sender { ids: sent.ids, comm: sent.comm, method: Method::Sequence });
+        message.sent_by = sent.is_kept.then_some(Sender { ids: sent.ids, comm: sent.comm, method: Method::Sequence });
     }
 }
 

@@ -175,6 +175,10 @@ struct Ledger {
     #[arg(long, default_value_t = 0)]
     pause: u64,
 
+    /// One sender, which sleeps after each message, and so many receivers, in one process; they do nothing but wait
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["processes", "threads"])]
+    pool: Option<u64>,
+
     /// The truth, a tab between the fields: send or receive, the message's number, thread id, priority; a thread's in
     /// the order of its calls
     #[arg(long, value_name = "PATH")]
