@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The caller's container, by the names of its control groups: decided here, so that metrics and short lives are right,
- * and user space need not know a group before its first call. src/process/container.rs reads the same names; a test
+ * and user space need not know a group before its first call. src/model/container.rs reads the same names; a test
  * compares both. Cgroup v1, v2, or both: the unified hierarchy first, then those of the controllers.
  */
 #pragma once

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The application's own span that a call is made in, read on the calling thread itself: what the process publishes in
- * thread-local storage (OTEP 4947, where user space has found out where: src/process/publishers.rs), else what OBI's
+ * thread-local storage (OTEP 4947, where user space has found out where: src/who/publishers.rs), else what OBI's
  * map says. All of it is the application's word, and nothing but where the span hangs is decided on it.
  */
 #pragma once

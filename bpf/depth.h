@@ -10,7 +10,6 @@
 #include "inode.h"
 
 #define QUEUES 8192
-#define UNLINKED 4096
 #define PEAK_TRIES 8
 
 struct queue_key {
@@ -30,7 +29,6 @@ struct queue_state {
 	__u64 name; /* see struct name */
 	__s64 maxmsg;
 	__s64 depth;
-	__u64 first_ns; /* when the first call that reached it ended, CLOCK_MONOTONIC */
 	__u64 peaks[2]; /* of the period with this lowest bit: its number above, the peak below */
 	struct limiter limits[2]; /* of sends, of receives */
 	__u32 ipc_ns;
@@ -43,19 +41,6 @@ struct {
 	__type(key, struct queue_key);
 	__type(value, struct queue_state);
 } queues SEC(".maps");
-
-/* When names were unlinked, CLOCK_MONOTONIC; user space empties it. */
-struct unlinked_key {
-	__u64 name;
-	__u64 ipc_ns;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, UNLINKED);
-	__type(key, struct unlinked_key);
-	__type(value, __u64);
-} unlinked SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -97,7 +82,6 @@ static __always_inline struct queue_state *state_of(const struct call *call, __u
 		return state;
 	new.name = name;
 	new.maxmsg = call->queue_maxmsg;
-	new.first_ns = call->left_ns;
 	new.ipc_ns = call->ipc_ns;
 	bpf_map_update_elem(&queues, &key, &new, BPF_NOEXIST);
 	state = bpf_map_lookup_elem(&queues, &key);
@@ -132,14 +116,6 @@ __noinline int update_queue(const struct call *call, struct queue_state *state, 
 	return 0;
 }
 
-static __always_inline void note_unlink(const struct call *call, __u64 name)
-{
-	struct unlinked_key key = { .name = name, .ipc_ns = call->ipc_ns };
-	__u64 now = call->left_ns;
-
-	bpf_map_update_elem(&unlinked, &key, &now, BPF_ANY);
-}
-
 /* msg_insert() is about to add a message: with it the queue is as full as it gets. */
 static __always_inline void peak_at_insert(struct mqueue_inode_info *info)
 {
@@ -153,4 +129,20 @@ static __always_inline void peak_at_insert(struct mqueue_inode_info *info)
 
 	if (state)
 		raise_peak(state, BPF_CORE_READ(info, attr.mq_curmsgs) + 1, state->depth);
+}
+
+/*
+ * What became of a queue that no call may have reached for long: -1 where it has ended, else its depth, and in the lowest
+ * bit whether it was unlinked. An inode that nobody refers to is freed, and its memory may be anything's by now: the number
+ * is drawn anew for each inode, and compared.
+ */
+static __always_inline int look_at_queue(__u64 address, __u64 number, __u64 ns)
+{
+	struct inode *inode = (void *)address;
+	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
+
+	if (BPF_CORE_READ(inode, i_ino) != number || BPF_CORE_READ(inode, i_count.counter) <= 0 ||
+	    BPF_CORE_READ(sb, s_magic) != MQUEUE_MAGIC || (__u64)BPF_CORE_READ(sb, s_fs_info) != ns)
+		return -1;
+	return (int)BPF_CORE_READ(queue_of(address), attr.mq_curmsgs) << 1 | !BPF_CORE_READ(inode, i_nlink);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The records that go to user space: their one definition, from which the Rust types are generated
- * (src/event.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
+ * (src/kernel/decode.rs decodes them). Integers of fixed width in the machine's byte order, padding written out.
  */
 #pragma once
 #include "kernel.h"
@@ -42,7 +42,7 @@ enum call_flag {
 	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
 };
 
-/* The system calls of the family; their order is that of src/event.rs. */
+/* The system calls of the family; their order is that of src/model/call.rs. */
 enum op {
 	OP_OPEN,
 	OP_UNLINK,
@@ -122,7 +122,7 @@ struct call {
 	__u32 pid;
 	__u32 tid;
 	__u32 vpid; /* inside its pid namespace */
-	__u32 vtid;
+	__u32 local_pid; /* in mqspan's own pid namespace; 0: none */
 	__u64 process_started_ns; /* CLOCK_BOOTTIME */
 	__u32 exec_id;
 	__u32 uid; /* effective, in the initial user namespace */
@@ -162,6 +162,8 @@ struct image {
 	__u32 environ_len;
 	__u32 uid; /* of the first call, as in struct call */
 	__u32 cgroup_len;
+	__u32 local_pid; /* as in struct call */
+	__u32 unused;
 	__u64 environ_at; /* its address: another one in another image of the process */
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
@@ -169,11 +171,23 @@ struct image {
 	char environ[ENVIRON_SIZE];	  /* as given at exec: NAME=value, each with its NUL */
 };
 
-/* An image has published its process context (publish.h). */
-struct publication {
+/* Which image, as in struct call. */
+struct image_key {
 	__u64 started_ns;
 	__u32 pid;
 	__u32 exec_id;
+};
+
+enum notice_kind {
+	NOTICE_PUBLISHED, /* an image has published its process context (publish.h) */
+	NOTICE_ENDED,	  /* its process has ended (image.h) */
+};
+
+/* What became of an image that was sent. */
+struct notice {
+	struct image_key image;
+	__u32 kind;
+	__u32 unused;
 };
 
 /* A name by the number that stands for it (name.h). On the ring of images, which it is told from by its size. */
@@ -184,7 +198,7 @@ struct name {
 	__u32 unused;
 };
 
-/* What is counted on the kernel side, for each CPU; their order is that of src/event.rs. */
+/* What is counted on the kernel side, for each CPU; their order is that of src/model/call.rs. */
 enum counter {
 	COUNT_FILTERED,	    /* pairs that a filter refused */
 	COUNT_LOST_RING,    /* pairs that found the ring full */
@@ -193,7 +207,7 @@ enum counter {
 	COUNT_UNPAIRED,	    /* exits without an entry */
 	COUNT_TREE_FULL,    /* forks of the traced command that found the set of processes full */
 	COUNT_LIMITED,	    /* pairs without a record for the rate's sake */
-	COUNT_IMAGES_LOST,  /* first calls whose image found no room in its ring */
+	COUNT_IMAGES_LOST,  /* calls whose image or name found no room in its ring or among the marks */
 	COUNT_QUEUES_FULL,  /* calls whose queue found no room for its state */
 	COUNT_UNTRACKED,    /* messages that found no room to be registered */
 	COUNT_CONTEXT_UNREADABLE, /* what a thread publishes that could not be read */

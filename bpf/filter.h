@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * Which calls are wanted, as far as that can be told from numbers: process, user, ipc namespace, result, duration and
- * the tree of the traced command. Patterns on names are user space's (src/config/filter.rs).
+ * the tree of the traced command. Patterns on names are user space's (src/model/filter.rs).
  */
 #pragma once
 #include "event.h"
@@ -40,8 +40,17 @@ enum rules_mode { RULES_NONE, RULES_ONLY_LISTED, RULES_ALL_BUT_EXCLUDED };
 const volatile __u8 pid_mode;
 const volatile __u8 uid_mode;
 const volatile __u8 ipc_mode;
-/* mqspan's, whose calls are none: as the kernel numbers it, which it can't know itself in a pid namespace of its own. */
+
+/*
+ * What mqspan can't know itself in a pid namespace of its own: its number as the kernel has it, and which namespace it
+ * is in. Set by see_self(). Its own calls are none.
+ */
 __u32 own_pid;
+__u32 own_level;
+__u64 own_namespace;
+/* Set by user space at the end: no call begins any more. Detaching takes long, this takes effect at once. */
+__u32 closed;
+
 const volatile bool only_tree;
 const volatile bool makes_records; /* false: metrics alone */
 const volatile bool only_failed;
@@ -62,6 +71,21 @@ static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
 	return true;
 }
 
+/*
+ * The process's number in mqspan's own pid namespace, 0 where it has none there: what user space finds in /proc, and
+ * what --pid means. The pointers are read, not followed: see number_in_namespace().
+ */
+static __always_inline __u32 local_number(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid *upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			    own_level * bpf_core_type_size(struct upid);
+
+	if (BPF_CORE_READ(pid, level) < own_level || (__u64)BPF_CORE_READ(upid, ns) != own_namespace)
+		return 0;
+	return BPF_CORE_READ(upid, nr);
+}
+
 static __always_inline bool is_in_tree(__u32 pid)
 {
 	return !only_tree || bpf_map_lookup_elem(&tree, &pid);
@@ -70,9 +94,7 @@ static __always_inline bool is_in_tree(__u32 pid)
 /* The filters on whose calls, but for the tree: metrics hold those that pass. */
 static __always_inline bool is_of_interest(const struct call *call)
 {
-	__u32 pid = call->pid;
-
-	return passes(&pid_rules, pid_mode, pid) && passes(&uid_rules, uid_mode, call->uid) &&
+	return passes(&pid_rules, pid_mode, call->local_pid) && passes(&uid_rules, uid_mode, call->uid) &&
 	       passes(&ipc_rules, ipc_mode, call->ipc_ns);
 }
 

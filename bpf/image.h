@@ -9,7 +9,8 @@
 #include "count.h"
 
 #define IMAGES_RING_SIZE (1 << 20)
-#define SENT_SLOTS 4096
+#define IMAGES 16384
+#define NOTICES_RING_SIZE (256 << 10)
 #define PATH_DEPTH 40
 
 struct {
@@ -18,15 +19,28 @@ struct {
 } images SEC(".maps");
 
 /*
- * Images already sent, each a hash in the slot it maps to. A slot that another image took means at worst that an
- * image is sent again: nothing has to be cleaned up, nothing can fill.
+ * Marks: images that were sent. User space owns them: what it forgets it unmarks, and the image is sent again with the
+ * next call. Where there is no room for a mark the image is not sent: it would be again and again.
  */
+struct mark {
+	__u64 noted_ns; /* when its process context was noted last, see publish.h */
+};
+
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SENT_SLOTS);
-	__type(key, __u32);
-	__type(value, __u64);
-} sent SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, IMAGES);
+	__type(key, struct image_key);
+	__type(value, struct mark);
+} marks SEC(".maps");
+
+/* Counted up by user space after it removed a mark: what threads remember of theirs is looked up again. */
+__u32 marks_age;
+
+/* What became of images: rarely full, and what is lost is no call. Publications wake user space, ends do not. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, NOTICES_RING_SIZE);
+} notices SEC(".maps");
 
 /* The path as d_path() makes it (fs/d_path.c), without its locks: a rename meanwhile may give a mixture. */
 static __always_inline void read_path(struct image *image, struct file *exe)
@@ -121,10 +135,8 @@ __noinline int put_image(const struct call *call)
 	if (!call)
 		return false;
 	image = bpf_ringbuf_reserve(&images, sizeof(*image), 0);
-	if (!image) {
-		count(COUNT_IMAGES_LOST);
+	if (!image)
 		return false;
-	}
 	image->pid = call->pid;
 	image->vpid = call->vpid;
 	image->ppid = task->real_parent->tgid;
@@ -132,6 +144,8 @@ __noinline int put_image(const struct call *call)
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
 	image->uid = call->uid;
+	image->local_pid = call->local_pid;
+	image->unused = 0;
 	bpf_get_current_comm(image->comm, sizeof(image->comm));
 	read_path(image, task->mm->exe_file);
 	read_cgroup(image);
@@ -140,24 +154,49 @@ __noinline int put_image(const struct call *call)
 	return true;
 }
 
-static __always_inline __u64 image_hash(__u64 started_ns, __u32 pid, __u32 exec_id)
+static __always_inline struct image_key image_key_of(struct task_struct *task)
 {
-	return (started_ns ^ ((__u64)pid << 32 | exec_id)) * 0x9e3779b97f4a7c15;
+	struct image_key key = {
+		.started_ns = BPF_CORE_READ(task, group_leader, start_boottime),
+		.pid = BPF_CORE_READ(task, tgid),
+		.exec_id = BPF_CORE_READ(task, self_exec_id),
+	};
+
+	return key;
 }
 
-static __always_inline __u32 image_slot(__u64 hash)
+/*
+ * Sends the current process's image unless it is marked; the call's identity is filled in already. Marked first: of
+ * two threads that come at once one sends it. Global: it is verified once.
+ */
+__noinline int mark_image(const struct call *call)
 {
-	return hash >> 52;
+	struct mark mark = {};
+
+	if (!call)
+		return false;
+	struct image_key key = { call->process_started_ns, call->pid, call->exec_id };
+
+	if (bpf_map_lookup_elem(&marks, &key))
+		return true;
+	if (bpf_map_update_elem(&marks, &key, &mark, BPF_NOEXIST)) {
+		if (bpf_map_lookup_elem(&marks, &key))
+			return true;
+		count(COUNT_IMAGES_LOST);
+		return false;
+	}
+	if (put_image(call))
+		return true;
+	count(COUNT_IMAGES_LOST);
+	bpf_map_delete_elem(&marks, &key); /* the next call of the process tries again */
+	return false;
 }
 
-/* Sends the current process's image unless that was done; the call's identity is filled in already. */
-static __always_inline void send_image(const struct call *call)
+/* A thread has ended: with its process's last one, the mark goes, and user space is told. */
+static __always_inline void end_image(struct task_struct *task)
 {
-	__u64 hash = image_hash(call->process_started_ns, call->pid, call->exec_id);
-	__u32 slot = image_slot(hash);
-	__u64 *last = bpf_map_lookup_elem(&sent, &slot);
+	struct notice notice = { .image = image_key_of(task), .kind = NOTICE_ENDED };
 
-	/* Where there is no room it is not marked as sent: the next call of the process tries again. */
-	if (last && *last != hash && put_image(call))
-		*last = hash;
+	if (BPF_CORE_READ(task, signal, live.counter) == 0 && !bpf_map_delete_elem(&marks, &notice.image))
+		bpf_ringbuf_output(&notices, &notice, sizeof(notice), BPF_RB_NO_WAKEUP);
 }

@@ -39,7 +39,7 @@ enum {
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 
 struct bpf_raw_tracepoint_args {
-	__u64 args[1];
+	__u64 args[3];
 };
 
 /* include/uapi/asm-generic/fcntl.h, include/uapi/linux/magic.h: the same on x86 and arm64 */
@@ -101,6 +101,14 @@ struct hlist_head {
 	void *first;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct qstr {
 	const unsigned char *name;
 };
@@ -114,6 +122,8 @@ struct inode {
 	__u16 i_mode;
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	unsigned int i_nlink;
+	atomic_t i_count;
 };
 
 struct dentry {
@@ -147,10 +157,6 @@ struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;
 };
-
-typedef struct {
-	int counter;
-} atomic_t;
 
 struct files_struct {
 	atomic_t count;
@@ -188,8 +194,11 @@ struct nsproxy {
 	struct ipc_namespace *ipc_ns;
 };
 
+struct pid_namespace;
+
 struct upid {
 	int nr;
+	struct pid_namespace *ns;
 };
 
 struct pid {
@@ -279,6 +288,8 @@ struct task_struct {
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;
+	struct list_head children;
+	struct list_head sibling;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	__u64 start_boottime;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0
 /*
  * The programs, one line each: where they attach and what they call. Which of them are loaded is user space's plan
- * (src/bpf/plan.rs).
+ * (src/kernel/plan.rs).
  *
  * The way of a call: entry, exit (call.h, which pairs them by pair.h) -> the queue reached (queue.h) -> filter
  * (filter.h) -> who it was, once for each image (image.h) -> metrics (aggregate.h) -> ring (output.h).
@@ -24,16 +24,17 @@ const struct notify_args notify_args_type = {};
 const struct image image_type = {};
 const struct publisher publisher_type = {};
 const struct name name_type = {};
-const struct publication publication_type = {};
+const struct notice notice_type = {};
+const struct image_key image_key_type = {};
 const struct series series_type = {};
 const struct points points_type = {};
 const struct measures measures_type = {};
 const struct queue_key queue_key_type = {};
 const struct queue_state queue_state_type = {};
-const struct unlinked_key unlinked_key_type = {};
 const struct rule rule_type = {};
 const enum call_flag call_flag_type = 0;
 const enum image_flag image_flag_type = 0;
+const enum notice_kind notice_kind_type = 0;
 const enum counter counter_type = 0;
 const enum metric metric_type = 0;
 
@@ -171,9 +172,18 @@ int kprobe_prctl(struct pt_regs *ctx)
 	return 0;
 }
 
-/* Run by mqspan on itself (BPF_PROG_TEST_RUN), attached nowhere. */
+/* Run by mqspan itself (BPF_PROG_TEST_RUN), attached nowhere. */
 SEC("raw_tracepoint")
-int see_self(void *ctx) { own_pid = bpf_get_current_pid_tgid() >> 32; return 0; }
+int see_self(struct bpf_raw_tracepoint_args *ctx) { return see_own(ctx->args[0]); }
+
+SEC("raw_tracepoint")
+int see_queue(struct bpf_raw_tracepoint_args *ctx) { return look_at_queue(ctx->args[0], ctx->args[1], ctx->args[2]); }
+
+SEC("raw_tracepoint")
+int find_queue(struct bpf_raw_tracepoint_args *ctx) { return keep_queue(ctx->args[0]); }
+
+SEC("raw_tracepoint/sched_process_exit")
+int image_on_exit(struct bpf_raw_tracepoint_args *ctx) { end_image((void *)ctx->args[0]); return 0; }
 
 SEC("?raw_tracepoint/sched_process_fork")
 int tree_on_fork(struct bpf_raw_tracepoint_args *ctx) { tree_fork((void *)ctx->args[0], (void *)ctx->args[1]); return 0; }

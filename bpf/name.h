@@ -6,11 +6,14 @@
 #pragma once
 #include "image.h"
 
+/* Names that were sent: marks that user space owns, as those of images. */
+#define NAMES 32768
+
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SENT_SLOTS);
-	__type(key, __u32);
-	__type(value, __u64);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, NAMES);
+	__type(key, __u64);
+	__type(value, __u8);
 } named SEC(".maps");
 
 /* Random, so that nobody can make two names meet. */
@@ -54,21 +57,28 @@ __noinline __u64 hash_of_name(const struct call *call)
 	return (hash ^ hash >> 32) | 1;
 }
 
-/* Sends the call's name unless that was done; as with images, a slot that is taken only means that it is sent again. */
-static __always_inline void send_name(const struct call *call, __u64 hash)
+/* Sends the call's name unless it is marked as sent. Global: it is verified once. */
+__noinline int send_name(const struct call *call, __u64 hash)
 {
-	__u32 slot = hash >> 52, start, len;
-	__u64 *last = bpf_map_lookup_elem(&named, &slot);
 	struct name *name;
+	__u32 start, len;
+	__u8 mark = 1;
 
-	if (!last || *last == hash || !find_name(call, &start, &len))
-		return;
+	if (!call || bpf_map_lookup_elem(&named, &hash) || !find_name(call, &start, &len))
+		return 0;
+	if (bpf_map_update_elem(&named, &hash, &mark, BPF_NOEXIST)) {
+		count(COUNT_IMAGES_LOST);
+		return 0;
+	}
 	name = bpf_ringbuf_reserve(&images, sizeof(*name), 0);
-	if (!name)
-		return; /* not marked as sent: the next series of the name tries again */
+	if (!name) {
+		count(COUNT_IMAGES_LOST);
+		bpf_map_delete_elem(&named, &hash); /* the next series of the name tries again */
+		return 0;
+	}
 	name->hash = hash;
 	name->len = len;
 	bpf_probe_read_kernel(name->bytes, sizeof(name->bytes), call->names + (start & (2 * NAME_SIZE - 1)));
 	bpf_ringbuf_submit(name, BPF_RB_NO_WAKEUP);
-	*last = hash;
+	return 0;
 }

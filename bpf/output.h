@@ -13,7 +13,7 @@ struct {
 	__uint(max_entries, CALLS_RING_SIZE);
 } calls SEC(".maps");
 
-/* Set by the driver before it sleeps (src/bpf/driver.rs). */
+/* Set by the driver before it sleeps (src/kernel/driver.rs). */
 __u32 armed;
 
 static __always_inline void wake_driver(void)

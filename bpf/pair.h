@@ -64,11 +64,12 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 	call->pid = task->tgid;
 	call->tid = task->pid;
 	call->vpid = number_in_namespace(task->group_leader);
-	call->vtid = number_in_namespace(task);
+	call->local_pid = local_number(task->group_leader);
 	call->process_started_ns = task->group_leader->start_boottime;
 	call->exec_id = exec_id;
 	slot->exec_id = exec_id + 1;
 	slot->in_tree = is_in_tree(call->pid);
+	slot->marks_age = 0;
 	slot->groups = 0;
 }
 
@@ -106,7 +107,7 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	struct thread *thread;
 	struct call *call;
 
-	if (task->tgid == own_pid)
+	if (task->tgid == own_pid || closed)
 		return 0;
 	thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!thread) {
@@ -156,7 +157,7 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
-		if (task->tgid != own_pid) {
+		if (task->tgid != own_pid && !closed) {
 			count(COUNT_UNPAIRED);
 			/* One that fails passes no message, unless the caller's memory would not take it. */
 			if (ret >= 0 || ret == -EFAULT)
@@ -204,6 +205,15 @@ static __always_inline bool refuse(enum op op, struct call *call, enum counter w
 	return false;
 }
 
+/* Sends the image once; that it is marked is remembered until user space removes any mark. */
+static __always_inline void send_image(struct slot *slot)
+{
+	__u32 age = *(volatile __u32 *)&marks_age + 1;
+
+	if (slot->marks_age != age && mark_image(&slot->call))
+		slot->marks_age = age;
+}
+
 /* The call is described: counts it, and sends it if it is wanted; returns whether it has a record. */
 static __always_inline bool finish(enum op op, struct thread *thread, struct task_struct *task)
 {
@@ -220,14 +230,12 @@ static __always_inline bool finish(enum op op, struct thread *thread, struct tas
 		name = name_hash(slot);
 		if (call->flags & CALL_QUEUE)
 			state = state_of(call, name);
-		else if (op == OP_UNLINK && !call->ret)
-			note_unlink(call, name);
 		if (state)
 			update_queue(call, state, matched);
 	}
 	if (!matched)
 		return refuse(op, call, COUNT_FILTERED);
-	send_image(call);
+	send_image(slot);
 	if (aggregates_comm)
 		read_comm(call, task);
 	if (aggregates) {

@@ -82,3 +82,26 @@ static __always_inline void leave_queue(struct call *call, struct task_struct *t
 		call->flags |= CALL_QUEUE_LEFT | (switches ? CALL_BLOCKED : 0);
 	}
 }
+
+/* mqspan's own, one at a time: too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct call);
+} found SEC(".maps");
+
+/* Keeps the state of a queue that mqspan has opened: one that was there before and that no call may ever reach. */
+static __always_inline int keep_queue(__s64 fd)
+{
+	struct file *file = file_of(bpf_get_current_task_btf(), fd);
+	__u32 first = 0;
+	struct call *call = bpf_map_lookup_elem(&found, &first);
+
+	if (!call || !file)
+		return false;
+	call->flags = 0;
+	call->asked_len = 0;
+	read_queue(call, file, 0);
+	return call->flags & CALL_QUEUE && state_of(call, hash_of_name(call));
+}

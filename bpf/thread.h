@@ -15,6 +15,8 @@ struct slot {
 	__u32 queue_ipc_ns; /* the queue that the record describes, 0: none */
 	__u32 queue_len;    /* of its name, at the beginning of the record's names */
 	__u32 in_tree;	    /* whether the process descends from the traced command, which never changes */
+	__u32 marks_age;    /* the image was marked as sent at this age of the marks, plus 1; 0: not known */
+	__u32 unused;
 	__u64 queue_hash;   /* of the queue's name, 0: not worked out yet */
 	__u64 groups;	    /* the task's css_set when container_wanted was worked out, 0: not yet */
 	bool container_wanted;

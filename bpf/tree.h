@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * `run -- CMD`: keeps the set of processes that descend from the command. User space puts the command's own id into
- * the set before it lets it exec. A child is told by its parent's thread group at the fork itself, so that double forks
+ * `run -- CMD`: keeps the set of processes that descend from the command. see_self() puts the command itself into the
+ * set before it execs. A child is told by its parent's thread group at the fork itself, so that double forks
  * and parents that are gone lose nobody; a process leaves the set when its last thread exits, not its leader.
  */
 #pragma once
@@ -25,4 +25,39 @@ static __always_inline void tree_exit(struct task_struct *task)
 
 	if (BPF_CORE_READ(task, signal, live.counter) == 0)
 		bpf_map_delete_elem(&tree, &pid);
+}
+
+/*
+ * mqspan's own place, and its child that waits to become the command, which has this number in mqspan's pid namespace;
+ * 0: there is none. Returns whether the child was found.
+ */
+#define OWN_CHILDREN 1024
+
+static __always_inline int see_own(__u32 child_number)
+{
+	struct task_struct *task = bpf_get_current_task_btf(), *leader = BPF_CORE_READ(task, group_leader);
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid *upid;
+	struct list_head *first, *at;
+
+	own_pid = task->tgid;
+	own_level = BPF_CORE_READ(pid, level);
+	upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) + own_level * bpf_core_type_size(struct upid);
+	own_namespace = (__u64)BPF_CORE_READ(upid, ns);
+	if (!child_number)
+		return true;
+	first = (void *)leader + bpf_core_field_offset(struct task_struct, children);
+	at = BPF_CORE_READ(first, next);
+	for (int i = 0; i < OWN_CHILDREN && at != first; i++) {
+		struct task_struct *child = (void *)at - bpf_core_field_offset(struct task_struct, sibling);
+
+		if (local_number(child) == child_number) {
+			__u32 child_pid = BPF_CORE_READ(child, tgid);
+			__u8 member = 1;
+
+			return !bpf_map_update_elem(&tree, &child_pid, &member, BPF_ANY);
+		}
+		at = BPF_CORE_READ(at, next);
+	}
+	return false;
 }

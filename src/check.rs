@@ -1,15 +1,15 @@
 //! `check`: what this host offers, which hooks `run` would use and what they cost, what is missing and how to mend it.
-//! Says it; the looking is [`facts`](crate::bpf::facts)', the judging [`plan`](mod@crate::bpf::plan)'s.
+//! Says it; the looking is [`facts`](crate::kernel::facts)', the judging [`plan`](mod@crate::kernel::plan)'s.
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
-use crate::bpf::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
-use crate::bpf::plan::{order, plan, refusal};
-use crate::config::error::Error;
-use crate::config::values::{Format, HookKind};
-use crate::run::hook_name;
+use crate::kernel::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
+use crate::kernel::plan::{order, plan, refusal};
+use crate::kernel::trial;
+use crate::model::error::Error;
+use crate::model::values::{Format, HookKind};
 
 /// What is said, in the order of the object that programs read.
 #[derive(Debug, Serialize)]
@@ -47,7 +47,7 @@ struct Missing {
 
 /// Looks at this host and prints what it offers; returns whether `run` would work.
 pub fn check(format: Format) -> io::Result<bool> {
-    let report = Report::of(&Facts::gather(&[]));
+    let report = Report::of(&trial::facts(&[]));
     let text = match format {
         Format::Text => report.text(),
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
@@ -73,7 +73,7 @@ fn passed_over(facts: &Facts) -> Vec<String> {
     let chosen = plan(facts, &[]).ok().map(|plan| plan.kind);
     let before = order(facts, &[]).into_iter().take_while(|kind| chosen.is_some_and(|chosen| chosen != *kind));
     let mut notes: Vec<String> =
-        before.filter_map(|kind| Some(format!("no {}: {}", hook_name(kind), refusal(facts, kind)?.message))).collect();
+        before.filter_map(|kind| Some(format!("no {}: {}", kind.name(), refusal(facts, kind)?.message))).collect();
     if let Some(model) = facts.preemption.as_ref().filter(|_| facts.is_preemptible()) {
         let which = if facts.tracepoints_are_preempted { "fentry and tracepoint miss" } else { "fentry misses" };
         notes
@@ -95,7 +95,7 @@ impl Report {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             runs: plan.is_ok(),
-            hooks: plan.as_ref().ok().map(|plan| hook_name(plan.kind)),
+            hooks: plan.as_ref().ok().map(|plan| plan.kind.name()),
             cost: plan.as_ref().map_or(Vec::new(), |plan| cost(plan.kind)),
             notes: notes.chain(passed_over(facts)).collect(),
             missing: plan.err().map(missing).into_iter().collect(),

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{interval, sleep};
 
-use crate::config::error::Error;
+use crate::model::error::Error;
 
 /// The driver beats at least once a second; after this long without it hangs.
 const HANGS: Duration = Duration::from_secs(10);

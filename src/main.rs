@@ -5,9 +5,14 @@ use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use mqspan::cli::{self, Command, Exit};
-use mqspan::config::error::Error;
 use mqspan::config::{Settings, unavailable};
+use mqspan::model::error::Error;
 use mqspan::{check, run};
+
+/// Run by the loader before Rust's own start (.init_array of the ELF specification).
+#[used]
+#[unsafe(link_section = ".init_array")]
+static REMEMBER: extern "C" fn() = run::signals::remember;
 
 fn main() -> ExitCode {
     match carry_out() {

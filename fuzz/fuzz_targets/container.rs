@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mqspan::process::container::Container;
+use mqspan::model::container::Container;
 
 fuzz_target!(|path: &str| {
     let _ = Container::of_path(path);

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mqspan::process::environment;
+use mqspan::who::environment;
 
 fuzz_target!(|bytes: &[u8]| {
     let said = environment::read(bytes);

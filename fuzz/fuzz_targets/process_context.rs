@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mqspan::process::process_context::{HEADER, header, mapping, payload};
+use mqspan::who::process_context::{HEADER, header, mapping, payload};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Some(head) = bytes.first_chunk::<HEADER>() {

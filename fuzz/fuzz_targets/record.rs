@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mqspan::event::{Call, Image, Name};
+use mqspan::model::call::{Call, Image, Name};
 use mqspan::telemetry::record::Record;
 use mqspan::telemetry::view::View;
 use mqspan::telemetry::{json, protobuf};

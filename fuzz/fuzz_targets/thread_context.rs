@@ -2,8 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mqspan::process::elf::classify;
-use mqspan::process::tls::{Libc, Memory, resolve};
+use mqspan::who::elf::classify;
+use mqspan::who::tls::{Libc, Memory, resolve};
 
 /// Answers each address with some bytes of the input.
 struct Words<'a>(&'a [u8]);

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 
 use percent_encoding::percent_decode_str;
 
-use super::error::{Error, Origin};
 use super::otlp::{Layer, Layers};
-use super::values::Signal;
+use crate::model::error::{Error, Origin};
+use crate::model::values::Signal;
 
 /// What a variable of OTLP is for: every signal, or one.
 const SCOPES: [Option<Signal>; 4] = [None, Some(Signal::Traces), Some(Signal::Logs), Some(Signal::Metrics)];

@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, FromArgMatches};
 
-use super::MetricLimits;
-use super::error::{Error, Origin};
 use super::otlp::{Layer, Layers};
-use super::values::Signal;
-use super::yaml::{Entry, Node, Value, parse};
+use super::yaml::{Node, YamlEntry, YamlValue, parse};
 use crate::cli::{RunArgs, one_line};
+use crate::model::error::{Error, Origin};
+use crate::model::values::MetricLimits;
+use crate::model::values::Signal;
 
 /// What a file says.
 #[derive(Debug, Default)]
-pub struct File {
+pub struct ConfigFile {
     /// The options of `run`.
     pub run: RunArgs,
     /// The section `otlp`, with the options endpoint and protocol.
@@ -27,7 +27,7 @@ pub struct File {
     pub limits: MetricLimits,
 }
 
-impl File {
+impl ConfigFile {
     /// Reads the file at `path`. Whatever is wrong with it is exit status 1.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let text = fs::read_to_string(path).map_err(|error| {
@@ -43,7 +43,7 @@ impl File {
     pub fn from_text(path: &Path, text: &str) -> Result<Self, Error> {
         let options =
             clap::Command::new("file").no_binary_name(true).disable_help_flag(true).disable_version_flag(true);
-        let mut reader = Reader {
+        let mut reader = SectionReader {
             path: path.into(),
             options: RunArgs::augment_args(options),
             known: keys(),
@@ -83,7 +83,7 @@ fn is_option(key: &str) -> bool {
     matches!(key, "endpoint" | "protocol")
 }
 
-struct Reader {
+struct SectionReader {
     path: PathBuf,
     /// The options, as clap knows them.
     options: clap::Command,
@@ -93,15 +93,15 @@ struct Reader {
     arguments: Vec<String>,
     /// On which line each of these options stands.
     lines: BTreeMap<String, usize>,
-    file: File,
+    file: ConfigFile,
 }
 
-impl Reader {
+impl SectionReader {
     /// Reads the entries of a section; its path is empty at the top, else ends with a dot.
     fn section(&mut self, path: &str, node: Node) -> Result<(), Error> {
         let entries = match node.value {
-            Value::Map(entries) => entries,
-            Value::Null => return Ok(()),
+            YamlValue::Map(entries) => entries,
+            YamlValue::Null => return Ok(()),
             _ => {
                 let section = match path {
                     "" => "the file",
@@ -110,7 +110,7 @@ impl Reader {
                 return Err(self.origin(section, node.line).error("holds keys, each with its value"));
             }
         };
-        for Entry { key, line, node } in entries {
+        for YamlEntry { key, line, node } in entries {
             let key = format!("{path}{key}");
             match key.as_str() {
                 "otlp" | "otlp.traces" | "otlp.logs" | "otlp.metrics" | "metrics" => {
@@ -131,7 +131,7 @@ impl Reader {
         }
         let origin = self.origin(&key, line);
         match (key.split_once('.'), node.value) {
-            (_, Value::Null) => Ok(()),
+            (_, YamlValue::Null) => Ok(()),
             (Some(("otlp", rest)), value) => {
                 let (signal, key) = match rest.split_once('.') {
                     Some((section, key)) => {
@@ -142,14 +142,16 @@ impl Reader {
                 };
                 let layer = self.file.otlp.of(signal);
                 match value {
-                    Value::Scalar(text) => layer.set(key, &text, origin),
-                    Value::Map(entries) if key == "headers" => layer.set_headers(&headers(entries, &origin)?, &origin),
+                    YamlValue::Scalar(text) => layer.set(key, &text, origin),
+                    YamlValue::Map(entries) if key == "headers" => {
+                        layer.set_headers(&headers(entries, &origin)?, &origin)
+                    }
                     _ => Err(origin.error("takes one value")),
                 }
             }
             (Some((_, key)), value) => {
                 let count = match value {
-                    Value::Scalar(text) => text.parse().ok().filter(|count| *count > 0),
+                    YamlValue::Scalar(text) => text.parse().ok().filter(|count| *count > 0),
                     _ => None,
                 };
                 let count = count.ok_or_else(|| origin.error("takes a number from 1"))?;
@@ -159,7 +161,7 @@ impl Reader {
                 }
                 Ok(())
             }
-            (None, Value::Scalar(text)) if is_option(&key) => self.file.otlp.of(None).set(&key, &text, origin),
+            (None, YamlValue::Scalar(text)) if is_option(&key) => self.file.otlp.of(None).set(&key, &text, origin),
             (None, value) => {
                 self.lines.insert(key.clone(), line);
                 self.option(&key, value, &origin)
@@ -168,7 +170,7 @@ impl Reader {
     }
 
     /// Adds the arguments that an option of the file stands for.
-    fn option(&mut self, key: &str, value: Value, origin: &Origin) -> Result<(), Error> {
+    fn option(&mut self, key: &str, value: YamlValue, origin: &Origin) -> Result<(), Error> {
         let named = |option: &&clap::Arg| option.get_long() == Some(key);
         let option = self.options.get_arguments().find(named);
         let action = option.map(|option| option.get_action());
@@ -176,16 +178,16 @@ impl Reader {
         let takes_value = action.is_some_and(clap::ArgAction::takes_values);
         let mut add = |text: &str| self.arguments.push(format!("--{key}={text}"));
         match value {
-            Value::Scalar(text) if takes_value => add(&text),
-            Value::Scalar(text) => match text.as_str() {
+            YamlValue::Scalar(text) if takes_value => add(&text),
+            YamlValue::Scalar(text) => match text.as_str() {
                 "true" => self.arguments.push(format!("--{key}")),
                 "false" => {}
                 _ => return Err(origin.error("neither true nor false")),
             },
-            Value::List(list) if repeatable => {
+            YamlValue::List(list) if repeatable => {
                 for node in list {
                     match node.value {
-                        Value::Scalar(text) => add(&text),
+                        YamlValue::Scalar(text) => add(&text),
                         _ => return Err(origin.error("a list of single values is due here")),
                     }
                 }
@@ -197,7 +199,7 @@ impl Reader {
     }
 
     /// Reads all options at once, so that those that exclude each other are found.
-    fn finish(mut self) -> Result<File, Error> {
+    fn finish(mut self) -> Result<ConfigFile, Error> {
         let run = self
             .options
             .try_get_matches_from_mut(&self.arguments)
@@ -220,10 +222,10 @@ impl Reader {
 }
 
 /// The entries of the map `headers`. The error names the key only.
-fn headers(entries: Vec<Entry>, origin: &Origin) -> Result<Vec<(String, String)>, Error> {
-    let header = |Entry { key, node, .. }| match node.value {
-        Value::Scalar(text) => Ok((key, text)),
-        Value::Null => Ok((key, String::new())),
+fn headers(entries: Vec<YamlEntry>, origin: &Origin) -> Result<Vec<(String, String)>, Error> {
+    let header = |YamlEntry { key, node, .. }| match node.value {
+        YamlValue::Scalar(text) => Ok((key, text)),
+        YamlValue::Null => Ok((key, String::new())),
         _ => Err(origin.error(format!("{key} takes one value"))),
     };
     entries.into_iter().map(header).collect()
@@ -241,11 +243,11 @@ fn nearest<'a>(key: &str, known: &'a [String]) -> &'a str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::values::{Op, Output};
     use super::*;
+    use crate::model::values::{Op, Output};
 
-    fn read(text: &str) -> Result<File, Error> {
-        File::from_text(Path::new("m.yaml"), text)
+    fn read(text: &str) -> Result<ConfigFile, Error> {
+        ConfigFile::from_text(Path::new("m.yaml"), text)
     }
 
     /// Prevents a key of the example from going stale, and the file's keys from drifting away from
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn the_example_is_valid_and_every_key_is_documented() {
         let path = Path::new("otel-config/mqspan.yaml");
-        let example = File::from_text(path, include_str!("../../otel-config/mqspan.yaml"));
+        let example = ConfigFile::from_text(path, include_str!("../../otel-config/mqspan.yaml"));
         assert!(example.is_ok(), "{example:?}");
         let documentation = include_str!("../../docs/configuration.md");
         for key in keys() {
@@ -321,7 +323,7 @@ mod tests {
             let lines = error.to_string();
             assert!(!lines.contains("secret") && lines.lines().count() == 2, "{error}");
         }
-        let error = File::read(Path::new("/nonexistent.yaml")).unwrap_err();
+        let error = ConfigFile::read(Path::new("/nonexistent.yaml")).unwrap_err();
         assert!(error.status == 1 && error.message.contains("No such file"));
     }
 }

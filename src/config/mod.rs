@@ -3,13 +3,9 @@
 //! output, loads no certificate, asks the host nothing.
 
 mod env;
-pub mod error;
 pub mod file;
-pub mod filter;
-pub mod glob;
 pub mod otlp;
 pub mod unavailable;
-pub mod values;
 mod yaml;
 
 use std::ffi::OsString;
@@ -17,17 +13,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::ValueEnum;
-
 use self::env::{Environment, pairs};
-use self::error::Error;
-use self::file::File;
-use self::filter::{Filter, Filters};
-use self::glob::Templates;
+use self::file::ConfigFile;
 use self::otlp::{Layer, Layers, Otlp};
-use self::values::{Color, CpuList, HookKind, Op, Output, Receive, Signal, Temporality, choice};
+use crate::cli::choices::choice;
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
 use crate::export::spool;
+use crate::model::error::Error;
+use crate::model::filter::{Filter, Filters};
+use crate::model::glob::Templates;
+use crate::model::values::{
+    Color, CpuList, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals, Temporality,
+};
 
 /// Everything that a run is told.
 #[derive(Debug)]
@@ -80,37 +77,6 @@ pub struct Settings {
     pub metric_limits: MetricLimits,
 }
 
-/// `--max-rate` and `--slow`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate {
-    /// Spans or log records a second for each queue and operation of send and receive; 0: every call.
-    pub most: u32,
-    /// Sends that took as long, and receives whose message lay as long, are exempt.
-    pub slow: Duration,
-}
-
-/// Which signals are made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signals {
-    /// A span for each call.
-    pub traces: bool,
-    /// A log record for each call.
-    pub logs: bool,
-    /// Metrics of calls, queues and mqspan itself.
-    pub metrics: bool,
-}
-
-impl Signals {
-    /// Whether a signal is made.
-    pub fn has(self, signal: Signal) -> bool {
-        match signal {
-            Signal::Traces => self.traces,
-            Signal::Logs => self.logs,
-            Signal::Metrics => self.metrics,
-        }
-    }
-}
-
 /// How much mqspan says on stderr.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
@@ -122,21 +88,6 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// The section `metrics` of the file: what lies beyond goes to one overflow point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MetricLimits {
-    /// Attribute sets for each metric and Resource.
-    pub max_series: usize,
-    /// Processes with a Resource of their own.
-    pub max_processes: usize,
-}
-
-impl Default for MetricLimits {
-    fn default() -> Self {
-        Self { max_series: 2000, max_processes: 1000 }
-    }
-}
-
 impl Settings {
     /// The settings of a run with these options, after reading the file that they name. `get`
     /// looks up an environment variable, as `std::env::var_os` does.
@@ -145,13 +96,13 @@ impl Settings {
     /// option that this version has not.
     pub fn load(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>) -> Result<Self, Error> {
         let file = match &command_line.config {
-            Some(path) => File::read(path)?,
-            None => File::default(),
+            Some(path) => ConfigFile::read(path)?,
+            None => ConfigFile::default(),
         };
         Self::merge(command_line, get, file)
     }
 
-    fn merge(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>, file: File) -> Result<Self, Error> {
+    fn merge(command_line: RunArgs, get: &dyn Fn(&str) -> Option<OsString>, file: ConfigFile) -> Result<Self, Error> {
         let env = Environment::new(get);
         let host_wide = command_line.command.is_empty();
         if command_line.user.is_some() && host_wide {
@@ -308,7 +259,7 @@ fn color(option: Option<Color>, env: &Environment<'_>, file: Option<Color>) -> R
 
 fn filters(args: FilterArgs) -> Filters {
     Filters {
-        call: either(args.call, Op::value_variants().into()).into_iter().collect(),
+        call: either(args.call, Op::ALL.into()).into_iter().collect(),
         queue: Filter::new(args.queue),
         comm: Filter::new(args.comm),
         pid: Filter::new(args.pid),

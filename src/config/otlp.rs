@@ -8,8 +8,9 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::env::pairs;
-use super::error::{Error, Origin};
-use super::values::{Compression, Protocol, Signal, choice, duration};
+use crate::cli::choices::choice;
+use crate::model::error::{Error, Origin};
+use crate::model::values::{Compression, Protocol, Signal, duration};
 
 /// The endpoint of each signal.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ fn load(arguments: &str, variables: &[(&str, &str)], yaml: &str) -> Result<Setti
         other => panic!("{arguments}: {other:?}"),
     };
     let get = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.into());
-    Settings::merge(run, &get, File::from_text(Path::new("m.yaml"), yaml)?)
+    Settings::merge(run, &get, ConfigFile::from_text(Path::new("m.yaml"), yaml)?)
 }
 
 fn loaded(arguments: &str, variables: &[(&str, &str)], yaml: &str) -> Settings {

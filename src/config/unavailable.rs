@@ -1,9 +1,9 @@
 //! What the contract has and this version has not: each is refused with a clear line. Whoever
 //! builds a feature deletes its line here.
 
-use super::error::Error;
-use super::values::HookKind;
 use crate::cli::RunArgs;
+use crate::model::error::Error;
+use crate::model::values::HookKind;
 
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
 pub fn refuse(run: &RunArgs) -> Result<(), Error> {

@@ -9,23 +9,23 @@ use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 #[derive(Debug, PartialEq, Eq)]
 pub struct Node {
     pub line: usize,
-    pub value: Value,
+    pub value: YamlValue,
 }
 
 /// What a node holds.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum YamlValue {
     /// Nothing, `~` or `null`.
     Null,
     /// The text of a scalar, without quotes.
     Scalar(String),
     List(Vec<Node>),
-    Map(Vec<Entry>),
+    Map(Vec<YamlEntry>),
 }
 
 /// A key of a map with its value.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct YamlEntry {
     pub key: String,
     /// The key's line, from 1.
     pub line: usize,
@@ -34,13 +34,13 @@ pub struct Entry {
 
 /// Why a text is not understood, and the line, from 1. Never repeats a value: it may be secret.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Malformed {
+pub struct YamlError {
     pub line: usize,
     pub why: String,
 }
 
 /// Parses the one document of `text`; an empty text is a null.
-pub fn parse(text: &str) -> Result<Node, Malformed> {
+pub fn parse(text: &str) -> Result<Node, YamlError> {
     // With this option an alias reaches `Tree::node`, which says what to do about it.
     let options = granit_parser::options! { emit_unresolved_aliases: true };
     let mut tree = Tree { parser: Parser::new_from_str_with_options(text, options) };
@@ -48,7 +48,7 @@ pub fn parse(text: &str) -> Result<Node, Malformed> {
     loop {
         match tree.next()? {
             (Event::StreamEnd, span) => {
-                return Ok(root.unwrap_or(Node { line: span.start.line(), value: Value::Null }));
+                return Ok(root.unwrap_or(Node { line: span.start.line(), value: YamlValue::Null }));
             }
             (Event::StreamStart | Event::DocumentStart(..) | Event::DocumentEnd, _) => {}
             (_, span) if root.is_some() => {
@@ -64,8 +64,8 @@ struct Tree<'a> {
 }
 
 impl<'a> Tree<'a> {
-    fn next(&mut self) -> Result<(Event<'a>, Span), Malformed> {
-        let not_yaml = |error: ScanError| Malformed {
+    fn next(&mut self) -> Result<(Event<'a>, Span), YamlError> {
+        let not_yaml = |error: ScanError| YamlError {
             line: error.marker().line(),
             why: format!("not valid YAML: {}", error.kind()),
         };
@@ -76,7 +76,7 @@ impl<'a> Tree<'a> {
     }
 
     /// The node that begins with `event`.
-    fn node(&mut self, event: Event<'a>, span: &Span) -> Result<Node, Malformed> {
+    fn node(&mut self, event: Event<'a>, span: &Span) -> Result<Node, YamlError> {
         match &event {
             Event::Scalar(.., tag) | Event::SequenceStart(.., tag) | Event::MappingStart(.., tag) if tag.is_some() => {
                 return Err(malformed(span, "what begins with ! must be in quotes"));
@@ -91,14 +91,14 @@ impl<'a> Tree<'a> {
         }
         let value = match event {
             Event::Scalar(text, style, ..) => match (&*text, style) {
-                ("" | "~" | "null", ScalarStyle::Plain) => Value::Null,
-                _ => Value::Scalar(text.into_owned()),
+                ("" | "~" | "null", ScalarStyle::Plain) => YamlValue::Null,
+                _ => YamlValue::Scalar(text.into_owned()),
             },
             Event::SequenceStart(..) => {
                 let mut list = Vec::new();
                 loop {
                     match self.next()? {
-                        (Event::SequenceEnd, _) => break Value::List(list),
+                        (Event::SequenceEnd, _) => break YamlValue::List(list),
                         (event, span) => list.push(self.node(event, &span)?),
                     }
                 }
@@ -107,10 +107,10 @@ impl<'a> Tree<'a> {
                 let mut map = Vec::new();
                 loop {
                     match self.next()? {
-                        (Event::MappingEnd, _) => break Value::Map(map),
+                        (Event::MappingEnd, _) => break YamlValue::Map(map),
                         (event, span) => {
                             let entry = self.entry(event, &span)?;
-                            if map.iter().any(|other: &Entry| other.key == entry.key) {
+                            if map.iter().any(|other: &YamlEntry| other.key == entry.key) {
                                 let why = format!("{} stands here a second time", entry.key);
                                 return Err(malformed(&span, why));
                             }
@@ -125,18 +125,18 @@ impl<'a> Tree<'a> {
     }
 
     /// The entry of a map whose key is `event`.
-    fn entry(&mut self, event: Event<'a>, span: &Span) -> Result<Entry, Malformed> {
-        let Node { line, value: Value::Scalar(key) } = self.node(event, span)? else {
+    fn entry(&mut self, event: Event<'a>, span: &Span) -> Result<YamlEntry, YamlError> {
+        let Node { line, value: YamlValue::Scalar(key) } = self.node(event, span)? else {
             return Err(malformed(span, "a key must be a name"));
         };
         let (event, span) = self.next()?;
         let node = self.node(event, &span)?;
-        Ok(Entry { key, line, node })
+        Ok(YamlEntry { key, line, node })
     }
 }
 
-fn malformed(span: &Span, why: impl Into<String>) -> Malformed {
-    Malformed { line: span.start.line(), why: why.into() }
+fn malformed(span: &Span, why: impl Into<String>) -> YamlError {
+    YamlError { line: span.start.line(), why: why.into() }
 }
 
 #[cfg(test)]
@@ -144,30 +144,30 @@ mod tests {
     use super::*;
 
     fn scalar(line: usize, text: &str) -> Node {
-        Node { line, value: Value::Scalar(text.into()) }
+        Node { line, value: YamlValue::Scalar(text.into()) }
     }
 
     /// Prevents scalars from being reinterpreted (`comm: yes`, `comm: 010`) and wrong lines in
     /// errors.
     #[test]
     fn scalars_keep_their_text_and_line() {
-        let Ok(Node { value: Value::Map(map), .. }) = parse("a: yes\nb: ['010', 1e3]\n# comment\nc:\nd: \"!x\"\n")
+        let Ok(Node { value: YamlValue::Map(map), .. }) = parse("a: yes\nb: ['010', 1e3]\n# comment\nc:\nd: \"!x\"\n")
         else {
             panic!("not a map");
         };
         let expected = [
-            ("a", 1, Value::Scalar("yes".into())),
-            ("b", 2, Value::List(vec![scalar(2, "010"), scalar(2, "1e3")])),
-            ("c", 4, Value::Null),
-            ("d", 5, Value::Scalar("!x".into())),
+            ("a", 1, YamlValue::Scalar("yes".into())),
+            ("b", 2, YamlValue::List(vec![scalar(2, "010"), scalar(2, "1e3")])),
+            ("c", 4, YamlValue::Null),
+            ("d", 5, YamlValue::Scalar("!x".into())),
         ];
         for (entry, (key, line, value)) in map.iter().zip(expected) {
             assert_eq!((&*entry.key, entry.line), (key, line));
             assert_eq!(entry.node.value, value, "{key}");
         }
         assert_eq!(map.len(), 4);
-        assert_eq!(parse("").unwrap().value, Value::Null);
-        assert_eq!(parse("# nothing\n---\n").unwrap().value, Value::Null);
+        assert_eq!(parse("").unwrap().value, YamlValue::Null);
+        assert_eq!(parse("# nothing\n---\n").unwrap().value, YamlValue::Null);
     }
 
     /// Prevents a negation or a glob without quotes from silently becoming a tag, an anchor or an

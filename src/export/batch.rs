@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::config::values::Signal;
-use crate::telemetry::record::{Record, Resource};
+use crate::model::resource::Resource;
+use crate::model::values::Signal;
+use crate::telemetry::record::Record;
 use crate::telemetry::{json, protobuf};
 
 /// How requests are encoded.

@@ -23,9 +23,9 @@ use tonic::{Extensions, Status};
 
 use super::batch::Encoding;
 use super::reply::{self, Accepted, Failure};
-use crate::config::error::Error;
 use crate::config::otlp::Endpoint;
-use crate::config::values::{Compression, Protocol, Signal};
+use crate::model::error::Error;
+use crate::model::values::{Compression, Protocol, Signal};
 
 const USER_AGENT: &str = concat!("mqspan/", env!("CARGO_PKG_VERSION"));
 /// A smaller request is not worth compressing.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::bpf::programs::Counts;
+use crate::model::counts::Counts;
 
 /// Where calls are lost on their way from the kernel's hook to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,10 +35,10 @@ use self::queue::{Queue, Queued, Request};
 use self::sender::Sender;
 use self::traffic::Traffic;
 use self::writer::Target;
-use crate::config::Signals;
-use crate::config::error::Error;
 use crate::config::otlp::Otlp;
-use crate::config::values::{Output, Signal};
+use crate::model::error::Error;
+use crate::model::values::Signals;
+use crate::model::values::{Output, Signal};
 
 /// Bytes that may wait for a backend, for each signal.
 const OTLP_QUEUE: usize = 8 << 20;

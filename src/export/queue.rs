@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ledger::{Outcome, Share};
-use crate::config::values::Signal;
+use crate::model::values::Signal;
 
 /// Room is counted in units of so many bytes.
 const UNIT: usize = 256;

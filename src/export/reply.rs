@@ -10,7 +10,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::config::values::Signal;
+use crate::model::values::Signal;
 
 /// A request was taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

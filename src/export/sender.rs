@@ -20,7 +20,7 @@ use super::reply::{Accepted, Failure};
 use super::retry::{Backoff, GIVE_UP_AFTER};
 use super::spool::Spool;
 use super::traffic::Traffic;
-use crate::config::values::Signal;
+use crate::model::values::Signal;
 
 /// A signal that the backend does not take is tried again after this long.
 const SWITCHED_OFF: Duration = Duration::from_secs(300);

@@ -8,7 +8,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Histogram;
 
 use super::reply::{Accepted, Failure};
-use crate::config::values::{Protocol, Signal};
+use crate::model::values::{Protocol, Signal};
 
 /// Of one signal.
 #[derive(Debug)]

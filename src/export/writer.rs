@@ -12,7 +12,7 @@ use tracing::warn;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
-use crate::config::error::Error;
+use crate::model::error::Error;
 
 /// Where it is written.
 #[derive(Debug)]

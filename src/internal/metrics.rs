@@ -15,10 +15,10 @@ use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 
 use crate::config::Settings;
-use crate::config::values::{self, Signal};
 use crate::export::ledger::Ledger;
 use crate::export::traffic::Traffic;
 use crate::export::{Outputs, Sink, hand_over_metrics};
+use crate::model::values::{self, Signal};
 use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 
 /// Starts to observe and to export.

@@ -28,12 +28,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::http::OnRuntime;
-use crate::config::error::Error;
 use crate::config::otlp::Endpoint;
-use crate::config::values::{Output, Protocol};
 use crate::config::{Settings, Verbosity};
 use crate::export::{Outputs, client};
-use crate::telemetry::record::{SCHEMA_URL, Value};
+use crate::model::error::Error;
+use crate::model::resource::Value;
+use crate::model::values::{Output, Protocol};
+use crate::telemetry::record::SCHEMA_URL;
 
 /// How long the SDK may take to hand over its last.
 const LAST: Duration = Duration::from_secs(3);

@@ -8,7 +8,7 @@ use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-use crate::telemetry::text::printable;
+use crate::model::text::printable;
 
 /// A line for each event: `mqspan: `, the message, and what else it carries.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::event::{Args, Call, QueueKey};
+use crate::model::call::{Args, Call, QueueKey};
 
 /// A receive waits for its link so long at most.
 pub const PATIENCE: Duration = Duration::from_millis(20);

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::held::Ticket;
 use super::records::Records;
-use crate::event::Ids;
+use crate::model::call::Ids;
 
 /// So many receives of a queue are kept whose messages are not told apart, and so many calls before it was surely empty.
 const OPEN: usize = 64;
@@ -88,7 +88,8 @@ pub struct History {
     from: [u64; 2],
     /// Whether the queue was surely empty then.
     is_trusted: bool,
-    /// Someone may have taken messages unseen until these numbers.
+    /// Someone may take messages unseen, or may have until these numbers.
+    has_unseen: bool,
     unseen_until: Option<[u64; 2]>,
     losses: [u32; 2],
     /// Messages and receipts that are kept.
@@ -97,8 +98,8 @@ pub struct History {
 }
 
 impl History {
-    /// A queue of which nothing is known before these numbers.
-    pub fn new(sides: &Sides, losses: [u32; 2]) -> Self {
+    /// A queue of which nothing is known before these numbers. `has_unseen`: someone may have taken messages unseen.
+    pub fn new(sides: &Sides, losses: [u32; 2], has_unseen: bool) -> Self {
         Self {
             lanes: BTreeMap::new(),
             open: BTreeSet::new(),
@@ -106,6 +107,7 @@ impl History {
             blurred: 0,
             from: sides.each_ref().map(Records::highest),
             is_trusted: false,
+            has_unseen,
             unseen_until: None,
             losses,
             sent: 0,
@@ -133,7 +135,7 @@ impl History {
     /// not count for that.
     pub fn distrust(&mut self, sides: &Sides, settled: &mut Vec<Settled>) {
         settled.extend(self.tickets().map(|ticket| (ticket, None)));
-        *self = Self::new(sides, self.losses);
+        *self = Self::new(sides, self.losses, self.has_unseen);
     }
 
     /// Calls without a number until now: sends that may have added a message, receives that may have taken one.
@@ -146,6 +148,14 @@ impl History {
         if sends {
             self.distrust(sides, settled);
         }
+    }
+
+    /// Whether someone may take messages unseen now. What they took may still show in records that are late.
+    pub fn watch(&mut self, has_unseen: bool, sides: &Sides) {
+        if self.has_unseen && !has_unseen {
+            self.unseen_until = Some(sides.each_ref().map(Records::highest));
+        }
+        self.has_unseen = has_unseen;
     }
 
     /// When so many sends and receives had begun, the queue was empty and no call on it under way.
@@ -214,15 +224,15 @@ impl History {
         }
     }
 
-    /// Finds what is certain by now. `has_unseen`: someone may take messages unseen.
-    pub fn settle(&mut self, sides: &Sides, has_unseen: bool, settled: &mut Vec<Settled>) -> Result<(), Contradiction> {
+    /// Finds what is certain by now.
+    pub fn settle(&mut self, sides: &Sides, settled: &mut Vec<Settled>) -> Result<(), Contradiction> {
         if !self.is_trusted {
             // What came since may be part of a history whose beginning comes with a record that is late.
             return if self.len() > OPEN { Err(Contradiction) } else { Ok(()) };
         }
         self.place(sides)?;
         let first_unplaced = self.unplaced.first().map(|receipt| receipt.number);
-        let others = Others { sides, has_unseen: has_unseen || self.unseen_until.is_some(), first_unplaced };
+        let others = Others { sides, has_unseen: self.has_unseen || self.unseen_until.is_some(), first_unplaced };
         for priority in self.open.clone() {
             let Some(lane) = self.lanes.get_mut(&priority) else { continue };
             while let Some(count) = lane.settle(&others, settled)? {

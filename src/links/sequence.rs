@@ -14,9 +14,9 @@ pub use super::held::PATIENCE;
 use super::held::{HeldCalls, Ticket};
 use super::history::{History, Receipt, SentMessage, Settled, Sides};
 use super::table::QueueTable;
-use crate::event::{Args, Call, Message, Method, Queue, QueueKey, Sender};
-use crate::metrics::queues::QueueName;
-use crate::telemetry::text::utf8;
+use crate::model::call::{Args, Call, Message, Method, Queue, QueueKey, Sender};
+use crate::model::reading::QueueName;
+use crate::model::text::utf8;
 
 /// Where the kernel side counts the calls of a queue (TURNS of bpf/turn.h).
 const PLACES: usize = 4096;
@@ -46,14 +46,17 @@ struct EarlyReceivers {
     threads: HashMap<u32, Option<QueueName>>,
     /// How many at each.
     at: HashMap<Option<QueueName>, usize>,
-    /// There were more than are told apart.
-    has_more: bool,
+    /// They have been looked for, and there were not more than are told apart.
+    are_known: bool,
+    /// There were some.
+    were_there: bool,
 }
 
 impl EarlyReceivers {
     fn add(&mut self, tid: u32, queue: Option<QueueName>) {
-        self.has_more |= self.threads.len() >= EARLY;
-        if !self.has_more && self.threads.insert(tid, queue.clone()).is_none() {
+        self.were_there = true;
+        self.are_known &= self.threads.len() < EARLY;
+        if self.are_known && self.threads.insert(tid, queue.clone()).is_none() {
             *self.at.entry(queue).or_default() += 1;
         }
     }
@@ -75,7 +78,7 @@ impl EarlyReceivers {
             let name = format!("/{}", utf8(&queue.name));
             self.at.contains_key(&None) || self.at.contains_key(&Some((ipc_ns, name.into())))
         };
-        self.has_more || !self.at.is_empty() && is_at(queue)
+        !self.are_known || !self.at.is_empty() && is_at(queue)
     }
 }
 
@@ -92,8 +95,9 @@ impl Default for Sequence {
 }
 
 impl Sequence {
-    /// These threads are in a receive whose beginning was not seen.
+    /// These threads are in a receive whose beginning was not seen, and no others.
     pub fn found(&mut self, early: impl IntoIterator<Item = (u32, Option<QueueName>)>) {
+        self.early.are_known = true;
         for (tid, queue) in early {
             self.early.add(tid, queue);
         }
@@ -157,11 +161,14 @@ impl Sequence {
     fn follow(&mut self, call: &Call, message: Message, ticket: Ticket, settled: &mut Vec<Settled>) -> bool {
         let (turn, Some(queue)) = (message.turn, &call.queue) else { return false };
         let has_unseen = self.early.are_at(call.ipc_ns, queue);
+        let had_unseen = has_unseen || self.early.were_there;
         let sides = &mut self.places[place(queue.key)];
-        let (history, mut given_up) = self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses));
+        let (history, mut given_up) =
+            self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses, had_unseen));
         let before = history.len();
         sides[0].begun(turn.begun[0]);
         sides[1].begun(turn.begun[1]);
+        history.watch(has_unseen, sides);
         history.lost(turn.losses, sides, settled);
         if let Some(at) = turn.empty {
             was_empty(history, sides, at, settled);
@@ -174,7 +181,7 @@ impl Sequence {
         let is_complete = [0, 1].iter().all(|side| sides[*side].are_complete_until(turn.begun[*side]));
         let depth = queue.curmsgs.filter(|_| turn.quiet && is_latest);
         let agrees = depth.is_none_or(|depth| !history.is_trusted() || !is_complete || history.agrees(depth));
-        if !is_sure || !agrees || history.settle(sides, has_unseen, settled).is_err() {
+        if !is_sure || !agrees || history.settle(sides, settled).is_err() {
             history.distrust(sides, settled);
         }
         if turn.quiet && queue.curmsgs == Some(0) {
@@ -203,8 +210,7 @@ impl Sequence {
             let Some(history) = self.queues.get(&ticket.queue) else { continue };
             let (sides, before, mut settled) = (&self.places[place(ticket.queue)], history.len(), Vec::new());
             history.give_up(&ticket);
-            // Nothing is linked that was not to be linked before: who takes messages unseen is not looked up.
-            if history.settle(sides, true, &mut settled).is_err() {
+            if history.settle(sides, &mut settled).is_err() {
                 history.distrust(sides, &mut settled);
             }
             settled.extend(self.queues.changed(&ticket.queue, before).into_iter().map(|ticket| (ticket, None)));

@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::held::Ticket;
 use super::history::History;
-use crate::event::QueueKey;
+use crate::model::call::QueueKey;
 
 /// So many queues are followed at most.
 const QUEUES: usize = 4096;
@@ -21,7 +21,7 @@ struct Followed {
 
 /// What a process has us keep.
 #[derive(Debug, Default)]
-struct Share {
+struct ProcessShare {
     /// In the order in which they were first seen.
     queues: VecDeque<QueueKey>,
     kept: usize,
@@ -31,7 +31,7 @@ struct Share {
 #[derive(Debug, Default)]
 pub struct QueueTable {
     queues: HashMap<QueueKey, Followed>,
-    shares: HashMap<u32, Share>,
+    shares: HashMap<u32, ProcessShare>,
     kept: usize,
 }
 
@@ -72,7 +72,7 @@ impl QueueTable {
     }
 
     /// Forgets the oldest queue of the process that takes most.
-    fn evict(&mut self, takes: impl Fn(&Share) -> usize) -> Vec<Ticket> {
+    fn evict(&mut self, takes: impl Fn(&ProcessShare) -> usize) -> Vec<Ticket> {
         let most = self.shares.iter().max_by_key(|(_, share)| takes(share)).map(|(owner, _)| *owner);
         let Some((owner, share)) = most.and_then(|owner| Some((owner, self.shares.get_mut(&owner)?))) else {
             return Vec::new();

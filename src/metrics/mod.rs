@@ -2,9 +2,7 @@
 //! streams for each process, bounded ([`streams`]), and those a request ([`otlp`]), with the state of queues
 //! ([`queues`]). How long messages waited is added up here where it is inferred ([`waits`]). Pure code.
 
-pub mod buckets;
 pub mod otlp;
 pub mod queues;
-pub mod reading;
 pub mod streams;
 pub mod waits;

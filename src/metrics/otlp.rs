@@ -15,15 +15,16 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
-use super::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
 use super::queues::{self, Gauges};
-use super::reading::Measure;
 use super::streams::{self, Destination, Of, Process, Stream, Streams, Total};
-use crate::config::values::Op;
-use crate::process::container::Container;
-use crate::process::resource::{CONTAINER_ID, POD_UID};
-use crate::telemetry::record::{Resource, SCHEMA_URL, SCOPE, VERSION, Value};
+use crate::model::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
+use crate::model::container::Container;
+use crate::model::reading::Measure;
+use crate::model::resource::{Resource, Value};
+use crate::model::values::Op;
+use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 use crate::telemetry::terms::{errno_name, is_error, operation, operation_type};
+use crate::who::resource::{CONTAINER_ID, POD_UID};
 
 /// A request of all current streams. `now_ns` is the time of the collection.
 pub fn request(streams: &Streams, now_ns: u64) -> ExportMetricsServiceRequest {

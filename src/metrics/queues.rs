@@ -1,94 +1,12 @@
 //! The state of queues: how full they are, were at the most, and can be, and who waits at them. From what the kernel
 //! side keeps of each queue that a call reached, and what was found on the host. Pure code.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::streams::Destination;
-use crate::bpf::skel::types::{queue_key, queue_state, unlinked_key};
-use crate::config::values::Op;
-use crate::event::{Malformed, QueueKey, head};
-
-/// A queue by what programs call it: its ipc namespace's number, and its name with its slash.
-pub type QueueName = (u32, Arc<str>);
-
-/// What the kernel side keeps of a queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueReading {
-    /// Which queue.
-    pub key: QueueKey,
-    /// The number of its name.
-    pub name: u64,
-    /// Its ipc namespace.
-    pub ipc_ns: u32,
-    /// The most messages it holds.
-    pub maxmsg: i64,
-    /// The messages in it when the last call on it ended.
-    pub depth: i64,
-    /// The most messages that were in it since the collection before; None where no call reached it since then.
-    pub peak: Option<i64>,
-    /// When the first call that reached it ended, CLOCK_MONOTONIC in ns.
-    pub first_ns: u64,
-    /// Whether a call that passed the filters on whose calls reached it.
-    pub matched: bool,
-}
-
-impl QueueReading {
-    /// Decodes an entry of the map of queues, where `period` is the one that has just ended.
-    pub fn decode(key: &[u8], value: &[u8], period: u32) -> Result<Self, Malformed> {
-        let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<queue_key>() || value.len() != size_of::<queue_state>() {
-            return Err(malformed);
-        }
-        let (key, value): (queue_key, queue_state) = (head(key), head(value));
-        let peak = value.peaks[(period & 1) as usize];
-        Ok(Self {
-            key: QueueKey { inode: key.inode, number: key.ino, namespace: key.ns },
-            name: value.name,
-            ipc_ns: value.ipc_ns,
-            maxmsg: value.maxmsg,
-            depth: value.depth,
-            peak: (peak >> 32 == u64::from(period)).then_some((peak & 0xffff_ffff).cast_signed()),
-            first_ns: value.first_ns,
-            matched: value.matched != 0,
-        })
-    }
-}
-
-/// A name that was unlinked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unlinked {
-    /// The number of the name.
-    pub name: u64,
-    /// The ipc namespace.
-    pub ipc_ns: u32,
-    /// When, CLOCK_MONOTONIC in ns.
-    pub at_ns: u64,
-}
-
-impl Unlinked {
-    /// Decodes an entry of the map of unlinked names.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Self, Malformed> {
-        let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<unlinked_key>() {
-            return Err(malformed);
-        }
-        let key: unlinked_key = head(key);
-        let at_ns = value.try_into().map(u64::from_ne_bytes).map_err(|_| malformed)?;
-        Ok(Self { name: key.name, ipc_ns: key.ipc_ns as u32, at_ns })
-    }
-}
-
-/// A queue that was there when mqspan started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Which.
-    pub name: QueueName,
-    /// The most messages it holds.
-    pub maxmsg: i64,
-    /// The messages in it then.
-    pub depth: i64,
-}
+use crate::model::reading::{QueueName, QueueReading, Waiting};
+use crate::model::values::Op;
 
 /// What is said of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,74 +19,23 @@ pub struct QueuePoint {
     pub capacity: i64,
 }
 
-/// The queues of the host.
-#[derive(Debug)]
-pub struct Queues {
-    /// Those that no call has reached so far; empty where only matching callers' queues are told of.
-    found: HashMap<QueueName, Found>,
-    unlinked: HashSet<QueueKey>,
-    /// Whether a queue is told of only once a call that passes the filters on whose calls reached it.
+/// What is said of the queues that are there; where `only_matched`, of those that a call reached that passes the filters on
+/// whose calls. `name` tells the name behind a number.
+pub fn points(
+    readings: &[QueueReading],
     only_matched: bool,
-}
-
-impl Queues {
-    /// Begins with the queues that were found.
-    pub fn new(found: Vec<Found>, only_matched: bool) -> Self {
-        let found = if only_matched { Vec::new() } else { found };
-        let found = found.into_iter().map(|found| (found.name.clone(), found)).collect();
-        Self { found, unlinked: HashSet::new(), only_matched }
+    name: impl Fn(u64) -> Option<Arc<str>>,
+) -> BTreeMap<QueueName, QueuePoint> {
+    // Two queues of one name are an unlinked one that is still open and its successor, which comes later.
+    let mut current: Vec<&QueueReading> = readings.iter().filter(|reading| reading.matched || !only_matched).collect();
+    current.sort_by_key(|reading| (!reading.unlinked, reading.key.number));
+    let mut points = BTreeMap::new();
+    for QueueReading { name: number, ipc_ns, depth, maxmsg, peak, .. } in current {
+        let Some(name) = name(*number) else { continue };
+        let peak = peak.unwrap_or(*depth).max(*depth);
+        points.insert((*ipc_ns, name), QueuePoint { depth: *depth, peak, capacity: *maxmsg });
     }
-
-    /// What there is to say now, and the queues that the kernel side need not keep any more: unlinked before, and not
-    /// reached since. `name` tells the name behind a number.
-    pub fn collect(
-        &mut self,
-        readings: &[QueueReading],
-        unlinked: &[Unlinked],
-        name: impl Fn(u64) -> Option<Arc<str>>,
-    ) -> (BTreeMap<QueueName, QueuePoint>, Vec<QueueKey>) {
-        let gone = |reading: &&QueueReading| self.unlinked.contains(&reading.key) && reading.peak.is_none();
-        let (gone, current): (Vec<_>, Vec<_>) = readings.iter().partition(gone);
-        let gone: Vec<QueueKey> = gone.into_iter().map(|reading| reading.key).collect();
-        for key in &gone {
-            self.unlinked.remove(key);
-        }
-        for unlinked in unlinked {
-            if let Some(name) = name(unlinked.name) {
-                self.found.remove(&(unlinked.ipc_ns, name));
-            }
-            let was_unlinked = |reading: &&&QueueReading| {
-                (reading.name, reading.ipc_ns) == (unlinked.name, unlinked.ipc_ns) && reading.first_ns <= unlinked.at_ns
-            };
-            self.unlinked.extend(current.iter().filter(was_unlinked).map(|reading| reading.key));
-        }
-        let mut points = BTreeMap::new();
-        for found in self.found.values() {
-            let Found { name, maxmsg, depth } = found.clone();
-            points.insert(name, QueuePoint { depth, peak: depth, capacity: maxmsg });
-        }
-        // Two queues of one name are an unlinked one that is still open and its successor, which comes later: its number
-        // is greater.
-        let mut current = current;
-        current.sort_by_key(|reading| (!self.unlinked.contains(&reading.key), reading.key.number));
-        for reading in current {
-            let Some(name) = name(reading.name).filter(|_| reading.matched || !self.only_matched) else { continue };
-            let name = (reading.ipc_ns, name);
-            self.found.remove(&name);
-            let QueueReading { depth, maxmsg, .. } = *reading;
-            points.insert(name, QueuePoint { depth, peak: reading.peak.unwrap_or(depth).max(depth), capacity: maxmsg });
-        }
-        (points, gone)
-    }
-}
-
-/// Who waits at queues.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many threads, in which call on which queue.
-    pub threads: BTreeMap<(QueueName, Op), u64>,
-    /// Whether every thread of the host could be looked at: else nobody seen does not mean nobody there.
-    pub all_seen: bool,
+    points
 }
 
 /// The gauges of a queue, or of those that go by one template together.
@@ -217,6 +84,7 @@ impl Gauges {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::call::QueueKey;
 
     fn reading(number: u64, name: u64, depth: i64, peak: Option<i64>) -> QueueReading {
         QueueReading {
@@ -226,7 +94,7 @@ mod tests {
             maxmsg: 10,
             depth,
             peak,
-            first_ns: number * 100,
+            unlinked: false,
             matched: true,
         }
     }
@@ -239,52 +107,17 @@ mod tests {
         points.iter().map(|((_, name), point)| (&**name, point.depth, point.peak)).collect()
     }
 
-    /// Prevents a peak of an earlier period from being told again, and one that a queue has kept from being forgotten.
+    /// Prevents a successor of the same name from being taken for the queue that was unlinked and is still open, and others'
+    /// queues from being shown where only some calls are of interest.
     #[test]
-    fn peaks_by_period() {
-        let key = [0u8; 24];
-        let mut state = queue_state { depth: 3, maxmsg: 10, ..queue_state::default() };
-        state.peaks = [4 << 32 | 7, 3 << 32 | 9];
-        let bytes = |state: &queue_state| {
-            // SAFETY: integers without padding.
-            unsafe { std::slice::from_raw_parts(std::ptr::from_ref(state).cast::<u8>(), size_of::<queue_state>()) }
-                .to_vec()
-        };
-        for (period, peak) in [(4, Some(7)), (3, Some(9)), (5, None), (2, None)] {
-            assert_eq!(QueueReading::decode(&key, &bytes(&state), period).unwrap().peak, peak, "{period}");
-        }
-        assert!(QueueReading::decode(&key[1..], &bytes(&state), 1).is_err());
-    }
-
-    /// Prevents queues from being told of for ever, from vanishing while they are used, and a successor of the same
-    /// name from being taken for the one that was unlinked.
-    #[test]
-    fn until_it_is_gone() {
-        let mut queues = Queues::new(Vec::new(), false);
-        let old = reading(1, 5, 2, Some(3));
-        assert_eq!(depths(&queues.collect(std::slice::from_ref(&old), &[], name).0), [("/5", 2, 3)]);
-        let unlinked = Unlinked { name: 5, ipc_ns: 9, at_ns: 150 };
+    fn of_one_name_and_of_others() {
+        let old = QueueReading { unlinked: true, ..reading(3, 5, 2, Some(3)) };
         let new = reading(2, 5, 1, Some(1));
-        let (points, gone) = queues.collect(&[new.clone(), old.clone()], &[unlinked], name);
-        assert_eq!((depths(&points), gone.len()), (vec![("/5", 1, 1)], 0));
-        let idle = QueueReading { peak: None, ..old };
-        let (points, gone) = queues.collect(&[idle.clone(), QueueReading { peak: None, ..new }], &[], name);
-        assert_eq!((depths(&points), gone), (vec![("/5", 1, 1)], vec![idle.key]));
-    }
-
-    /// Prevents queues that no call reaches from being overlooked, and others' queues from being told of where only some
-    /// calls are of interest.
-    #[test]
-    fn found_ones_and_others() {
-        let found = Found { name: (9, "/7".into()), maxmsg: 10, depth: 10 };
-        let mut queues = Queues::new(vec![found.clone()], false);
-        assert_eq!(depths(&queues.collect(&[], &[], name).0), [("/7", 10, 10)]);
-        assert_eq!(depths(&queues.collect(&[reading(1, 7, 4, Some(10))], &[], name).0), [("/7", 4, 10)]);
-        assert!(queues.collect(&[], &[], name).0.is_empty(), "the kernel side knows it now");
-
-        let mut queues = Queues::new(vec![found], true);
+        assert_eq!(depths(&points(&[new.clone(), old.clone()], false, name)), [("/5", 1, 1)]);
+        assert_eq!(depths(&points(&[old], false, name)), [("/5", 2, 3)]);
         let foreign = QueueReading { matched: false, ..reading(1, 6, 1, None) };
-        assert_eq!(depths(&queues.collect(&[foreign, reading(2, 8, 1, None)], &[], name).0), [("/8", 1, 1)]);
+        assert_eq!(depths(&points(&[foreign.clone(), new.clone()], true, name)), [("/5", 1, 1)]);
+        assert_eq!(depths(&points(&[foreign, new], false, name)), [("/5", 1, 1), ("/6", 1, 1)]);
     }
 
     /// Prevents a zero where a thread that could not be looked at may wait, and one that was seen from going uncounted.
@@ -296,7 +129,7 @@ mod tests {
         let threads = BTreeMap::from([(((9, "/1".into()), Op::MqTimedreceive), 3)]);
         let gauges = |all_seen| {
             let waiting = Waiting { threads: threads.clone(), all_seen };
-            let destination = |name| Destination::of(name, &crate::config::glob::Templates::default());
+            let destination = |name| Destination::of(name, &crate::model::glob::Templates::default());
             Gauges::new(points.clone(), &waiting, destination)
                 .0
                 .into_values()

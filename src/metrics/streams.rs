@@ -4,13 +4,13 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::buckets::BUCKETS;
-use super::reading::{Measure, Points, Reading};
-use crate::config::MetricLimits;
-use crate::config::glob::Templates;
-use crate::config::values::Op;
-use crate::event::{Ids, ImageKey};
-use crate::telemetry::record::Resource;
+use crate::model::buckets::BUCKETS;
+use crate::model::call::{Ids, ImageKey};
+use crate::model::glob::Templates;
+use crate::model::reading::{Measure, Points, Reading};
+use crate::model::resource::Resource;
+use crate::model::values::MetricLimits;
+use crate::model::values::Op;
 
 /// So many names that led to no queue are told apart for a process.
 const ASKED_NAMES: usize = 100;

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::buckets::{BUCKETS, duration_bounds};
-use super::reading::{Measure, Points, Reading};
-use crate::config::values::Op;
-use crate::event::{ImageKey, QueueKey};
+use crate::model::buckets::{BUCKETS, duration_bounds};
+use crate::model::call::{ImageKey, QueueKey};
+use crate::model::reading::{Measure, Points, Reading};
+use crate::model::values::Op;
 
 /// So many pairs of a process and a queue are told apart, as many as series on the kernel side.
 const PAIRS: usize = 4096;

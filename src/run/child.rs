@@ -9,17 +9,21 @@ use std::os::unix::ffi::OsStrExt;
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, User, execvp, fork, initgroups, pipe2, setgid, setuid};
 
-use crate::config::error::Error;
+use super::signals::Inherited;
+use crate::model::error::Error;
 
 /// What a shell returns for a command that it does not find, and for one that it may not execute.
 const NOT_FOUND: u8 = 127;
 const NOT_EXECUTABLE: u8 = 126;
 /// What the waiting process reports when it can't become the user.
 const NOT_USER: u8 = 1;
+
+/// Waits for the end, which is still to be asked about.
+const ENDED: WaitPidFlag = WaitPidFlag::WEXITED.union(WaitPidFlag::WNOWAIT);
 
 /// The command's process.
 #[derive(Debug)]
@@ -33,7 +37,7 @@ pub struct Child {
 
 impl Child {
     /// Forks the process, which waits for [`Child::go`]. This thread must be the only one.
-    pub fn start(command: &[OsString], user: Option<&str>, mask: &SigSet) -> Result<Self, Error> {
+    pub fn start(command: &[OsString], user: Option<&str>, inherited: &Inherited) -> Result<Self, Error> {
         let name = command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let arguments: Vec<CString> =
             command.iter().map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>().map_err(|_| {
@@ -47,7 +51,7 @@ impl Child {
             ForkResult::Parent { child } => Ok(Self { pid: child, name, go, failure, ended: false }),
             ForkResult::Child => {
                 drop((go, failure));
-                let failed = become_command(&arguments, user.as_ref(), mask, wait);
+                let failed = become_command(&arguments, user.as_ref(), inherited, wait);
                 let (what, errno) = failed;
                 let mut report = report;
                 let _ = report.write_all(&[&[what][..], &(errno as i32).to_ne_bytes()].concat());
@@ -96,6 +100,11 @@ impl Child {
         }
     }
 
+    /// Waits until it has ended.
+    pub fn wait(&mut self) {
+        while !self.ended && self.status().is_none() && waitid(Id::Pid(self.pid), ENDED).is_ok() {}
+    }
+
     /// The exit status once it has ended, as a shell has it: 128 and the signal for one that a signal ended.
     pub fn status(&mut self) -> Option<u8> {
         let status = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
@@ -130,7 +139,7 @@ fn find_user(name: &str) -> Result<User, Error> {
 }
 
 /// Waits for the word and becomes the command; returns what could not be done.
-fn become_command(arguments: &[CString], user: Option<&User>, mask: &SigSet, mut wait: File) -> (u8, Errno) {
+fn become_command(arguments: &[CString], user: Option<&User>, inherited: &Inherited, mut wait: File) -> (u8, Errno) {
     let mut word = [0];
     if wait.read_exact(&mut word).is_err() {
         // mqspan has ended without a word.
@@ -148,10 +157,7 @@ fn become_command(arguments: &[CString], user: Option<&User>, mask: &SigSet, mut
             return (NOT_USER, errno);
         }
     }
-    // Rust ignores SIGPIPE, which programs expect to end them.
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: no handler is set.
-    let restored = unsafe { sigaction(Signal::SIGPIPE, &default) }.and_then(|_| mask.thread_set_mask());
+    let restored = inherited.restore();
     let errno = match (restored, arguments.first()) {
         (Ok(()), Some(program)) => match execvp(program, arguments) {
             Ok(never) => match never {},

@@ -1,60 +1,57 @@
 //! `run`: puts the parts together, waits for the end, and ends in an order in which nothing is lost.
 
 mod child;
+mod end;
+pub mod meter;
+mod panics;
+pub mod pipeline;
+mod reader;
 mod report;
-mod signals;
+pub mod signals;
 
 use std::fs;
 use std::io::IsTerminal;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 use tracing::{debug, info, warn};
 
 use self::child::Child;
-use self::signals::{Event, Signals};
-use crate::bpf::driver::{Driver, Orders};
-use crate::bpf::facts::Facts;
-use crate::bpf::plan::plan;
+use self::end::{Running, finish};
+use self::meter::Meter;
+use self::pipeline::{Parts, Pipeline};
+use self::reader::{Reader, ReaderOptions};
+use self::signals::{SignalQueue, Wakeup};
 use crate::clock::Clock;
 use crate::config::Settings;
-use crate::config::error::Error;
-use crate::config::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
 use crate::export::hangup::Hangup;
-use crate::export::ledger::Ledger;
-use crate::export::{self, Deliveries, Outputs, no_thread};
+use crate::export::{self, Outputs, no_thread};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
-use crate::meter::{self, Meter};
-use crate::metrics::queues::Queues;
-use crate::pipeline::{Parts, Pipeline};
-use crate::process::contexts::Contexts;
-use crate::process::host::Host;
-use crate::process::{Registry, calls, resource};
-use crate::telemetry::record::Resource;
-
-/// The end takes at most this long, all of it.
-const FLUSH: Duration = Duration::from_secs(10);
-/// ... of which what is not delivered has this long to be put into the spool.
-const SPOOL: Duration = Duration::from_secs(3);
-/// Where there is a spool, the last counts wait so long for calls that are under way; the others are told next time.
-const SETTLE: Duration = Duration::from_secs(1);
-/// ... and then it has this long to be counted.
-const ABORT: Duration = Duration::from_secs(1);
-/// What mqspan said of itself last is waited for so long, once all else is done.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+use crate::kernel::plan::plan;
+use crate::kernel::programs::{Config, Programs};
+use crate::kernel::trial;
+use crate::live::calls;
+use crate::model::error::Error;
+use crate::model::resource::Resource;
+use crate::model::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
+use crate::who::contexts::Contexts;
+use crate::who::host::Host;
+use crate::who::{Registry, resource};
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
-    let signals = Signals::take().map_err(no_thread)?;
+    let signals = SignalQueue::take().map_err(no_thread)?;
+    panics::watch(signals.bell());
     // Before there is any other thread, and before mqspan's own affinity.
     let mut child = match settings.command.is_empty() {
         true => None,
-        false => Some(Child::start(&settings.command, settings.user.as_deref(), signals.mask_before())?),
+        false => Some(Child::start(&settings.command, settings.user.as_deref(), signals.inherited())?),
     };
     if let Some(cpus) = &settings.cpus {
         stay_on(cpus)?;
@@ -70,7 +67,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let facts = Facts::gather(&settings.hooks);
+    let facts = trial::facts(&settings.hooks);
     let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
@@ -94,7 +91,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             limits: settings.metric_limits,
             temporality: settings.temporality,
             own: Arc::new(Resource { attributes: own, ..Resource::default() }),
-            queues: Queues::new(if only_matched { Vec::new() } else { calls::queues() }, only_matched),
+            only_matched,
             templates: settings.templates.clone(),
             alone: !makes_records,
         })
@@ -113,23 +110,35 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         pulse: pulse.clone(),
         color: is_colored(settings.color),
     });
-    let orders = Orders {
+    drop(sinks);
+    let own_ipc_namespace = own_ipc_namespace();
+    let config = Config {
         kind: hooks,
-        tracefs: facts.tracefs,
-        filters: filters.clone(),
-        own_ipc_namespace: own_ipc_namespace(),
+        tracefs: facts.tracefs.as_deref(),
+        filters: &filters,
+        own_ipc_namespace,
         tree: child.as_ref().map(Child::pid),
         makes_records,
+        aggregates: settings.signals.metrics,
         rate: settings.rate,
-        metrics: settings.signals.metrics.then_some(settings.metric_interval),
     };
-    drop(sinks);
-    let driver = Driver::start(orders, pipeline).map_err(|why| {
+    let refused = |why: String| {
         Error::cannot_run(
             format!("the kernel refused the programs: {why}"),
             "mqspan check says what is missing on this host",
         )
-    })?;
+    };
+    let (programs, asked_to_end) = attach(&config, &signals);
+    let programs = Arc::new(programs.map_err(refused)?);
+    if settings.signals.metrics {
+        calls::each_queue(|queue| _ = programs.keep_queue(queue));
+    }
+    let options = ReaderOptions {
+        infers: hooks == HookKind::Tracepoint && makes_records,
+        makes_records,
+        metrics: settings.signals.metrics.then_some(settings.metric_interval),
+    };
+    let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
     // Before it is said: whoever reads the line may ask at once.
     pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
@@ -138,88 +147,73 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     health::watch(pulse.clone(), runtime.handle());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    let started = child.as_mut().map_or(Ok(()), Child::go);
+    let started = match (&mut child, asked_to_end) {
+        (Some(child), None) => child.go(),
+        _ => Ok(()),
+    };
 
     let until = settings.duration.map(|duration| Instant::now() + duration);
     let goes_on_without_stdout = child.is_some() || settings.outputs.iter().any(|output| *output != Output::Console);
-    let mut status = match &started {
-        Ok(()) => watch(&signals, child.as_mut(), until, goes_on_without_stdout, &deliveries.hangup()),
-        Err(error) => error.status,
+    let mut status = match (&started, asked_to_end) {
+        (Err(error), _) => error.status,
+        // The command was never begun.
+        (_, Some(signal)) if child.is_some() => 128 + signal as u8,
+        (_, Some(_)) => 0,
+        _ => watch(&signals, child.as_mut(), until, goes_on_without_stdout, &deliveries.hangup()),
     };
     pulse.set_ready(false);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
-    let running = Running { driver, internal, deliveries, ledger: ledger.clone() };
-    let unmatched = finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
+    let running = Running { programs: programs.clone(), reader, internal, deliveries, ledger: ledger.clone() };
+    finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
     let totals = ledger.close();
-    report::end(&totals, ledger.unseen(), &unmatched, &filters);
-    if let Some(file) = stats_file {
-        file.write(&totals)?;
+    report::end(&totals, ledger.unseen(), &programs.unmatched(&filters, own_ipc_namespace), &filters);
+    let written = stats_file.map_or(Ok(()), |file| file.write(&totals));
+    if panics::happened() {
+        // The command is not ended for a fault of mqspan's.
+        if let Some(child) = child.as_mut().filter(|_| started.is_ok()) {
+            child.wait();
+        }
+        status = 1;
+    }
+    programs.detach();
+    if let Err(error) = written {
+        // What fails at the end takes nothing from the command's own status.
+        if child.is_none() || started.is_err() {
+            end(runtime);
+            return Err(error);
+        }
+        eprintln!("mqspan: {error}");
     }
     end(runtime);
     started.map(|()| status)
 }
 
-/// What has to come to an end.
-struct Running {
-    driver: Driver,
-    internal: Internal,
-    deliveries: Deliveries,
-    ledger: Arc<Ledger>,
-}
-
-/// Ends in an order in which nothing is lost that can be delivered in time: driver, deliveries, the last counts. Returns
-/// the filter values that no call matched.
-fn finish(
-    running: Running,
-    signals: &Signals,
-    child: Option<&mut Child>,
-    runtime: &Handle,
-    status: &mut u8,
-) -> Result<Vec<String>, Error> {
-    let Running { driver, mut internal, deliveries, ledger } = running;
-    let (aborter, hurry, has_spool) = (deliveries.aborter(), deliveries.hurrier(), deliveries.has_spool());
-    let (bell, handle) = (signals.bell(), runtime.clone());
-    let (send, receive) = mpsc::channel();
-    let at_end = ledger.clone();
-    let ending = thread::Builder::new().name("mqspan-end".into()).spawn(move || {
-        let unmatched = driver.stop();
-        // The last counts are those of all calls, but for those that may stay in the spool.
-        let patience = Instant::now() + if has_spool { SETTLE } else { FLUSH };
-        while !at_end.is_settled() && Instant::now() < patience {
-            thread::sleep(Duration::from_millis(2));
+/// Attaches on a thread of its own, since that may take a second; returns the signal that asked for the end meanwhile.
+fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, String>, Option<Signal>) {
+    let mut asked = None;
+    let programs = thread::scope(|scope| {
+        let bell = signals.bell();
+        let attaching = scope.spawn(move || {
+            let programs = Programs::attach(config);
+            bell.ring();
+            programs
+        });
+        while !attaching.is_finished() {
+            match signals.wait(None) {
+                Wakeup::End { signal, .. } => asked = Some(signal),
+                Wakeup::Rung => break,
+                Wakeup::Hangup | Wakeup::Child | Wakeup::TimeOut => {}
+            }
         }
-        internal.last_counts();
-        deliveries.finish(&handle);
-        let _ = send.send(unmatched);
-        internal.stop();
-        bell.ring();
+        attaching.join().unwrap_or_else(|_| Err("the thread that attaches them died".into()))
     });
-    ending.map_err(no_thread)?;
-    let end = Instant::now() + FLUSH;
-    let until = end - ABORT - if has_spool { SPOOL } else { Duration::ZERO };
-    let mut unmatched = wait_for_end(signals, child, until, &receive, status);
-    if unmatched.is_none() {
-        unmatched = receive.try_recv().ok();
-    }
-    if unmatched.is_none() && has_spool {
-        hurry();
-        unmatched = receive.recv_timeout(SPOOL).ok();
-    }
-    if unmatched.is_none() {
-        ledger.hurry();
-        aborter();
-        // After a second signal the driver may still have to detach, for which the kernel makes mqspan wait.
-        unmatched = receive.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
-    }
-    // The channel ends with the thread.
-    let _ = receive.recv_timeout(end.saturating_duration_since(Instant::now()).min(LAST_WORDS));
-    Ok(unmatched.unwrap_or_default())
+    (programs, asked)
 }
 
 /// Waits until the run is to end; returns the exit status so far.
 fn watch(
-    signals: &Signals,
+    signals: &SignalQueue,
     mut child: Option<&mut Child>,
     until: Option<Instant>,
     without_stdout: bool,
@@ -228,16 +222,17 @@ fn watch(
     let mut asked = false;
     loop {
         match signals.wait(until) {
-            Event::TimeOut => return 0,
-            Event::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
-            Event::Rung => return 0,
-            Event::Hangup => hangup.tell(),
-            Event::Child => {
+            Wakeup::TimeOut => return 0,
+            Wakeup::Rung if panics::happened() => return 1,
+            Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
+            Wakeup::Rung => return 0,
+            Wakeup::Hangup => hangup.tell(),
+            Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;
                 }
             }
-            Event::End { signal, from_terminal } => match &child {
+            Wakeup::End { signal, from_terminal } => match &child {
                 Some(child) if !asked => {
                     asked = true;
                     // A terminal's ^C has reached the command already.
@@ -249,28 +244,6 @@ fn watch(
                 Some(_) => return 128 + signal as u8,
                 None => return 0,
             },
-        }
-    }
-}
-
-/// Waits until everything is delivered; None where the time was over or a second signal came.
-fn wait_for_end(
-    signals: &Signals,
-    mut child: Option<&mut Child>,
-    until: Instant,
-    done: &mpsc::Receiver<Vec<String>>,
-    status: &mut u8,
-) -> Option<Vec<String>> {
-    loop {
-        match signals.wait(Some(until)) {
-            Event::Rung => {
-                if let Ok(unmatched) = done.try_recv() {
-                    return Some(unmatched);
-                }
-            }
-            Event::Child => *status = child.as_mut().and_then(|child| child.status()).unwrap_or(*status),
-            Event::End { .. } | Event::TimeOut => return None,
-            Event::Hangup => {}
         }
     }
 }
@@ -307,15 +280,4 @@ fn own_ipc_namespace() -> u32 {
     use std::os::linux::fs::MetadataExt;
     // The inode number of the link's target is the namespace's; it fits, the kernel has it as unsigned int.
     fs::metadata("/proc/self/ns/ipc").map_or(0, |file| file.st_ino() as u32)
-}
-
-/// As `--hooks` names it.
-pub fn hook_name(kind: HookKind) -> &'static str {
-    match kind {
-        HookKind::Auto => "auto",
-        HookKind::Fsession => "fsession",
-        HookKind::Fentry => "fentry",
-        HookKind::Kprobe => "kprobe",
-        HookKind::Tracepoint => "tracepoint",
-    }
 }

@@ -6,19 +6,18 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, info, warn};
 
-use super::hook_name;
-use crate::config::error::Error;
-use crate::config::filter::{Filters, Pick};
-use crate::config::values::{HookKind, Output};
 use crate::export::ledger::{Totals, Unseen};
-use crate::process::calls::{self, InCall};
+use crate::live::calls::{self, InCall};
+use crate::model::error::Error;
+use crate::model::filter::{Filters, Pick};
+use crate::model::values::{HookKind, Output};
 use crate::telemetry::terms::operation;
 
 /// The line that says that everything is attached.
 pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
     let outputs: Vec<String> = outputs.iter().map(ToString::to_string).collect();
     let plural = if calls == 1 { "" } else { "s" };
-    format!("tracing {calls} call{plural} by {}, to {}", hook_name(hooks), outputs.join(", "))
+    format!("tracing {calls} call{plural} by {}, to {}", hooks.name(), outputs.join(", "))
 }
 
 /// Says which threads are in a call already: it has no span, as its beginning was not seen.

@@ -4,12 +4,13 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 /// siginfo_t.si_code of a signal that the kernel sent (sigaction(2)), such as by a terminal's ^C: all of the foreground
@@ -18,7 +19,7 @@ const SI_KERNEL: i32 = 0x80;
 
 /// What woke the waiting thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum Wakeup {
     /// SIGINT or SIGTERM.
     End {
         /// Which.
@@ -36,11 +37,49 @@ pub enum Event {
     TimeOut,
 }
 
+/// Set where SIGPIPE was ignored when mqspan was started: Rust ignores it before `main`.
+static IGNORED_SIGPIPE: AtomicBool = AtomicBool::new(false);
+
+/// Remembers what Rust's start changes; to be called before it, from the program's initialisers.
+pub extern "C" fn remember() {
+    // SAFETY: asks only; the structure is filled by the call.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut action);
+        action
+    };
+    IGNORED_SIGPIPE.store(action.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
+}
+
+/// What mqspan was started with, for a command that it runs.
+#[derive(Debug)]
+pub struct Inherited {
+    mask: SigSet,
+    ignores_child: bool,
+}
+
+impl Inherited {
+    /// Gives this process the mask and the dispositions that mqspan was started with.
+    pub fn restore(&self) -> nix::Result<()> {
+        set_ignored(Signal::SIGPIPE, IGNORED_SIGPIPE.load(Ordering::Relaxed))?;
+        set_ignored(Signal::SIGCHLD, self.ignores_child)?;
+        self.mask.thread_set_mask()
+    }
+}
+
+/// Ignores a signal, or not; returns whether it was ignored.
+fn set_ignored(signal: Signal, ignored: bool) -> nix::Result<bool> {
+    let handler = if ignored { SigHandler::SigIgn } else { SigHandler::SigDfl };
+    // SAFETY: no handler of ours is set.
+    let before = unsafe { sigaction(signal, &SigAction::new(handler, SaFlags::empty(), SigSet::empty())) }?;
+    Ok(matches!(before.handler(), SigHandler::SigIgn))
+}
+
 /// The signals, kept from interrupting anything.
 #[derive(Debug)]
-pub struct Signals {
+pub struct SignalQueue {
     descriptor: SignalFd,
-    before: SigSet,
+    inherited: Inherited,
     bell: Bell,
 }
 
@@ -56,23 +95,25 @@ impl Bell {
     }
 }
 
-impl Signals {
+impl SignalQueue {
     /// Blocks the signals in this thread and in those that it starts from now on.
     pub fn take() -> io::Result<Self> {
         let mut signals = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
             signals.add(signal);
         }
-        let before = SigSet::thread_get_mask()?;
+        let mask = SigSet::thread_get_mask()?;
+        // Ignored, a child's end would tell nobody its status.
+        let ignores_child = set_ignored(Signal::SIGCHLD, false)?;
         signals.thread_block()?;
         let descriptor = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { descriptor, before, bell: Bell(Arc::new(bell)) })
+        Ok(Self { descriptor, inherited: Inherited { mask, ignores_child }, bell: Bell(Arc::new(bell)) })
     }
 
-    /// The mask as it was, for a command that is run.
-    pub fn mask_before(&self) -> &SigSet {
-        &self.before
+    /// What mqspan was started with.
+    pub fn inherited(&self) -> &Inherited {
+        &self.inherited
     }
 
     /// What wakes the waiting thread.
@@ -81,22 +122,22 @@ impl Signals {
     }
 
     /// Waits for the next event, until `until` where there is one.
-    pub fn wait(&self, until: Option<Instant>) -> Event {
+    pub fn wait(&self, until: Option<Instant>) -> Wakeup {
         loop {
             if let Ok(Some(info)) = self.descriptor.read_signal() {
                 match Signal::try_from(info.ssi_signo.cast_signed()) {
-                    Ok(Signal::SIGCHLD) => return Event::Child,
-                    Ok(Signal::SIGHUP) => return Event::Hangup,
-                    Ok(signal) => return Event::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
+                    Ok(Signal::SIGCHLD) => return Wakeup::Child,
+                    Ok(Signal::SIGHUP) => return Wakeup::Hangup,
+                    Ok(signal) => return Wakeup::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
                     Err(_) => continue,
                 }
             }
             if self.bell.0.read().is_ok() {
-                return Event::Rung;
+                return Wakeup::Rung;
             }
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
-                return Event::TimeOut;
+                return Wakeup::TimeOut;
             }
             wait(&[self.descriptor.as_fd(), self.bell.0.as_fd()], left);
         }

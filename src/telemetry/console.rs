@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::record::Record;
-use super::text::{printable, utf8};
 use super::view::View;
-use crate::event::{Args, Ids, Queue, Sender};
+use crate::model::call::{Args, Ids, Queue, Sender};
+use crate::model::text::{printable, utf8};
 
 const RED: &str = "\x1b[31m";
 const DIM: &str = "\x1b[2m";
@@ -81,9 +81,9 @@ fn mark(Ids { span, .. }: Ids) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::values::Op;
-    use crate::event::tests::{example, message, queue};
-    use crate::event::{Call, Message, Method};
+    use crate::model::call::{Call, Message, Method};
+    use crate::model::examples::{example, message, queue};
+    use crate::model::values::Op;
 
     fn shown(call: &Call) -> String {
         let view = View::new(call, 0);

@@ -4,9 +4,10 @@
 
 use std::io::Write;
 
-use super::record::{LINK_METHOD, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
-use crate::config::values::Signal;
+use crate::model::resource::Resource;
+use crate::model::values::Signal;
 
 /// Writing to a Vec cannot fail.
 macro_rules! put {

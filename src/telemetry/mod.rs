@@ -8,7 +8,6 @@ pub mod oflag;
 pub mod protobuf;
 pub mod record;
 pub mod terms;
-pub mod text;
 pub mod view;
 
 #[cfg(test)]

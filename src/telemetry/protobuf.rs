@@ -2,8 +2,9 @@
 //! trace.proto, logs.proto, common.proto and resource.proto, with whose generated types a test reads it back. Pure
 //! code.
 
-use super::record::{LINK_METHOD, Record, Resource, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
+use crate::model::resource::Resource;
 
 const VARINT: u8 = 0;
 const FIXED64: u8 = 1;

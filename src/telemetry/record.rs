@@ -1,9 +1,10 @@
 //! One call as a span and as a log record, before it is written as protobuf or JSON: what both say. Pure code.
 
 use super::view::{Attributes, View};
-use crate::config::values::Op;
-pub use crate::event::Ids;
-use crate::event::{Context, Method, Sender, Source};
+use crate::model::call::Ids;
+use crate::model::call::{Context, Method, Sender, Source};
+use crate::model::resource::{Resource, Value};
+use crate::model::values::Op;
 
 /// The semantic conventions that the attributes follow.
 pub const SCHEMA_URL: &str = "https://opentelemetry.io/schemas/1.44.0";
@@ -144,40 +145,6 @@ impl Record<'_> {
         self.view.attributes(to);
         to.double("posix_mq.duration", self.view.call.duration_ns() as f64 / 1e9);
     }
-}
-
-/// An attribute of a Resource.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// A string.
-    Text(String),
-    /// An integer.
-    Int(i64),
-    /// A number.
-    Double(f64),
-    /// True or false.
-    Bool(bool),
-}
-
-impl Value {
-    /// The text, if it is one.
-    pub fn as_text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(text),
-            _ => None,
-        }
-    }
-}
-
-/// Who made the calls of a batch: the attributes of one OpenTelemetry Resource.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Resource {
-    /// Each key once.
-    pub attributes: Vec<(String, Value)>,
-    /// Whether all of them follow [`SCHEMA_URL`].
-    pub has_schema: bool,
-    /// The span that the process was started in, by its environment: no attribute.
-    pub started_in: Option<Ids>,
 }
 
 impl Resource {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use nix::errno::Errno;
 
-use crate::config::values::Op;
+use crate::model::values::Op;
 
 /// The kernel's ERESTARTSYS (include/linux/errno.h): a signal ended the call; programs never see it.
 pub const ERESTARTSYS: i32 = 512;

@@ -10,12 +10,14 @@ use opentelemetry_proto::tonic::trace::v1::span::Link;
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 use prost::Message as _;
 
-use super::record::{Ids, Record, Resource, SCHEMA_URL, VERSION, Value};
+use super::record::{Record, SCHEMA_URL, VERSION};
 use super::view::{Attributes, View};
 use super::{json, protobuf};
-use crate::config::values::{Op, Receive, Signal};
-use crate::event::tests::{example, message, queue};
-use crate::event::{Args, Call, Context, Deadline, Message, Method, Passed, Sender, Source};
+use crate::model::call::Ids;
+use crate::model::call::{Args, Call, Context, Deadline, Message, Method, Passed, Sender, Source};
+use crate::model::examples::{example, message, queue};
+use crate::model::resource::{Resource, Value};
+use crate::model::values::{Op, Receive, Signal};
 
 fn call(name: &[u8]) -> Call {
     Call {

@@ -7,10 +7,10 @@ use std::fmt::{self, Write};
 use super::notify::{self, SIGEV_SIGNAL};
 use super::oflag::{self, O_CREAT};
 use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type};
-use super::text::{printable, utf8};
-use crate::config::glob::Templates;
-use crate::config::values::{Op, Receive};
-use crate::event::{Abi, Args, Attr, Call, Context, Deadline, Ids, Message, Passed, Sender, Source};
+use crate::model::call::{Abi, Args, Attr, Call, Context, Deadline, Ids, Message, Passed, Sender, Source};
+use crate::model::glob::Templates;
+use crate::model::text::{printable, utf8};
+use crate::model::values::{Op, Receive};
 
 /// Takes attributes, each once, with its key.
 pub trait Attributes {

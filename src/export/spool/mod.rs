@@ -23,8 +23,8 @@ use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
 use super::metrics::{self, points};
 use super::no_thread;
 use super::queue::{Queued, Request};
-use crate::config::error::Error;
-use crate::config::values::Signal;
+use crate::model::error::Error;
+use crate::model::values::Signal;
 
 /// What comes in is gathered for so long. What was delivered is struck off at once: it is in the system's memory then, and
 /// a kill -9 finds it so.

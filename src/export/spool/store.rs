@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tracing::warn;
 
-use crate::config::error::Error;
-use crate::config::values::Signal;
 use crate::export::batch::Encoding;
+use crate::model::error::Error;
+use crate::model::values::Signal;
 
 const FILE: &str = "spool.sqlite";
 /// `mqsp`: what makes the file known as a spool (SQLite's application_id).

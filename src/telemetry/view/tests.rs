@@ -1,9 +1,9 @@
 //! Calls described: by tables, a row for each thing that could be said wrongly.
 
 use super::*;
-use crate::config::values::Receive;
-use crate::event::tests::{self, example, queue};
-use crate::event::{Event, Method, Queue};
+use crate::model::call::{Event, Method, Queue};
+use crate::model::examples::{self, example, queue};
+use crate::model::values::Receive;
 
 const START: u64 = 1_000_000_000;
 
@@ -42,7 +42,7 @@ fn on_queue(op: Op, args: Args, ret: i64) -> Call {
 }
 
 fn message(priority: Option<u32>, timeout: Passed<Deadline>) -> Message {
-    Message { priority, timeout, ..tests::message() }
+    Message { priority, timeout, ..examples::message() }
 }
 
 fn deadline(s: i64, ns: i64) -> Passed<Deadline> {
@@ -200,7 +200,7 @@ fn attributes_by_call() {
     }
     let mut linked = receive(Some(5), FOREVER, 8);
     let sent_by = Some(Sender { ids: linked.ids, comm: linked.comm, method: Method::Message });
-    linked.args = Args::Receive(Message { sent_by, ..tests::message() });
+    linked.args = Args::Receive(Message { sent_by, ..examples::message() });
     for (call, kind) in [(&linked, "process"), (&receive(Some(5), FOREVER, 8), "receive")] {
         let mut seen = Seen::default();
         View::new(call, START).received_as(Receive::Child).attributes(&mut seen);

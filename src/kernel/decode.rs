@@ -1,0 +1,252 @@
+//! The kernel's records, decoded. Takes any bytes; what is too short or inconsistent is refused, never guessed. The layout
+//! is bpf/event.h's, by the types generated from it. Pure code.
+
+use std::mem::{offset_of, size_of};
+
+use super::skel::types::{
+    call, call_flag, context, image, image_flag, message_args, name, notice, notice_kind, notify_args, open_args,
+};
+use crate::model::call::{
+    Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Notice, Passed, Queue,
+    QueueKey, Sender, Source, Turn, unpadded,
+};
+use crate::model::values::Op;
+
+/// A record that is not one: the kernel side and this program disagree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a record of {0} bytes does not hold what it says")]
+pub struct Malformed(pub usize);
+
+/// What stands before the names of a call.
+pub(super) const CALL_HEAD: usize = offset_of!(call, names);
+
+/// Reads a plain structure from the beginning of `bytes`, zero where they end early.
+pub fn head<T: Default>(bytes: &[u8]) -> T {
+    let mut value = T::default();
+    let len = bytes.len().min(size_of::<T>());
+    // SAFETY: the generated types are repr(C) of integers and arrays of them, so that any bytes are a value; the copy
+    // stays within both.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut value).cast::<u8>(), len) };
+    value
+}
+
+/// The two halves of a trace id.
+pub(super) fn trace_id([high, low]: [u64; 2]) -> [u8; 16] {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&high.to_ne_bytes());
+    id[8..].copy_from_slice(&low.to_ne_bytes());
+    id
+}
+
+/// The call by its number; None for a number that stands for none.
+pub fn op_of(number: u32) -> Option<Op> {
+    // Their order is that of enum op in bpf/event.h.
+    const OPS: [Op; 6] =
+        [Op::MqOpen, Op::MqUnlink, Op::MqTimedsend, Op::MqTimedreceive, Op::MqNotify, Op::MqGetsetattr];
+    OPS.get(number as usize).copied()
+}
+
+/// The call that a record is of, and its arguments; None for a number that stands for none.
+fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
+    let op = op_of(raw.op.into())?;
+    let bytes = raw.args.map(u64::to_ne_bytes);
+    let (fd, losses, bytes) = (raw.fd, raw.losses, bytes.as_flattened());
+    let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
+    let message = || {
+        let raw: message_args = head(bytes);
+        let before = raw.turn.saturating_sub(1);
+        let before = if op == Op::MqTimedsend { [before, raw.begun_before] } else { [raw.begun_before, before] };
+        let deadline = Deadline { s: raw.deadline_s, ns: raw.deadline_ns };
+        let ids = Ids { trace: trace_id(raw.sent_trace_id), span: raw.sent_span_id.to_ne_bytes() };
+        Message {
+            fd,
+            size: raw.size,
+            priority: has(call_flag::CALL_PRIORITY).then_some(raw.priority),
+            timeout: Passed { ptr: raw.timeout_ptr, value: has(call_flag::CALL_DEADLINE).then_some(deadline) },
+            blocked: has(call_flag::CALL_BLOCKED),
+            wait_ns: has(call_flag::CALL_WAIT).then_some(raw.wait_ns),
+            sent_by: has(call_flag::CALL_LINK).then_some(Sender {
+                ids,
+                comm: raw.sent_comm.map(i8::cast_unsigned),
+                method: Method::Message,
+            }),
+            tracked: has(call_flag::CALL_TRACKED),
+            limited: raw.limited_calls,
+            turn: Turn {
+                number: raw.turn,
+                begun: raw.begun,
+                quiet: has(call_flag::CALL_QUIET),
+                empty: has(call_flag::CALL_EMPTY).then_some(before),
+                only_priority: raw.only_priority.checked_sub(1),
+                losses: [losses, raw.lost_receives],
+            },
+        }
+    };
+    let args = match op {
+        Op::MqOpen => {
+            let raw: open_args = head(bytes);
+            Args::Open {
+                name_ptr: raw.name_ptr,
+                oflag: raw.oflag,
+                mode: raw.mode,
+                attr: attr(&raw),
+                attr_changed: has(call_flag::CALL_ATTR_CHANGED),
+            }
+        }
+        Op::MqUnlink => Args::Unlink { name_ptr: head::<open_args>(bytes).name_ptr },
+        Op::MqTimedsend => Args::Send(message()),
+        Op::MqTimedreceive => Args::Receive(message()),
+        Op::MqNotify => {
+            let raw: notify_args = head(bytes);
+            let event = Event { method: raw.method, signo: raw.signo };
+            Args::Notify {
+                fd,
+                event: Passed { ptr: raw.event_ptr, value: has(call_flag::CALL_EVENT).then_some(event) },
+            }
+        }
+        Op::MqGetsetattr => Args::Getsetattr { fd, attr: attr(&head(bytes)) },
+    };
+    Some((op, args))
+}
+
+fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context> {
+    let ids = Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() };
+    let source = match has(call_flag::CALL_CONTEXT_OBI) {
+        true => Source::Obi,
+        false => Source::Thread { sampled: has(call_flag::CALL_CONTEXT_SAMPLED) },
+    };
+    has(call_flag::CALL_CONTEXT).then_some(Context { ids, source })
+}
+
+impl Name {
+    /// Decodes a `struct name`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(bytes.len());
+        if bytes.len() != size_of::<name>() {
+            return Err(malformed);
+        }
+        let raw: name = head(bytes);
+        let name = raw.bytes.get(..raw.len as usize).ok_or(malformed)?;
+        Ok(Self { number: raw.hash, bytes: name.iter().map(|byte| byte.cast_unsigned()).collect() })
+    }
+}
+
+impl Notice {
+    /// Decodes a `struct notice`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(bytes.len());
+        if bytes.len() != size_of::<notice>() {
+            return Err(malformed);
+        }
+        let raw: notice = head(bytes);
+        let key = ImageKey { pid: raw.image.pid, started_ns: raw.image.started_ns, exec_id: raw.image.exec_id };
+        match notice_kind(raw.kind) {
+            notice_kind::NOTICE_PUBLISHED => Ok(Self::Published(key)),
+            notice_kind::NOTICE_ENDED => Ok(Self::Ended(key)),
+            _ => Err(malformed),
+        }
+    }
+}
+
+impl Call {
+    /// Decodes a `struct call`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(bytes.len());
+        let names = bytes.get(CALL_HEAD..).ok_or(malformed)?;
+        let raw: call = head(&bytes[..CALL_HEAD]);
+        let (asked_len, actual_len) = (usize::from(raw.asked_len), usize::from(raw.actual_len));
+        let asked = names.get(..asked_len).ok_or(malformed)?;
+        let actual = names.get(asked_len..asked_len + actual_len).ok_or(malformed)?;
+        let has = |flag: call_flag| raw.flags & flag.0 != 0;
+        let (op, args) = args(&raw, &has).ok_or(malformed)?;
+        Ok(Self {
+            op,
+            image: ImageKey { pid: raw.pid, started_ns: raw.process_started_ns, exec_id: raw.exec_id },
+            tid: raw.tid,
+            vpid: raw.vpid,
+            local_pid: raw.local_pid,
+            entered_ns: raw.entered_ns,
+            left_ns: raw.left_ns,
+            ret: raw.ret,
+            uid: raw.uid,
+            ipc_ns: raw.ipc_ns,
+            abi: if raw.abi == 0 { Abi::Native } else { Abi::Compat },
+            ids: Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() },
+            context: context_of(&raw.context, &has),
+            asked: (!has(call_flag::CALL_NAME_BAD)).then(|| asked.to_vec()),
+            args,
+            queue: has(call_flag::CALL_QUEUE).then(|| Queue {
+                key: QueueKey { inode: raw.queue_inode, number: raw.queue_ino, namespace: raw.queue_ns },
+                name: actual.to_vec(),
+                maxmsg: raw.queue_maxmsg,
+                msgsize: raw.queue_msgsize,
+                curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(raw.queue_curmsgs),
+                mode: raw.queue_mode,
+            }),
+            comm: raw.comm.map(i8::cast_unsigned),
+            filtered: has(call_flag::CALL_FILTERED),
+            measured: has(call_flag::CALL_MEASURED),
+        })
+    }
+}
+
+impl Image {
+    /// Decodes a `struct image`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let malformed = Malformed(bytes.len());
+        if bytes.len() < size_of::<image>() {
+            return Err(malformed);
+        }
+        let number = |at: usize| bytes[at..at + 4].try_into().map(u32::from_ne_bytes).map_err(|_| malformed);
+        let short = |at: usize| bytes[at..at + 2].try_into().map(u16::from_ne_bytes).map_err(|_| malformed);
+        let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_ne_bytes).map_err(|_| malformed);
+        let flags = u32::from(short(offset_of!(image, flags))?);
+        let has = |flag: image_flag| flags & flag.0 != 0;
+        let field = |at: usize, len: usize, room: usize| match len <= room {
+            true => Ok(&bytes[at..at + len]),
+            false => Err(malformed),
+        };
+        let path_len = usize::from(short(offset_of!(image, path_len))?);
+        let path = field(offset_of!(image, path), path_len, offset_of!(image, cgroup) - offset_of!(image, path))?;
+        let environ_len = number(offset_of!(image, environ_len))? as usize;
+        let cgroup_len = number(offset_of!(image, cgroup_len))? as usize;
+        let cgroup =
+            field(offset_of!(image, cgroup), cgroup_len, offset_of!(image, environ) - offset_of!(image, cgroup))?;
+        let comm = &bytes[offset_of!(image, comm)..][..16];
+        let at = offset_of!(image, environ);
+        let environ = field(at, environ_len, size_of::<image>() - at)?;
+        Ok(Self {
+            key: ImageKey {
+                pid: number(offset_of!(image, pid))?,
+                started_ns: long(offset_of!(image, started_ns))?,
+                exec_id: number(offset_of!(image, exec_id))?,
+            },
+            local_pid: number(offset_of!(image, local_pid))?,
+            vpid: number(offset_of!(image, vpid))?,
+            parent_pid: number(offset_of!(image, ppid))?,
+            path: (!has(image_flag::IMAGE_PATH_CUT) && !path.is_empty()).then(|| absolute(path)),
+            environ: (!has(image_flag::IMAGE_ENVIRON_BAD)).then(|| environ.to_vec()),
+            environ_at: long(offset_of!(image, environ_at))?,
+            environ_cut: has(image_flag::IMAGE_ENVIRON_CUT),
+            uid: number(offset_of!(image, uid))?,
+            cgroup: (!has(image_flag::IMAGE_CGROUP_CUT)).then(|| match absolute(cgroup) {
+                path if path.is_empty() => b"/".to_vec(),
+                path => path,
+            }),
+            comm: unpadded(comm).into(),
+        })
+    }
+}
+
+/// The path of components that come last one first, each with its NUL.
+fn absolute(components: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(components.len());
+    for component in components.split(|byte| *byte == 0).rev().filter(|component| !component.is_empty()) {
+        path.push(b'/');
+        path.extend_from_slice(component);
+    }
+    path
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! Records as the kernel side makes them, decoded.
+
+use std::mem::{offset_of, size_of};
+
+use super::*;
+use crate::model::examples::message;
+
+fn bytes<T>(value: &T) -> Vec<u8> {
+    // SAFETY: a plain structure without padding, see bpf/event.h.
+    unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u8>(), size_of::<T>()) }.to_vec()
+}
+
+fn record(raw: &call, asked: &[u8], actual: &[u8]) -> Vec<u8> {
+    let mut raw = call { asked_len: asked.len() as u16, actual_len: actual.len() as u16, ..*raw };
+    for (to, from) in raw.names.iter_mut().zip(asked.iter().chain(actual)) {
+        *to = from.cast_signed();
+    }
+    let mut bytes = bytes(&raw);
+    bytes.truncate(CALL_HEAD + asked.len() + actual.len());
+    bytes
+}
+
+fn flags(flags: &[call_flag]) -> u32 {
+    flags.iter().fold(0, |all, flag| all | flag.0)
+}
+
+/// Arguments as they stand in a record.
+fn raw_args<T>(args: &T) -> [u64; size_of::<message_args>() / 8] {
+    let mut words = [0; _];
+    for (word, bytes) in words.iter_mut().zip(bytes(args).chunks(8)) {
+        *word = u64::from_ne_bytes(bytes.try_into().unwrap());
+    }
+    words
+}
+
+/// Prevents names from running into each other, and an unreadable name from being taken for an empty one.
+#[test]
+fn names_and_flags() {
+    let raw = call { pid: 7, tid: 8, entered_ns: 100, left_ns: 350, queue_curmsgs: 3, ..Default::default() };
+    let reached = call { flags: call_flag::CALL_QUEUE.0, ..raw };
+    let decoded = Call::decode(&record(&reached, b"ask", b"actual")).unwrap();
+    assert_eq!(decoded.asked.as_deref(), Some(&b"ask"[..]));
+    let queue = decoded.queue.as_ref().unwrap();
+    assert_eq!((&*queue.name, queue.curmsgs), (&b"actual"[..], Some(3)));
+    assert_eq!((decoded.image.pid, decoded.tid, decoded.duration_ns()), (7, 8, 250));
+    let left = call { flags: flags(&[call_flag::CALL_QUEUE, call_flag::CALL_QUEUE_LEFT]), ..raw };
+    assert_eq!(Call::decode(&record(&left, b"", b"q")).unwrap().queue.unwrap().curmsgs, None);
+    let bad = call { flags: call_flag::CALL_NAME_BAD.0, ..raw };
+    let bad = Call::decode(&record(&bad, b"", b"")).unwrap();
+    assert_eq!((bad.asked, bad.queue), (None, None));
+    assert_eq!(Call::decode(&record(&raw, b"", b"")).unwrap().asked, Some(Vec::new()));
+}
+
+/// Prevents a call's arguments from being read as another's, and what was not read from being believed.
+#[test]
+fn arguments_of_each_call() {
+    let open = raw_args(&open_args { name_ptr: 1, attr_ptr: 2, attr: [3, 4, 5, 6], oflag: 7, mode: 8 });
+    let message = raw_args(&message_args {
+        size: 1,
+        timeout_ptr: 2,
+        deadline_s: 3,
+        deadline_ns: 4,
+        priority_ptr: 5,
+        wait_ns: 7,
+        sent_trace_id: [8, 9],
+        sent_span_id: 10,
+        sent_comm: [97; 16],
+        priority: 6,
+        only_priority: 11,
+        turn: 13,
+        begun: [14, 18],
+        limited_calls: 16,
+        lost_receives: 17,
+        begun_before: 15,
+    });
+    let notify = raw_args(&notify_args { event_ptr: 1, method: 2, signo: 3 });
+    let attr = |value| Passed { ptr: 2, value };
+    let mut trace = [0; 16];
+    trace[..8].copy_from_slice(&8u64.to_ne_bytes());
+    trace[8..].copy_from_slice(&9u64.to_ne_bytes());
+    let sent_by = Sender { ids: Ids { trace, span: 10u64.to_ne_bytes() }, comm: [b'a'; 16], method: Method::Message };
+    let nothing = Message {
+        fd: 9,
+        size: 1,
+        priority: None,
+        timeout: Passed { ptr: 2, value: None },
+        turn: Turn { number: 13, begun: [14, 18], only_priority: Some(10), losses: [12, 17], ..Turn::default() },
+        limited: 16,
+        ..self::message()
+    };
+    let everything = Message {
+        priority: Some(6),
+        timeout: Passed { ptr: 2, value: Some(Deadline { s: 3, ns: 4 }) },
+        blocked: true,
+        wait_ns: Some(7),
+        sent_by: Some(sent_by),
+        tracked: true,
+        limited: 16,
+        turn: Turn { quiet: true, empty: Some([12, 15]), ..nothing.turn },
+        ..nothing
+    };
+    let received = Message { turn: Turn { empty: Some([15, 12]), ..everything.turn }, ..everything };
+    let opened = |attr, attr_changed| Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr, attr_changed };
+    let event = |value| Args::Notify { fd: 9, event: Passed { ptr: 1, value } };
+    let all = flags(&[
+        call_flag::CALL_ATTR,
+        call_flag::CALL_DEADLINE,
+        call_flag::CALL_PRIORITY,
+        call_flag::CALL_BLOCKED,
+        call_flag::CALL_EVENT,
+        call_flag::CALL_ATTR_CHANGED,
+        call_flag::CALL_WAIT,
+        call_flag::CALL_LINK,
+        call_flag::CALL_TRACKED,
+        call_flag::CALL_EMPTY,
+        call_flag::CALL_QUIET,
+    ]);
+    for (op, args, flags, expected) in [
+        (0, open, 0, opened(attr(None), false)),
+        (0, open, all, opened(attr(Some([3, 4, 5, 6])), true)),
+        (1, open, all, Args::Unlink { name_ptr: 1 }),
+        (2, message, 0, Args::Send(nothing)),
+        (2, message, all, Args::Send(everything)),
+        (3, message, all, Args::Receive(received)),
+        (4, notify, 0, event(None)),
+        (4, notify, all, event(Some(Event { method: 2, signo: 3 }))),
+        (5, open, 0, Args::Getsetattr { fd: 9, attr: attr(None) }),
+        (5, open, all, Args::Getsetattr { fd: 9, attr: attr(Some([3, 4, 5, 6])) }),
+    ] {
+        let raw = call { op, args, flags, fd: 9, losses: 12, ..Default::default() };
+        assert_eq!(Call::decode(&record(&raw, b"", b"")).unwrap().args, expected, "{op} {flags:#x}");
+    }
+}
+
+/// Prevents a call from being given a span that nobody said it was in, or one for another's.
+#[test]
+fn contexts() {
+    let raw = context { trace_id: [1, 2], span_id: 3 };
+    let decode = |flags: &[call_flag]| {
+        let raw = call { context: raw, flags: self::flags(flags), ..Default::default() };
+        Call::decode(&record(&raw, b"", b"")).unwrap().context
+    };
+    let ids = Ids { trace: trace_id([1, 2]), span: 3u64.to_ne_bytes() };
+    let context = |source| Some(Context { ids, source });
+    let [any, sampled, obi] = [call_flag::CALL_CONTEXT, call_flag::CALL_CONTEXT_SAMPLED, call_flag::CALL_CONTEXT_OBI];
+    assert_eq!(decode(&[]), None);
+    assert_eq!(decode(&[any]), context(Source::Thread { sampled: false }));
+    assert_eq!(decode(&[any, sampled]), context(Source::Thread { sampled: true }));
+    assert_eq!(decode(&[any, obi]), context(Source::Obi));
+}
+
+/// Prevents a record that was cut, or lies about its lengths, from being read beyond its end.
+#[test]
+fn truncated_records_are_refused() {
+    for op in 0..6 {
+        let raw = call { op, flags: call_flag::CALL_QUEUE.0, ..Default::default() };
+        let whole = record(&raw, &[b'a'; 255], &[b'b'; 255]);
+        for len in 0..whole.len() {
+            assert_eq!(Call::decode(&whole[..len]), Err(Malformed(len)));
+        }
+        assert!(Call::decode(&whole).is_ok());
+    }
+    let mut lie = record(&call::default(), b"a", b"");
+    lie[offset_of!(call, actual_len)] = 0xff;
+    lie[offset_of!(call, actual_len) + 1] = 0xff;
+    assert!(Call::decode(&lie).is_err());
+    assert!(Call::decode(&record(&call { op: 6, ..Default::default() }, b"a", b"")).is_err());
+}
+
+/// Prevents a path from coming out in reverse, and lengths beyond the fields from being believed.
+#[test]
+fn images() {
+    let mut raw = vec![0; size_of::<image>()];
+    raw[offset_of!(image, pid)] = 9;
+    raw[offset_of!(image, path)..][..10].copy_from_slice(b"x\0bin\0usr\0");
+    raw[offset_of!(image, path_len)] = 10;
+    raw[offset_of!(image, environ)..][..4].copy_from_slice(b"A=b\0");
+    raw[offset_of!(image, environ_len)] = 4;
+    let decoded = Image::decode(&raw).unwrap();
+    assert_eq!(decoded.path.as_deref(), Some(&b"/usr/bin/x"[..]));
+    assert_eq!(decoded.environ.as_deref(), Some(&b"A=b\0"[..]));
+    assert_eq!(decoded.key.pid, 9);
+    assert_eq!(Image::decode(&raw[1..]), Err(Malformed(raw.len() - 1)));
+    raw[offset_of!(image, cgroup)..][..4].copy_from_slice(b"b\0a\0");
+    assert_eq!(decoded.cgroup.as_deref(), Some(&b"/"[..]));
+    raw[offset_of!(image, cgroup_len)] = 4;
+    assert_eq!(Image::decode(&raw).unwrap().cgroup.as_deref(), Some(&b"/a/b"[..]));
+    raw[offset_of!(image, environ_len) + 3] = 1;
+    assert!(Image::decode(&raw).is_err());
+}

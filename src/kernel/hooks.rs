@@ -1,0 +1,125 @@
+//! What each program of bpf/mqspan.bpf.c is for, taken from its name, and where it attaches, from its section. Pure
+//! code.
+
+use std::collections::BTreeSet;
+
+use crate::model::values::{HookKind, Op};
+
+/// The calls by the kernel's names.
+pub const CALLS: [(Op, &str); 6] = [
+    (Op::MqOpen, "mq_open"),
+    (Op::MqUnlink, "mq_unlink"),
+    (Op::MqTimedsend, "mq_timedsend"),
+    (Op::MqTimedreceive, "mq_timedreceive"),
+    (Op::MqNotify, "mq_notify"),
+    (Op::MqGetsetattr, "mq_getsetattr"),
+];
+
+/// The prefixes of the programs' names: kind, and whether it is the side of the return.
+const KINDS: [(&str, HookKind, bool); 6] = [
+    ("fentry_", HookKind::Fentry, false),
+    ("fexit_", HookKind::Fentry, true),
+    ("kprobe_", HookKind::Kprobe, false),
+    ("kretprobe_", HookKind::Kprobe, true),
+    ("tp_enter_", HookKind::Tracepoint, false),
+    ("tp_exit_", HookKind::Tracepoint, true),
+];
+
+/// What a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The entry of a call.
+    Entry(Op),
+    /// Its exit.
+    Exit(Op),
+    /// Something that the calls do in between: which adds to them, but makes none.
+    Inside,
+}
+
+/// A program and where it attaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hook {
+    /// By what it is attached.
+    pub kind: HookKind,
+    /// What it sees.
+    pub place: Place,
+    /// Whether it is attached to a function's return.
+    pub returns: bool,
+    /// The function, or the tracepoint.
+    pub target: String,
+}
+
+impl Hook {
+    /// What the program of this name and section is; None for one that hooks no call.
+    pub fn of(program: &str, section: &str) -> Option<Self> {
+        let (rest, kind, returns) = KINDS
+            .into_iter()
+            .find_map(|(prefix, kind, returns)| Some((program.strip_prefix(prefix)?, kind, returns)))?;
+        let call = CALLS.into_iter().find(|(_, name)| rest.starts_with(name));
+        let place = match (call, returns) {
+            (Some((call, _)), false) => Place::Entry(call),
+            (Some((call, _)), true) => Place::Exit(call),
+            (None, _) => Place::Inside,
+        };
+        let (_, target) = section.rsplit_once('/')?;
+        Some(Self { kind, place, returns, target: target.into() })
+    }
+
+    /// Whether it is used, by hooks of this kind, where these calls are traced.
+    pub fn is_used(&self, kind: HookKind, calls: &BTreeSet<Op>) -> bool {
+        let needed = match self.place {
+            Place::Entry(call) | Place::Exit(call) => calls.contains(&call),
+            Place::Inside if self.target == "do_mq_open" => calls.contains(&Op::MqOpen),
+            // Processes say who they are by it.
+            Place::Inside if self.target.ends_with("prctl") => true,
+            // The others follow messages.
+            Place::Inside => calls.contains(&Op::MqTimedsend) || calls.contains(&Op::MqTimedreceive),
+        };
+        self.kind == kind && needed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prevents a program from being left out, or taken for another's, for its name.
+    #[test]
+    fn programs_by_name() {
+        let hook = |kind, place, returns, target: &str| Some(Hook { kind, place, returns, target: target.into() });
+        for (name, section, expected) in [
+            (
+                "tp_enter_mq_open",
+                "?tracepoint/syscalls/sys_enter_mq_open",
+                hook(HookKind::Tracepoint, Place::Entry(Op::MqOpen), false, "sys_enter_mq_open"),
+            ),
+            (
+                "kretprobe_mq_timedsend_time32",
+                "?kretprobe/__ia32_sys_mq_timedsend_time32",
+                hook(HookKind::Kprobe, Place::Exit(Op::MqTimedsend), true, "__ia32_sys_mq_timedsend_time32"),
+            ),
+            ("fexit_load_msg", "?fexit/load_msg", hook(HookKind::Fentry, Place::Inside, true, "load_msg")),
+            ("tree_on_fork", "?raw_tracepoint/sched_process_fork", None),
+        ] {
+            assert_eq!(Hook::of(name, section), expected, "{name}");
+        }
+    }
+
+    /// Prevents programs from being attached for calls that nobody asked for.
+    #[test]
+    fn only_what_the_calls_need() {
+        let (opens, sends) = (BTreeSet::from([Op::MqOpen]), BTreeSet::from([Op::MqTimedsend]));
+        for (name, for_opens, for_sends) in [
+            ("fentry_mq_open", true, false),
+            ("fentry_do_mq_open", true, false),
+            ("fexit_mq_timedsend_compat", false, true),
+            ("fentry_wq_sleep", false, true),
+            ("kprobe_mq_open", false, false),
+            ("fentry_prctl", true, true),
+        ] {
+            let hook = Hook::of(name, &format!("?fentry/{}", name.split_once('_').unwrap().1)).unwrap();
+            let used = [&opens, &sends].map(|calls| hook.is_used(HookKind::Fentry, calls));
+            assert_eq!(used, [for_opens, for_sends], "{name}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! kprobes as events of tracefs (Documentation/trace/kprobetrace.rst). Only there can the number of calls under way that
+//! a kretprobe keeps apart be given, and only there are those that it missed shown on every kernel.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::hooks::Hook;
+
+/// The group of mqspan's events.
+pub const GROUP: &str = "mqspan";
+/// Calls under way that a kretprobe keeps apart: the most there can be (kernel/trace/trace_kprobe.c,
+/// KRETPROBE_MAXACTIVE_MAX). By default it is ten or so, and sleeping calls would soon use them up.
+const MAXACTIVE: u32 = 4096;
+
+/// Two mqspans must not remove each other's events between making and attaching them: waits so often, so long.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// The events of this process; they go with it.
+#[derive(Debug)]
+pub struct Probes {
+    tracefs: PathBuf,
+    /// The process's number as the kernel has it: that of no other mqspan in any container.
+    pid: u32,
+    events: Vec<String>,
+    /// Held until all events are attached.
+    lock: Option<Flock<File>>,
+}
+
+impl Probes {
+    /// None yet. Those that nobody uses are removed: their process was killed.
+    pub fn new(tracefs: &Path, pid: u32) -> io::Result<Self> {
+        let mut probes = Self { tracefs: tracefs.into(), pid, events: Vec::new(), lock: None };
+        probes.lock = Some(lock(&probes.file())?);
+        for event in fs::read_to_string(probes.file())?.lines().filter_map(event_of) {
+            // The kernel refuses it for those that are in use.
+            let _ = probes.write(&removal(event));
+        }
+        Ok(probes)
+    }
+
+    /// Makes the event of a hook; returns its name in the group.
+    pub fn add(&mut self, hook: &Hook) -> io::Result<String> {
+        let event = name(self.pid, hook);
+        let what = if hook.returns { format!("r{MAXACTIVE}") } else { "p".into() };
+        self.write(&format!("{what}:{GROUP}/{event} {}", hook.target))?;
+        self.events.push(event.clone());
+        Ok(event)
+    }
+
+    /// All events are in use now.
+    pub fn attached(&mut self) {
+        self.lock = None;
+    }
+
+    fn write(&self, line: &str) -> io::Result<()> {
+        File::options().append(true).open(self.file())?.write_all(line.as_bytes())
+    }
+
+    /// What the kernel counted of all its events; [`Self::missed`] finds a hook's in it.
+    pub fn profile(&self) -> String {
+        fs::read_to_string(self.tracefs.join("kprobe_profile")).unwrap_or_default()
+    }
+
+    /// How often the hook's probe was skipped.
+    pub fn missed(&self, profile: &str, hook: &Hook) -> u64 {
+        missed(profile, &name(self.pid, hook))
+    }
+
+    /// The file of events, and the lines that remove these, once they are not in use any more.
+    pub fn removal(&self) -> (PathBuf, Vec<String>) {
+        (self.file(), self.events.iter().map(|event| removal(event)).collect())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.tracefs.join("kprobe_events")
+    }
+}
+
+fn lock(file: &Path) -> io::Result<Flock<File>> {
+    let mut file = File::open(file)?;
+    for _ in 0..LOCK_TRIES {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, Errno::EWOULDBLOCK)) => file = back,
+            Err((_, errno)) => return Err(errno.into()),
+        }
+        thread::sleep(LOCK_PAUSE);
+    }
+    Err(io::Error::other("another mqspan has been attaching its kprobes for five seconds"))
+}
+
+/// The profile shows events without their group: the name alone says whose it is.
+fn name(pid: u32, hook: &Hook) -> String {
+    let side = if hook.returns { "exit" } else { "entry" };
+    format!("p{pid}_{side}_{}", hook.target)
+}
+
+/// The line that removes an event.
+fn removal(event: &str) -> String {
+    format!("-:{GROUP}/{event}")
+}
+
+/// The event of a line of kprobe_events, `r4096:mqspan/p7_exit_load_msg load_msg`.
+fn event_of(line: &str) -> Option<&str> {
+    let (_, rest) = line.split_once(':')?;
+    rest.strip_prefix(GROUP)?.strip_prefix('/')?.split_whitespace().next()
+}
+
+/// A line has the event, its hits and its misses.
+fn missed(profile: &str, event: &str) -> u64 {
+    let mut lines = profile.lines().map(str::split_whitespace);
+    let misses = lines.find_map(|mut words| (words.next() == Some(event)).then(|| words.nth(1)).flatten());
+    misses.and_then(|misses| misses.parse().ok()).unwrap_or(0)
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        for line in self.removal().1 {
+            // What can't be removed now is by the next that starts.
+            let _ = self.write(&line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prevents misses from going uncounted, and events of other tools from being removed.
+    #[test]
+    fn lines_of_tracefs() {
+        let hook = Hook::of("kretprobe_load_msg", "?kretprobe/load_msg").unwrap();
+        let event = name(7, &hook);
+        assert_eq!(event_of(&format!("r4096:mqspan/{event} load_msg")), Some(&*event));
+        assert_eq!(event_of("p:other/p1_entry_x x"), None);
+        let profile = format!("  p1_entry_x   7   8\n  {event}      100      3\n");
+        assert_eq!((missed(&profile, &event), missed("", &event)), (3, 0));
+    }
+}

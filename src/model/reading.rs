@@ -1,0 +1,113 @@
+//! What the kernel side shows of metrics: the values added to each series, the state of each queue, and who waits. Pure
+//! code.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::buckets::BUCKETS;
+use super::call::{ImageKey, QueueKey};
+use super::values::Op;
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Measure {
+    /// How long a call took, in ns.
+    Duration,
+    /// How long a received message lay in the queue, in ns.
+    Wait,
+    /// The size of a message that was passed, in bytes.
+    Size,
+}
+
+/// A histogram as the kernel side keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Points {
+    /// Of all values.
+    pub sum: u64,
+    /// How many values were 0.
+    pub zeros: u64,
+    /// How many values fell into each bucket.
+    pub buckets: Box<[u32; BUCKETS]>,
+}
+
+impl Points {
+    /// No value.
+    pub fn none() -> Self {
+        Self { sum: 0, zeros: 0, buckets: Box::new([0; BUCKETS]) }
+    }
+
+    /// How many values there were.
+    pub fn count(&self) -> u64 {
+        self.zeros + self.buckets.iter().copied().map(u64::from).sum::<u64>()
+    }
+}
+
+/// What was added to one series since it was read last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// Who made the calls; None for those that found no room for a series of their own.
+    pub image: Option<ImageKey>,
+    /// The number of the queue's name; 0: none.
+    pub name: u64,
+    /// The ipc namespace.
+    pub ipc_ns: u32,
+    /// The positive errno of failures; 0: the calls succeeded.
+    pub errno: i32,
+    /// What is measured.
+    pub measure: Measure,
+    /// Which call.
+    pub op: Op,
+    /// The thread's name where a filter asks for it, else empty.
+    pub comm: Vec<u8>,
+    /// The values.
+    pub points: Points,
+}
+
+/// A queue by what programs call it: its ipc namespace's number, and its name with its slash.
+pub type QueueName = (u32, Arc<str>);
+
+/// What the kernel side keeps of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueReading {
+    /// Which queue.
+    pub key: QueueKey,
+    /// The number of its name.
+    pub name: u64,
+    /// Its ipc namespace.
+    pub ipc_ns: u32,
+    /// The most messages it holds.
+    pub maxmsg: i64,
+    /// The messages in it when the last call on it ended.
+    pub depth: i64,
+    /// The most messages that were in it since the collection before; None where no call reached it since then.
+    pub peak: Option<i64>,
+    /// Whether its name is gone, so that only descriptors keep it.
+    pub unlinked: bool,
+    /// Whether a call that passed the filters on whose calls reached it.
+    pub matched: bool,
+}
+
+/// What became of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueState {
+    /// It is there.
+    There {
+        /// The messages in it.
+        depth: i64,
+        /// Whether its name is gone, so that only descriptors keep it.
+        unlinked: bool,
+    },
+    /// Its last name and descriptor are gone, maybe with its namespace.
+    Ended,
+    /// The kernel can't be asked.
+    Unknown,
+}
+
+/// Who waits at queues now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// How many threads, in which call on which queue.
+    pub threads: BTreeMap<(QueueName, Op), u64>,
+    /// Whether every thread of the host could be looked at: else nobody seen does not mean nobody there.
+    pub all_seen: bool,
+}

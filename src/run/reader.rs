@@ -1,0 +1,311 @@
+//! The thread that takes the kernel's records from their rings to the pipeline. It sleeps while the ring of calls is empty
+//! and asks the kernel side for one wake-up; after that it gathers for some milliseconds, so that a wake-up is not paid for
+//! each record. It waits for nothing else, but for room in the queue of the only output.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::pipeline::Pipeline;
+use crate::kernel::aggregates::{Aggregates, Taken};
+use crate::kernel::contexts::Contexts;
+use crate::kernel::programs::Programs;
+use crate::kernel::ring::Ring;
+use crate::links::sequence::{PATIENCE, Sequence};
+use crate::live::calls;
+use crate::model::call::{Call, Image, Name, Notice};
+use crate::model::counts::Counts;
+use crate::model::reading::QueueName;
+use crate::model::values::Op;
+use crate::who::publishers::Publishers;
+
+/// As many records are taken before anything else is looked at.
+const AT_ONCE: usize = 4096;
+/// How long records are gathered for: what the ring must hold meanwhile is a small part of it.
+const GATHER: Duration = Duration::from_millis(5);
+/// How often the kernel side's counters are read.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// An image that another CPU is still writing stands before the one that is waited for: as often, this long.
+const IMAGE_TRIES: u32 = 50;
+const IMAGE_PAUSE: Duration = Duration::from_micros(100);
+
+/// What the thread works with.
+#[derive(Debug)]
+pub struct ReaderOptions {
+    /// Whether links are inferred from the order of calls.
+    pub infers: bool,
+    /// Whether calls become records.
+    pub makes_records: bool,
+    /// How often metrics are read; None: there are none.
+    pub metrics: Option<Duration>,
+}
+
+/// The running thread.
+#[derive(Debug)]
+pub struct Reader {
+    thread: JoinHandle<()>,
+    stop: Arc<Stop>,
+}
+
+#[derive(Debug)]
+struct Stop {
+    asked: AtomicBool,
+    event: EventFd,
+}
+
+impl Stop {
+    /// Has the thread look around.
+    fn wake(&self) {
+        // A counter that is full wakes, too.
+        let _ = self.event.write(1);
+    }
+
+    /// The thread is awake.
+    fn woken(&self) {
+        let _ = self.event.read();
+    }
+}
+
+impl Reader {
+    /// Starts the thread; returns once it follows what comes, or with why it can't.
+    pub fn start(programs: Arc<Programs>, options: ReaderOptions, pipeline: Pipeline) -> Result<Self, String> {
+        let event =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|error| error.to_string())?;
+        let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
+        let (ready, follows) = mpsc::channel();
+        let seen = stop.clone();
+        let read = move || match Rings::open(programs, &options, pipeline, &seen) {
+            Ok(rings) => rings.follow(&options, &ready),
+            Err(error) => _ = ready.send(Err(error)),
+        };
+        let thread =
+            thread::Builder::new().name("mqspan-reader".into()).spawn(read).map_err(|error| error.to_string())?;
+        // The thread reports before it does anything else; if it died, its sender is gone.
+        follows.recv().unwrap_or_else(|_| Err("the reader's thread died".into()))?;
+        Ok(Self { thread, stop })
+    }
+
+    /// Takes what is left in the rings, and ends the thread. No call begins any more by then.
+    pub fn stop(self) {
+        self.stop.asked.store(true, Ordering::Relaxed);
+        self.stop.wake();
+        let _ = self.thread.join();
+    }
+}
+
+struct Rings {
+    programs: Arc<Programs>,
+    calls: Ring,
+    images: Ring,
+    notices: Ring,
+    sequence: Sequence,
+    publishers: Option<Publishers>,
+    aggregates: Option<Aggregates>,
+    pipeline: Pipeline,
+    stop: Arc<Stop>,
+}
+
+impl Rings {
+    fn open(
+        programs: Arc<Programs>,
+        options: &ReaderOptions,
+        pipeline: Pipeline,
+        stop: &Arc<Stop>,
+    ) -> Result<Self, String> {
+        let text = |error: std::io::Error| error.to_string();
+        let publishers = match options.makes_records {
+            true => {
+                let mut contexts = Contexts::of(&programs).map_err(|error| error.to_string())?;
+                Some(Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(text)?)
+            }
+            false => None,
+        };
+        let woken = stop.clone();
+        let start = |interval| Aggregates::start(&programs, interval, move || woken.wake());
+        Ok(Self {
+            calls: programs.calls().map_err(text)?,
+            images: programs.images().map_err(text)?,
+            notices: programs.notices().map_err(text)?,
+            sequence: Sequence::default(),
+            publishers,
+            aggregates: options.metrics.map(start).transpose()?,
+            pipeline,
+            stop: stop.clone(),
+            programs,
+        })
+    }
+
+    /// Takes what comes, until the thread is told to stop.
+    fn follow(mut self, options: &ReaderOptions, ready: &mpsc::Sender<Result<(), String>>) {
+        // Links can be inferred once it is known who takes messages unseen; the ring is read meanwhile.
+        let mut looked = options.infers.then(|| look(&self.stop));
+        if looked.is_none() {
+            let _ = ready.send(Ok(()));
+        }
+        let mut counted = Instant::now();
+        while !self.stop.asked.load(Ordering::Relaxed) {
+            self.stop.woken();
+            if let Some(early) = looked.as_ref().and_then(|looked| looked.try_recv().ok()) {
+                looked = None;
+                self.sequence.found(early);
+                let _ = ready.send(Ok(()));
+            }
+            let taken = self.take_calls();
+            self.take_others();
+            self.take_metrics();
+            let now = Instant::now();
+            if now - counted >= COUNT_EVERY {
+                counted = now;
+                self.sequence.forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
+                let counts = self.counts();
+                self.pipeline.counts(&counts);
+            }
+            self.expire(now);
+            let again = self.pipeline.tick(now);
+            if taken >= AT_ONCE {
+                continue;
+            }
+            if taken > 0 {
+                wait(&[self.stop.event.as_fd()], GATHER);
+                continue;
+            }
+            let expiry = self.sequence.deadline().map(|deadline| deadline.saturating_duration_since(now));
+            let again = again.min(expiry.unwrap_or(COUNT_EVERY)).min(COUNT_EVERY);
+            self.programs.armed().store(1, Ordering::Relaxed);
+            // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
+            fence(Ordering::SeqCst);
+            if self.take_calls() == 0 {
+                let rings = [self.stop.event.as_fd(), self.calls.as_fd(), self.notices.as_fd()];
+                wait(&rings, again);
+            }
+            self.programs.armed().store(0, Ordering::Relaxed);
+        }
+        self.end();
+    }
+
+    fn end(mut self) {
+        while self.take_calls() > 0 {}
+        // Nothing more comes that could be waited for.
+        self.expire(Instant::now() + PATIENCE);
+        self.take_others();
+        self.pipeline.settle();
+        let last = self.aggregates.take().map(Aggregates::stop).unwrap_or_default();
+        for taken in last {
+            self.take_others();
+            self.pipeline.metrics(taken);
+        }
+        let counts = self.counts();
+        self.pipeline.counts(&counts);
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            unlinked: self.sequence.unlinked(),
+            context_files: self.publishers.as_ref().map_or(0, Publishers::failures),
+            ..self.programs.counts()
+        }
+    }
+
+    /// How many records there were, up to [`AT_ONCE`].
+    fn take_calls(&mut self) -> usize {
+        let mut ready = Vec::new();
+        let Self { calls, sequence, pipeline, .. } = self;
+        let now = Instant::now();
+        let taken = calls.take(AT_ONCE, |bytes| match Call::decode(bytes) {
+            Ok(call) => sequence.offer(call, now, &mut |call| ready.push(call)),
+            Err(_) => pipeline.malformed(),
+        });
+        ready.into_iter().for_each(|call| self.pass(call));
+        taken
+    }
+
+    /// Passes on what has waited long enough for its link.
+    fn expire(&mut self, now: Instant) {
+        let mut ready = Vec::new();
+        self.sequence.expire(now, &mut |call| ready.push(call));
+        ready.into_iter().for_each(|call| self.pass(call));
+    }
+
+    fn pass(&mut self, call: Call) {
+        if call.measured && call.inferred_wait_ns().is_some() {
+            self.pipeline.waited(&call);
+        }
+        if !call.filtered {
+            self.learn(&call);
+            self.pipeline.call(call);
+        }
+    }
+
+    /// Takes images until the call's is among them. Its record was complete before the call's; where the ring of images
+    /// was full it never comes, and the call is described without.
+    fn learn(&mut self, call: &Call) {
+        for attempt in 0..IMAGE_TRIES {
+            if self.pipeline.knows(&call.image) {
+                return;
+            }
+            if attempt > 0 {
+                thread::sleep(IMAGE_PAUSE);
+            }
+            self.take_others();
+        }
+        self.pipeline.no_image(call);
+    }
+
+    /// Takes images, names, and what became of them.
+    fn take_others(&mut self) {
+        let Self { images, notices, pipeline, publishers, .. } = self;
+        images.take(usize::MAX, |bytes| {
+            if let Ok(name) = Name::decode(bytes) {
+                pipeline.name(name);
+            } else if let Ok(image) = Image::decode(bytes) {
+                if let Some(publishers) = publishers {
+                    publishers.offer(image.key);
+                }
+                pipeline.image(image);
+            }
+        });
+        notices.take(usize::MAX, |bytes| {
+            if let Ok(Notice::Published(key)) = Notice::decode(bytes) {
+                pipeline.published(key);
+            }
+        });
+    }
+
+    /// The images and names that the readings speak of came before them.
+    fn take_metrics(&mut self) {
+        let taken: Vec<Taken> = self.aggregates.as_ref().map(|of| of.fetch().collect()).unwrap_or_default();
+        for taken in taken {
+            self.take_others();
+            self.pipeline.metrics(taken);
+        }
+    }
+}
+
+/// Looks for threads that are in a receive, on a thread of its own: there may be many to look at.
+fn look(stop: &Arc<Stop>) -> mpsc::Receiver<Vec<(u32, Option<QueueName>)>> {
+    let (found, looked) = mpsc::sync_channel(1);
+    let woken = stop.clone();
+    thread::spawn(move || {
+        let (calls, _) = calls::in_calls();
+        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive).map(|call| (call.tid, call.queue));
+        let _ = found.send(early.collect());
+        woken.wake();
+    });
+    looked
+}
+
+fn wait(fds: &[BorrowedFd<'_>], most: Duration) {
+    let mut fds: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+    // Rounded up: a rest below a millisecond must not become a busy loop.
+    let most = PollTimeout::try_from(most + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+    // Ended by a signal or for want of memory, it is only shorter.
+    let _: Result<i32, Errno> = poll(&mut fds, most);
+}
