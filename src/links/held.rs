@@ -10,8 +10,8 @@ use crate::model::call::{Args, Call, QueueKey};
 /// A receive waits for its link so long at most.
 pub const PATIENCE: Duration = Duration::from_millis(20);
 /// So many calls of a thread are held at most, and of all threads.
-const OF_THREAD: usize = 64;
-const OF_ALL: usize = 4096;
+pub const OF_THREAD: usize = 64;
+pub const OF_ALL: usize = 4096;
 
 /// A receive that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ impl HeldCalls {
             pass(call, &mut self.unlinked, out);
             return Vec::new();
         }
+        self.threads.entry(tid).or_default().push_back(HeldCall { waits, call });
         if let Some(ticket) = waits {
             self.deadlines.push_back((now + PATIENCE, ticket));
             if self.deadlines.len() > 2 * OF_ALL {
@@ -62,7 +63,6 @@ impl HeldCalls {
                 self.deadlines.retain(|(_, ticket)| is_waiting(&self.threads, ticket));
             }
         }
-        self.threads.entry(tid).or_default().push_back(HeldCall { waits, call });
         *self.of_process.entry(pid).or_default() += 1;
         self.total += 1;
         let mut given_up = Vec::new();

@@ -8,9 +8,9 @@ use super::history::History;
 use crate::model::call::QueueKey;
 
 /// So many queues are followed at most.
-const QUEUES: usize = 4096;
+pub const QUEUES: usize = 4096;
 /// So many messages and receives are kept of all of them: as many as the kernel lets one queue hold (HARD_MSGMAX).
-const KEPT: usize = 65_536;
+pub const KEPT: usize = 65_536;
 
 #[derive(Debug)]
 struct Followed {
