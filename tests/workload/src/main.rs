@@ -36,6 +36,10 @@ enum Workload {
     /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
     Hold(Hold),
 
+    /// Keeps a queue full, with two senders that wait for room and a receiver that asks for no priority, says `full` and ends
+    /// when stdin ends
+    Full,
+
     /// In each of some seconds makes calls of each kind that a limit on their rate tells apart, and a second later one pair
     /// more; prints in how many seconds of CLOCK_MONOTONIC that was
     Bursts(Bursts),
@@ -262,6 +266,7 @@ fn main() -> Result<()> {
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),
         Workload::Hold(options) => hold::run(&options),
+        Workload::Full => hold::full(),
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
