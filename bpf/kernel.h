@@ -48,6 +48,7 @@ struct bpf_raw_tracepoint_args {
 /* include/uapi/asm-generic/errno.h, include/linux/errno.h */
 #define EINTR 4
 #define EAGAIN 11
+#define EFAULT 14
 #define ETIMEDOUT 110
 #define ERESTARTSYS 512
 #define MQUEUE_MAGIC 0x19800202
@@ -241,6 +242,18 @@ struct thread_info {
 };
 #endif
 
+/* include/linux/seccomp_types.h */
+struct seccomp {
+	int mode;
+};
+
+#ifdef __TARGET_ARCH_arm64
+/* arch/arm64/include/asm/ptrace.h: the first argument, which the result has replaced */
+struct pt_regs___entry {
+	__u64 orig_x0;
+};
+#endif
+
 struct kernfs_node {
 	const char *name;
 };
@@ -298,6 +311,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
+	struct seccomp seccomp;
 	__u64 self_exec_id;
 	char comm[16];
 };

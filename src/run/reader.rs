@@ -20,7 +20,7 @@ use crate::capability::{self, DAC_READ_SEARCH};
 use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
 use crate::kernel::ring::Ring;
-use crate::links::sequence::Sequence;
+use crate::links::sequence::{PATIENCE, Sequence};
 use crate::live::calls;
 use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
@@ -165,6 +165,7 @@ impl Rings {
                 let counts = self.counts();
                 self.pipeline.counts(&counts);
             }
+            self.expire(now);
             let again = self.pipeline.tick(now);
             for (image, slot) in self.pipeline.take_slots() {
                 self.contexts.put(&image, slot);
@@ -179,13 +180,14 @@ impl Rings {
                 wait(&[self.stop.event.as_fd()], GATHER);
                 continue;
             }
-            self.release();
+            let expiry = self.sequence.deadline().map(|deadline| deadline.saturating_duration_since(now));
+            let again = again.min(expiry.unwrap_or(COUNT_EVERY)).min(COUNT_EVERY);
             self.programs.armed().store(1, Ordering::Relaxed);
             // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
             fence(Ordering::SeqCst);
             if self.take_calls() == 0 {
                 let rings = [self.stop.event.as_fd(), self.calls.as_fd(), self.notices.as_fd()];
-                wait(&rings, again.min(COUNT_EVERY));
+                wait(&rings, again);
             }
             self.programs.armed().store(0, Ordering::Relaxed);
         }
@@ -194,7 +196,8 @@ impl Rings {
 
     fn end(mut self) {
         while self.take_calls() > 0 {}
-        self.release();
+        // Nothing more comes that could be waited for.
+        self.expire(Instant::now() + PATIENCE);
         self.take_others();
         self.pipeline.settle();
         self.directory.has_taken(u64::MAX);
@@ -210,18 +213,19 @@ impl Rings {
     fn take_calls(&mut self) -> usize {
         let mut ready = Vec::new();
         let Self { calls, sequence, pipeline, .. } = self;
+        let now = Instant::now();
         let taken = calls.take(AT_ONCE, |bytes| match Call::decode(bytes) {
-            Ok(call) => sequence.offer(call, &mut |call| ready.push(call)),
+            Ok(call) => sequence.offer(call, now, &mut |call| ready.push(call)),
             Err(_) => pipeline.malformed(),
         });
         ready.into_iter().for_each(|call| self.pass(call));
         taken
     }
 
-    /// Passes on what waited for more.
-    fn release(&mut self) {
+    /// Passes on what has waited long enough for its link.
+    fn expire(&mut self, now: Instant) {
         let mut ready = Vec::new();
-        self.sequence.release(&mut |call| ready.push(call));
+        self.sequence.expire(now, &mut |call| ready.push(call));
         ready.into_iter().for_each(|call| self.pass(call));
     }
 

@@ -38,6 +38,10 @@ enum Workload {
     /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
     Hold(Hold),
 
+    /// Keeps a queue full, with two senders that wait for room and a receiver that asks for no priority, says `full` and ends
+    /// when stdin ends
+    Full,
+
     /// In each of some seconds makes calls of each kind that a limit on their rate tells apart, and a second later one pair
     /// more; prints in how many seconds of CLOCK_MONOTONIC that was
     Bursts(Bursts),
@@ -180,6 +184,10 @@ struct Ledger {
     #[arg(long, default_value_t = 0)]
     pause: u64,
 
+    /// One sender, which sleeps after each message, and so many receivers, in one process; they do nothing but wait
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["processes", "threads"])]
+    pool: Option<u64>,
+
     /// The truth, a tab between the fields: send or receive, the message's number, thread id, priority; a thread's in
     /// the order of its calls
     #[arg(long, value_name = "PATH")]
@@ -263,6 +271,7 @@ fn main() -> Result<()> {
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),
         Workload::Hold(options) => hold::run(&options),
+        Workload::Full => hold::full(),
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
