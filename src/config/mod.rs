@@ -5,6 +5,7 @@
 mod env;
 pub mod file;
 pub mod otlp;
+mod pairs;
 pub mod unavailable;
 mod yaml;
 
@@ -13,11 +14,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::env::{Environment, pairs};
+use self::env::Environment;
 use self::file::ConfigFile;
-use self::otlp::{Layer, Layers, Otlp};
+use self::otlp::{Layer, Layers};
+use self::pairs::pairs;
 use crate::cli::choices::choice;
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+use crate::export::endpoint::Otlp;
 use crate::export::spool;
 use crate::model::error::Error;
 use crate::model::filter::{Filter, Filters};
@@ -51,7 +54,7 @@ pub struct Settings {
     /// When to stop, counted from the start; None: not by itself.
     pub duration: Option<Duration>,
     /// Where what can't be delivered waits.
-    pub spool: Option<spool::Settings>,
+    pub spool: Option<spool::SpoolSettings>,
     /// Where `/livez` and `/readyz` are served.
     pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
@@ -121,6 +124,11 @@ impl Settings {
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
         let spool = spool(&run)?;
         let outputs = outputs(run.output, endpoint_named);
+        if spool.is_some() && !outputs.contains(&Output::Otlp) {
+            return Err(Error::usage(
+                "--spool keeps what can't be sent by OTLP: add --output otlp or --endpoint URL, or leave it out",
+            ));
+        }
         let shows_all = outputs.iter().all(|output| matches!(output, Output::Console | Output::File(_)));
         let default_rate = if shows_all || !host_wide { 0 } else { 100 };
         let rate =
@@ -138,7 +146,7 @@ impl Settings {
         Ok(Self {
             outputs,
             signals,
-            otlp: Otlp::resolve(&options, &otlp_variables, &file.otlp)?,
+            otlp: Layers::resolve(&options, &otlp_variables, &file.otlp)?,
             filters: filters(run.filters),
             rate,
             templates: Templates::new(run.template),
@@ -278,9 +286,9 @@ fn filters(args: FilterArgs) -> Filters {
 }
 
 /// Without a folder the other two options have no meaning.
-fn spool(run: &RunArgs) -> Result<Option<spool::Settings>, Error> {
+fn spool(run: &RunArgs) -> Result<Option<spool::SpoolSettings>, Error> {
     match &run.spool {
-        Some(folder) => Ok(Some(spool::Settings {
+        Some(folder) => Ok(Some(spool::SpoolSettings {
             folder: folder.clone(),
             bytes: run.spool_size.unwrap_or(1 << 30),
             sync: run.spool_sync,

@@ -11,11 +11,11 @@ use super::child::Child;
 use super::metrics::MetricsStage;
 use super::reader::Reader;
 use super::signals::{SignalQueue, Wakeup};
+use crate::export::Deliveries;
 use crate::export::ledger::Ledger;
-use crate::export::{Deliveries, no_thread};
 use crate::internal::Internal;
 use crate::kernel::programs::Programs;
-use crate::model::error::Error;
+use crate::model::error::{Error, no_thread};
 
 /// The end takes at most this long, all of it.
 const FLUSH: Duration = Duration::from_secs(10);

@@ -37,7 +37,7 @@ use crate::capability::{self, DAC_OVERRIDE, DAC_READ_SEARCH};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::export::hangup::Hangup;
-use crate::export::{self, Outputs, no_thread};
+use crate::export::{self, Outputs};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
 use crate::kernel::aggregates::Aggregates;
@@ -46,7 +46,7 @@ use crate::kernel::programs::{Config, Programs};
 use crate::kernel::trial;
 use crate::live::{Surroundings, calls};
 use crate::metrics::intake::Intake;
-use crate::model::error::Error;
+use crate::model::error::{Error, no_thread};
 use crate::model::resource::Resource;
 use crate::model::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
 use crate::who::host::Host;
@@ -257,7 +257,7 @@ fn watch(
             Wakeup::Rung if panics::happened() => return 1,
             Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
             Wakeup::Rung => return 0,
-            Wakeup::Hangup => hangup.tell(),
+            Wakeup::Hangup => hangup.raise(),
             Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;

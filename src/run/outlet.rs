@@ -32,6 +32,6 @@ impl Outlet for SinkOutlet {
 
     fn enqueue(&self, request: &ExportMetricsServiceRequest, points: u64) {
         let share = Share::of_metrics(&self.ledger, self.sink.output, points);
-        self.sink.hand_over(metrics::encode(self.encoding, request).into(), share);
+        self.sink.enqueue_metrics(metrics::encode(self.encoding, request).into(), share);
     }
 }

@@ -214,7 +214,7 @@ impl Pipeline {
             let Some((body, records)) = batch.take() else { continue };
             let on_export = on_export.clone().filter(|_| sink.signal == Signal::Traces);
             let share = Share::of_calls(&self.tally, sink.output, records).on_export(on_export);
-            hand_over(&self.pulse, sink, body, share);
+            enqueue(&self.pulse, sink, body, share);
         }
         self.tally = Tally::new(&self.ledger);
         self.since = None;
@@ -226,7 +226,7 @@ impl Pipeline {
             let Gatherer::Lines { sink, lines, count, .. } = gatherer else { continue };
             if *count > 0 {
                 let share = Share::of_calls(&self.tally, sink.output, std::mem::take(count));
-                hand_over(&self.pulse, sink, std::mem::take(lines).into(), share);
+                enqueue(&self.pulse, sink, std::mem::take(lines).into(), share);
             }
         }
     }
@@ -240,9 +240,9 @@ impl Pipeline {
 }
 
 /// May wait as long as the backend does.
-fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
+fn enqueue(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
     pulse.wait();
-    sink.hand_over(body, share);
+    sink.enqueue(body, share);
     pulse.beat(Instant::now());
 }
 

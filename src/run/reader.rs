@@ -239,19 +239,22 @@ impl Rings {
         }
     }
 
-    /// Takes images until the call's is among them. Its record was complete before the call's; where the ring of images
-    /// was full it never comes, and the call is described without.
+    /// Takes images until the call's is among them. Its record was complete before the call's: it is not in the ring, or
+    /// stands behind one that another CPU is still writing. Where it never comes the call is described without.
     fn learn(&mut self, call: &Call) {
-        for attempt in 0..IMAGE_TRIES {
+        for _ in 0..IMAGE_TRIES {
             if self.pipeline.knows(&call.image) {
                 return;
             }
-            if attempt > 0 {
-                thread::sleep(IMAGE_PAUSE);
-            }
             self.take_others();
+            if self.images.is_empty() {
+                break;
+            }
+            thread::sleep(IMAGE_PAUSE);
         }
-        self.pipeline.no_image(call);
+        if !self.pipeline.knows(&call.image) {
+            self.pipeline.no_image(call);
+        }
     }
 
     /// Takes images, names, and what became of them.

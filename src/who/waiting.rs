@@ -26,9 +26,15 @@ struct Awaited {
 #[derive(Debug, Default)]
 pub struct WaitingRoom {
     images: HashMap<ImageKey, Awaited>,
+    /// The same by process, one after the other: an exec makes another image of it.
+    processes: HashMap<(u32, u64), Vec<ImageKey>>,
     /// The same by time.
     until: BTreeSet<(Instant, u32, u64, u32)>,
     bytes: usize,
+}
+
+fn process(key: &ImageKey) -> (u32, u64) {
+    (key.pid, key.started_ns)
 }
 
 fn in_time(until: Instant, key: &ImageKey) -> (Instant, u32, u64, u32) {
@@ -50,11 +56,18 @@ impl WaitingRoom {
         let until = now + PATIENCE;
         self.until.insert(in_time(until, &key));
         self.images.insert(key, Awaited { until, calls: Vec::new(), bytes: 0 });
+        self.processes.entry(process(&key)).or_default().push(key);
     }
 
     /// Takes a call. What is to go on now, in this order, is appended to `out`: nothing where the call waits.
     pub fn offer(&mut self, call: Call, now: Instant, out: &mut Vec<Call>) {
         let key = call.image;
+        // What the process did before its exec comes before: nothing of that image is to be found out any more.
+        while let Some(earlier) = self.processes.get(&process(&key)).and_then(|images| images.first()).copied()
+            && earlier != key
+        {
+            self.arrived(&earlier, out);
+        }
         let Some(awaited) = self.images.get_mut(&key) else { return out.push(call) };
         let bytes = size(&call);
         if awaited.until <= now || awaited.bytes + bytes > MOST_OF_ONE {
@@ -75,6 +88,12 @@ impl WaitingRoom {
     pub fn arrived(&mut self, key: &ImageKey, out: &mut Vec<Call>) {
         let Some(Awaited { until, calls, bytes }) = self.images.remove(key) else { return };
         self.until.remove(&in_time(until, key));
+        if let Some(images) = self.processes.get_mut(&process(key)) {
+            images.retain(|image| image != key);
+            if images.is_empty() {
+                self.processes.remove(&process(key));
+            }
+        }
         self.bytes -= bytes;
         out.extend(calls);
     }
@@ -186,5 +205,21 @@ mod tests {
             room.expect(call(pid, 0, 0).image, start);
         }
         assert_eq!(room.images.len(), MOST_IMAGES);
+    }
+
+    /// Prevents the calls of a thread from being told in another order than they were made, where it has called exec.
+    #[test]
+    fn calls_before_and_after_an_exec() {
+        let (now, mut room, mut out) = (Instant::now(), WaitingRoom::default(), Vec::new());
+        let after = |number| Call { image: ImageKey { exec_id: 2, ..call(7, 7, 0).image }, ..call(7, 7, number) };
+        room.expect(call(7, 7, 0).image, now);
+        room.offer(call(7, 7, 1), now, &mut out);
+        room.expect(after(0).image, now);
+        assert!(out.is_empty());
+        room.offer(after(2), now, &mut out);
+        room.arrived(&after(0).image, &mut out);
+        room.offer(after(3), now, &mut out);
+        assert_eq!(numbers(&mut out), [1, 2, 3]);
+        assert!(room.processes.is_empty() && room.until.is_empty());
     }
 }
