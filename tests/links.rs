@@ -169,7 +169,7 @@ fn a_pool_of_receivers_that_wait_is_linked() -> Result<()> {
 #[test]
 fn a_queue_that_is_always_full_delays_nobody() -> Result<()> {
     let mqspan = mqspan()?;
-    let tracing = mqspan.trace(["--signals=traces", &*mqspan.to_file("spans")])?;
+    let tracing = mqspan.trace(["--signals=traces", "--comm=other", &*mqspan.to_file("spans")])?;
     let full = Held::full(&mqspan)?;
     let other = mqspan.copy_of_workload("other")?;
     for calls in 1..=5 {
