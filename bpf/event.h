@@ -165,6 +165,9 @@ struct image {
 	__u32 local_pid; /* as in struct call */
 	__u32 unused;
 	__u64 environ_at; /* its address: another one in another image of the process */
+	__u64 root_ino;   /* its root directory: the inode's number, the device, and whose mounts these are */
+	__u32 root_dev;
+	__u32 mnt_ns;
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
 	char cgroup[CGROUP_SIZE + NAME_SIZE]; /* the path of its control group (container.h), in the same way */

@@ -114,6 +114,7 @@ struct qstr {
 };
 
 struct super_block {
+	unsigned int s_dev;
 	unsigned long s_magic;
 	void *s_fs_info; /* mqueue: its struct ipc_namespace (ipc/mqueue.c, mqueue_get_tree) */
 };
@@ -129,6 +130,7 @@ struct inode {
 struct dentry {
 	struct qstr d_name;
 	struct dentry *d_parent;
+	struct inode *d_inode;
 };
 
 struct vfsmount {
@@ -145,6 +147,10 @@ struct mount {
 struct path {
 	struct vfsmount *mnt;
 	struct dentry *dentry;
+};
+
+struct fs_struct {
+	struct path root;
 };
 
 struct file {
@@ -190,8 +196,14 @@ struct ipc_namespace {
 	struct ns_common ns;
 };
 
+/* fs/mount.h */
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
 struct nsproxy {
 	struct ipc_namespace *ipc_ns;
+	struct mnt_namespace *mnt_ns;
 };
 
 struct pid_namespace;
@@ -285,6 +297,7 @@ struct task_struct {
 	struct thread_info thread_info;
 #endif
 	struct mm_struct *mm;
+	struct fs_struct *fs;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;

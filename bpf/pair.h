@@ -225,7 +225,8 @@ static __always_inline bool finish(enum op op, struct thread *thread, struct tas
 
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	matched = slot->in_tree && is_of_interest(call) && passes_container(slot, task);
+	matched = passes_container(slot, task);
+	matched = slot->in_tree && is_of_interest(call) && matched;
 	if (aggregates || max_rate) {
 		name = name_hash(slot);
 		if (call->flags & CALL_QUEUE)

@@ -23,7 +23,8 @@ use crate::model::error::Error;
 use crate::model::filter::{Filter, Filters};
 use crate::model::glob::Templates;
 use crate::model::values::{
-    Color, CpuList, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals, Temporality,
+    Color, CpuList, HistogramAggregation, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals,
+    Temporality,
 };
 
 /// Everything that a run is told.
@@ -73,6 +74,8 @@ pub struct Settings {
     pub metric_interval: Duration,
     /// OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.
     pub temporality: Temporality,
+    /// OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION.
+    pub histograms: HistogramAggregation,
     /// How many series and processes metrics are kept for.
     pub metric_limits: MetricLimits,
 }
@@ -166,6 +169,9 @@ impl Settings {
             temporality: env
                 .parsed("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", choice)?
                 .unwrap_or(Temporality::Cumulative),
+            histograms: env
+                .parsed("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", choice)?
+                .unwrap_or(HistogramAggregation::Exponential),
             metric_limits: file.limits,
         })
     }

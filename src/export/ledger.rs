@@ -2,6 +2,7 @@
 //! requests of its own; a call counts once, as exported where any output took it. Pure counting.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -424,6 +425,29 @@ impl Drop for Tally {
     }
 }
 
+/// What is to be done once an output has all records of a batch; done once, whichever output is the first.
+pub struct OnExport(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl OnExport {
+    /// `what` is done on the thread that settles.
+    pub fn new(what: impl FnOnce() + Send + 'static) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Box::new(what)))))
+    }
+
+    fn run(&self) {
+        let what = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(what) = what {
+            what();
+        }
+    }
+}
+
+impl fmt::Debug for OnExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnExport").finish_non_exhaustive()
+    }
+}
+
 /// Some records of one signal on their way to one output. One that is dropped on its way is lost at the end.
 #[derive(Debug)]
 pub struct Share {
@@ -431,17 +455,24 @@ pub struct Share {
     ledger: Arc<Ledger>,
     output: usize,
     records: u64,
+    on_export: Option<Arc<OnExport>>,
 }
 
 impl Share {
     /// `records` of the calls of `tally`, for an output by its place in the ledger.
     pub fn of_calls(tally: &Arc<Tally>, output: usize, records: u64) -> Self {
-        Self { tally: Some(tally.clone()), ledger: tally.ledger.clone(), output, records }
+        Self { tally: Some(tally.clone()), ledger: tally.ledger.clone(), output, records, on_export: None }
     }
 
     /// Records that are no calls.
     pub fn of_metrics(ledger: &Arc<Ledger>, output: usize, records: u64) -> Self {
-        Self { tally: None, ledger: ledger.clone(), output, records }
+        Self { tally: None, ledger: ledger.clone(), output, records, on_export: None }
+    }
+
+    /// `what` is done if the output takes all of them.
+    pub fn on_export(mut self, what: Option<Arc<OnExport>>) -> Self {
+        self.on_export = what;
+        self
     }
 
     /// How many records.
@@ -474,6 +505,10 @@ impl Share {
     fn count(&mut self, outcome: Outcome) {
         let records = std::mem::take(&mut self.records);
         self.ledger.settle_output(self.output, records, outcome);
+        // Which records a partial success leaves out is not told.
+        if let Some(what) = self.on_export.take().filter(|_| outcome == Outcome::Sent { rejected: 0 }) {
+            what.run();
+        }
         let Some(tally) = self.tally.take() else { return };
         match outcome {
             Outcome::Sent { rejected } => {

@@ -79,6 +79,13 @@ impl Sink {
     }
 }
 
+impl Sink {
+    /// Whether so much waits that metrics are better added up where they are.
+    pub fn is_waiting(&self) -> bool {
+        self.queue.as_ref().is_some_and(Queue::is_waiting)
+    }
+}
+
 /// The outputs, ready to be given requests.
 #[derive(Debug)]
 pub struct Outputs {

@@ -13,6 +13,8 @@ use crate::model::values::Signal;
 
 /// Room is counted in units of so many bytes.
 const UNIT: usize = 256;
+/// Metrics are enqueued while no more bytes than this wait.
+const METRICS: usize = 1 << 20;
 
 /// What an output gets: a whole OTLP request, or lines.
 #[derive(Debug)]
@@ -69,6 +71,12 @@ impl Queue {
             // Where the receiver is gone the request comes back and is dropped here.
             let _ = self.sender.send(Queued { request, _room: room });
         }
+    }
+
+    /// Whether so much waits that metrics are better added up where they are: a request of theirs always has room else.
+    pub fn is_waiting(&self) -> bool {
+        let used = self.units.saturating_sub(self.room.available_permits()) * UNIT;
+        !self.room.is_closed() && used > METRICS
     }
 
     /// What shuts the queue: nobody waits for room any more. It does not keep the queue from ending.

@@ -8,7 +8,7 @@ use super::skel::types::{
 };
 use crate::model::call::{
     Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Notice, Passed, Queue,
-    QueueKey, Sender, Source, Turn, unpadded,
+    QueueKey, Root, Sender, Source, Turn, unpadded,
 };
 use crate::model::values::Op;
 
@@ -234,6 +234,12 @@ impl Image {
                 path => path,
             }),
             comm: unpadded(comm).into(),
+            root: Root {
+                mount_namespace: number(offset_of!(image, mnt_ns))?,
+                // The kernel's own dev_t: twelve bits and twenty.
+                device: (number(offset_of!(image, root_dev))? >> 20, number(offset_of!(image, root_dev))? & 0xf_ffff),
+                inode: long(offset_of!(image, root_ino))?,
+            },
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageKey {
     /// Process id (thread group) on the host.
     pub pid: u32,
@@ -286,6 +286,19 @@ pub struct Image {
     pub cgroup: Option<Vec<u8>>,
     /// Name of the thread that made the first call.
     pub comm: Vec<u8>,
+    /// What it sees as `/`.
+    pub root: Root,
+}
+
+/// What a process sees as `/`: all zero where that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// The number of its mount namespace.
+    pub mount_namespace: u32,
+    /// The device, as major and minor number.
+    pub device: (u32, u32),
+    /// The inode's number.
+    pub inode: u64,
 }
 
 /// What became of an image that was sent.

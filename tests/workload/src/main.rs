@@ -5,7 +5,9 @@ mod abi;
 mod bursts;
 mod call;
 mod family;
+mod fuse;
 mod hold;
+mod hostile;
 mod kernel;
 mod ledger;
 mod memory;
@@ -58,6 +60,9 @@ enum Workload {
 
     /// Publishes process contexts, one after the other, and calls when it is told to on stdin
     Publish(Publish),
+
+    /// Makes calls as a process that would hold up whoever looks at it
+    Hostile(hostile::Hostile),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
@@ -272,6 +277,7 @@ fn main() -> Result<()> {
         Workload::Snatch { queues } => steps::snatch(queues),
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
+        Workload::Hostile(options) => hostile::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Pass { calls, cpu } => timing::pass(calls, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),
