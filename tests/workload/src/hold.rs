@@ -80,7 +80,9 @@ pub fn full() -> Result<()> {
     thread::scope(|scope| -> Result<()> {
         for _ in 0..2 {
             scope.spawn(|| {
-                while send() == 0 && !ends.load(Ordering::Relaxed) {}
+                while !ends.load(Ordering::Relaxed) {
+                    send();
+                }
                 senders.fetch_sub(1, Ordering::Relaxed);
             });
         }
