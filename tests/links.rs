@@ -5,6 +5,8 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +15,7 @@ use support::{
     otlp::{self, Record, Value, made_by, of_operation},
     program::Mqspan,
     queues::Held,
-    ready, wait, workload,
+    ready, workload,
 };
 
 fn mqspan() -> Result<Mqspan> {
@@ -169,15 +171,17 @@ fn a_pool_of_receivers_that_wait_is_linked() -> Result<()> {
 #[test]
 fn a_queue_that_is_always_full_delays_nobody() -> Result<()> {
     let mqspan = mqspan()?;
-    let tracing = mqspan.trace(["--signals=traces", &*mqspan.to_file("spans")])?;
+    let tracing = mqspan.trace(["--signals=traces", "--comm=other", &*mqspan.to_file("spans")])?;
     let full = Held::full(&mqspan)?;
     let other = mqspan.copy_of_workload("other")?;
     for calls in 1..=5 {
         workload::run(&other, &["flat", "--calls=4"])?;
-        wait::until("another process's calls", || {
-            let spans = made_by(otlp::spans(&mqspan.file("spans"))?, &other);
-            Ok((spans.len() == 4 * calls).then_some(()))
-        })?;
+        // A batch is sent after a second at the latest.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while made_by(otlp::spans(&mqspan.file("spans"))?, &other).len() < 4 * calls {
+            ensure!(Instant::now() < deadline, "another process's calls wait");
+            thread::sleep(Duration::from_millis(50));
+        }
     }
     full.let_go()?;
     tracing.stop()?;

@@ -69,23 +69,28 @@ pub fn full() -> Result<()> {
     let attr = [0, 2, MSGSIZE as i64, 0, 0, 0, 0, 0];
     let queue = kernel::open_queue(&name, (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32, &attr)?;
     kernel::mq_unlink(&name);
-    let (queue, ends) = (queue.as_raw_fd(), AtomicBool::new(false));
+    let (queue, ends, senders) = (queue.as_raw_fd(), AtomicBool::new(false), AtomicI32::new(2));
     let send = || kernel::mq_timedsend(queue, [0_u8; MSGSIZE].as_ptr().addr(), 1, 0, 0);
+    // Without waiting: the queue is full until the senders end.
+    let past = kernel::Timespec { sec: 1, nsec: 0 };
     let receive = || {
-        let mut body = [0_u8; MSGSIZE];
-        kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), MSGSIZE, 0, 0)
+        let (mut body, deadline) = ([0_u8; MSGSIZE], (&raw const past).addr());
+        kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), MSGSIZE, 0, deadline)
     };
     thread::scope(|scope| -> Result<()> {
         for _ in 0..2 {
-            scope.spawn(|| while send() == 0 && !ends.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    send();
+                }
+                senders.fetch_sub(1, Ordering::Relaxed);
+            });
         }
-        // As long as one of them may wait.
         scope.spawn(|| {
-            while !ends.load(Ordering::Relaxed) {
+            while senders.load(Ordering::Relaxed) > 0 {
                 thread::sleep(REST);
                 receive();
             }
-            (0..4).for_each(|_| _ = receive());
         });
         println!("full");
         io::stdout().flush()?;
