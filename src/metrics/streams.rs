@@ -96,6 +96,8 @@ const OWN: Holder = Holder { image: None, generation: 0 };
 pub struct ImageStreams {
     /// Who.
     pub resource: Arc<Resource>,
+    /// It is being found out who: nothing is exported meanwhile.
+    is_provisional: bool,
     /// What it adds up to.
     pub series: BTreeMap<Series, Distribution>,
     /// What found no room for a stream of its own.
@@ -121,6 +123,7 @@ impl ImageStreams {
     fn new(resource: Arc<Resource>) -> Self {
         Self {
             resource,
+            is_provisional: false,
             series: BTreeMap::new(),
             overflow: BTreeMap::new(),
             counts: [0; 3],
@@ -216,15 +219,32 @@ impl StreamTable {
         let current: Vec<Holder> =
             self.holders.iter().filter(|(_, streams)| streams.closed.is_none()).map(|(holder, _)| *holder).collect();
         for holder in current {
-            self.close(holder);
+            self.close(holder, self.collection + 1);
         }
         self.time_ns = before_ns;
     }
 
     /// The image has another Resource from now on: its streams begin anew.
     pub fn replace(&mut self, image: &ImageKey) {
-        if let Some(holder) = self.current(Some(*image)) {
-            self.close(holder);
+        if let Some(holder) = self.current(Some(*image))
+            && self.holders.get(&holder).is_some_and(|streams| !streams.is_provisional)
+        {
+            self.close(holder, self.collection);
+        }
+    }
+
+    /// Looks again who the images are of which that was not known.
+    pub fn confirm(&mut self, resource: impl Fn(ImageKey) -> Option<Arc<Resource>>) {
+        for (holder, streams) in self.holders.iter_mut().filter(|(_, streams)| streams.is_provisional) {
+            if let Some(known) = holder.image.and_then(&resource) {
+                self.bytes = self.bytes.saturating_sub(streams.bytes_without_series());
+                (streams.resource, streams.is_provisional, streams.changed) = (known, false, self.collection);
+                if let Some(closed) = &mut streams.closed {
+                    closed.since = self.collection;
+                }
+                // What a Resource takes is bounded, and small against all streams.
+                self.bytes += streams.bytes_without_series();
+            }
         }
     }
 
@@ -234,9 +254,10 @@ impl StreamTable {
         current.filter_map(|(holder, streams)| Some((holder.image?, &streams.resource)))
     }
 
-    fn close(&mut self, holder: Holder) {
+    /// Nothing is added to the holder from the collection `since` on.
+    fn close(&mut self, holder: Holder, since: u64) {
         let Some(streams) = self.holders.get_mut(&holder) else { return };
-        streams.closed = Some(Closed { time_ns: self.time_ns, since: self.collection + 1 });
+        streams.closed = Some(Closed { time_ns: self.time_ns, since });
         let is_settled = streams.is_empty() || self.cumulative && streams.changed <= self.settled;
         if holder.image.is_none() {
             let fresh = ImageStreams::new(streams.resource.clone());
@@ -254,12 +275,13 @@ impl StreamTable {
         streams.closed.is_none().then_some(*holder)
     }
 
-    /// Adds a reading; `destination` is the queue's name or template, `resource` who an image is.
+    /// Adds a reading; `destination` is the queue's name or template, `resource` who an image is: None while that is being
+    /// found out.
     pub fn add(
         &mut self,
         reading: &Reading,
         destination: Option<Destination>,
-        resource: impl FnOnce(ImageKey) -> Arc<Resource>,
+        resource: impl FnOnce(ImageKey) -> Option<Arc<Resource>>,
     ) {
         let Some(holder) = reading.image.and_then(|image| self.holder(image, resource)) else {
             return self.overflow(None, reading);
@@ -283,7 +305,7 @@ impl StreamTable {
     }
 
     /// The streams of an image, made where there is room.
-    fn holder(&mut self, image: ImageKey, resource: impl FnOnce(ImageKey) -> Arc<Resource>) -> Option<Holder> {
+    fn holder(&mut self, image: ImageKey, resource: impl FnOnce(ImageKey) -> Option<Arc<Resource>>) -> Option<Holder> {
         if let Some(holder) = self.current(Some(image)) {
             return Some(holder);
         }
@@ -293,7 +315,9 @@ impl StreamTable {
         let all = Holder { image: Some(image), generation: 0 }..=Holder { image: Some(image), generation: u32::MAX };
         let last = self.holders.range(all).next_back().map(|(holder, _)| holder.generation);
         let holder = Holder { image: Some(image), generation: last.map_or(0, |last| last + 1) };
-        let streams = ImageStreams::new(resource(image));
+        let resource = resource(image);
+        let is_provisional = resource.is_none();
+        let streams = ImageStreams { is_provisional, ..ImageStreams::new(resource.unwrap_or_default()) };
         let bytes = streams.bytes_without_series();
         if !self.make_room(bytes) {
             return None;
@@ -366,7 +390,8 @@ impl StreamTable {
     /// Forgets the image whose calls are the longest ago, if all of it was exported; whether there was one.
     fn evict(&mut self) -> bool {
         let idle = |streams: &ImageStreams| {
-            streams.changed < self.collection
+            !streams.is_provisional
+                && streams.changed < self.collection
                 && (streams.is_empty() || self.cumulative && streams.changed <= self.settled)
         };
         let images = self.holders.iter().filter(|(holder, streams)| holder.image.is_some() && idle(streams));
@@ -421,11 +446,12 @@ impl StreamTable {
         let mut gone = Vec::new();
         let mut holders = self.holders.iter().peekable();
         while let Some((holder, streams)) = holders.next() {
-            let is_exported = streams.is_empty()
-                || match streams.closed {
-                    Some(closed) => closed.since <= settled,
-                    None => streams.changed <= settled,
-                };
+            let is_exported = !streams.is_provisional
+                && (streams.is_empty()
+                    || match streams.closed {
+                        Some(closed) => closed.since <= settled,
+                        None => streams.changed <= settled,
+                    });
             let Some(image) = holder.image else {
                 gone.extend((streams.closed.is_some() && is_exported).then_some(*holder));
                 continue;
@@ -508,7 +534,7 @@ impl StreamTable {
         use std::ops::Bound::{Excluded, Unbounded};
         let (cumulative, time_ns) = (self.cumulative, self.time_ns);
         let Some(streams) = self.holders.get(&holder) else { return true };
-        if cumulative && streams.closed.is_some_and(|closed| closed.since <= exported) {
+        if streams.is_provisional || cumulative && streams.closed.is_some_and(|closed| closed.since <= exported) {
             return true;
         }
         let time_ns = streams.closed.map_or(time_ns, |closed| closed.time_ns);

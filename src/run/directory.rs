@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::meter::Directory;
 use crate::model::call::{ImageKey, Name};
@@ -13,6 +13,8 @@ use crate::who::registry::Registry;
 
 /// So many names are remembered.
 const NAMES: usize = 65_536;
+/// So many images are known to be asked about.
+const AWAITED: usize = 8192;
 /// The reader is waited for at most so long.
 const CATCH_UP: Duration = Duration::from_millis(200);
 
@@ -23,6 +25,8 @@ pub struct SharedDirectory(Arc<DirectoryState>);
 struct DirectoryState {
     registry: Mutex<Registry>,
     names: Mutex<HashMap<u64, Arc<str>>>,
+    /// Until when the Resource of an image may change by what is being asked.
+    awaited: Mutex<HashMap<ImageKey, Instant>>,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     turns: Mutex<Turns>,
     caught_up: Condvar,
@@ -51,6 +55,7 @@ impl SharedDirectory {
         Self(Arc::new(DirectoryState {
             registry: Mutex::new(registry),
             names: Mutex::default(),
+            awaited: Mutex::default(),
             wake: OnceLock::new(),
             turns: Mutex::default(),
             caught_up: Condvar::new(),
@@ -70,6 +75,28 @@ impl SharedDirectory {
             names.retain(|_, name| Arc::strong_count(name) > 1);
         }
         names.insert(name.number, format!("/{}", utf8(&name.bytes)).into());
+    }
+
+    /// The image is asked about, at most until this time.
+    pub fn expect(&self, image: ImageKey, until: Instant) {
+        let mut awaited = lock(&self.0.awaited);
+        if awaited.len() >= AWAITED {
+            let now = Instant::now();
+            awaited.retain(|_, until| *until > now);
+        }
+        if awaited.len() < AWAITED {
+            awaited.insert(image, until);
+        }
+    }
+
+    /// What was asked about the image is known, or will not come.
+    pub fn arrived(&self, image: &ImageKey) {
+        lock(&self.0.awaited).remove(image);
+    }
+
+    /// Nothing is asked any more.
+    pub fn all_arrived(&self) {
+        lock(&self.0.awaited).clear();
     }
 
     /// What wakes the reader.
@@ -108,8 +135,9 @@ impl Directory for SharedDirectory {
         lock(&self.0.names).get(&number).cloned()
     }
 
-    fn resource(&self, image: ImageKey) -> Arc<Resource> {
-        self.registry().resource(image)
+    fn resource(&self, image: ImageKey) -> Option<Arc<Resource>> {
+        let is_awaited = lock(&self.0.awaited).get(&image).is_some_and(|until| *until > Instant::now());
+        (!is_awaited).then(|| self.registry().resource(image))
     }
 
     fn has_ended(&self, image: &ImageKey) -> bool {

@@ -44,8 +44,8 @@ pub trait Directory {
     fn catch_up(&self);
     /// The name of a queue, with its slash.
     fn name(&self, number: u64) -> Option<Arc<str>>;
-    /// The Resource of an image.
-    fn resource(&self, image: ImageKey) -> Arc<Resource>;
+    /// The Resource of an image; None while it is being found out.
+    fn resource(&self, image: ImageKey) -> Option<Arc<Resource>>;
     /// Whether its process has ended.
     fn has_ended(&self, image: &ImageKey) -> bool;
 }
@@ -222,7 +222,10 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         }
         self.time_ns = now.wall_ns.max(self.time_ns.saturating_add(APART));
         self.before = now;
-        self.accounts.iter_mut().for_each(|account| account.table.begin(self.time_ns));
+        for Account { table, .. } in &mut self.accounts {
+            table.begin(self.time_ns);
+            table.confirm(|image| self.directory.resource(image));
+        }
     }
 
     fn replace(&mut self) {
@@ -232,8 +235,9 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
             let images: Vec<ImageKey> = match &replaced {
                 Replaced::Images(images) => images.iter().copied().collect(),
                 Replaced::Any => {
-                    let is_other =
-                        |(image, before): &(ImageKey, &Arc<Resource>)| directory.resource(*image) != **before;
+                    let is_other = |(image, before): &(ImageKey, &Arc<Resource>)| {
+                        directory.resource(*image).as_ref() != Some(before)
+                    };
                     table.images().filter(is_other).map(|(image, _)| image).collect()
                 }
             };

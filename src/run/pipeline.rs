@@ -26,7 +26,7 @@ use crate::telemetry::console;
 use crate::telemetry::record::Record;
 use crate::telemetry::view::View;
 use crate::who::prober::{Answer, Prober};
-use crate::who::waiting::WaitingRoom;
+use crate::who::waiting::{PATIENCE, WaitingRoom};
 
 /// A request goes out at this size, well below the 4 MiB that gRPC servers take.
 const REQUEST: usize = 512 << 10;
@@ -159,10 +159,18 @@ impl Pipeline {
         }
     }
 
+    /// An image's first calls wait.
+    fn expect(&mut self, key: ImageKey) {
+        let now = Instant::now();
+        self.waiting.expect(key, now);
+        self.directory.expect(key, now + PATIENCE);
+    }
+
     /// An image's calls need not wait any more.
     fn arrived(&mut self, key: &ImageKey) {
         let mut calls = Vec::new();
         self.waiting.arrived(key, &mut calls);
+        self.directory.arrived(key);
         calls.iter().for_each(|call| self.tell(call));
     }
 
@@ -200,6 +208,7 @@ impl Pipeline {
     fn release_all(&mut self) {
         let mut calls = Vec::new();
         self.waiting.clear(&mut calls);
+        self.directory.all_arrived();
         calls.iter().for_each(|call| self.tell(call));
     }
 
@@ -255,16 +264,18 @@ impl Pipeline {
     /// What the kernel side recorded of a process image.
     pub fn image(&mut self, image: Image) {
         let key = image.key;
-        if let Some(inquiry) = self.directory.registry().add(image)
+        let inquiry = self.directory.registry().add(image);
+        if let Some(inquiry) = inquiry
             && self.prober.introduce(inquiry)
         {
-            self.waiting.expect(key, Instant::now());
+            self.expect(key);
         }
     }
 
     /// An image has published its process context.
     pub fn published(&mut self, key: ImageKey) {
-        if let Some(subject) = self.directory.registry().subject(&key) {
+        let subject = self.directory.registry().subject(&key);
+        if let Some(subject) = subject {
             self.prober.published(subject);
         }
     }
@@ -284,7 +295,7 @@ impl Pipeline {
     pub fn no_image(&mut self, call: &Call) {
         self.directory.registry().add_bare(call);
         if self.prober.describe(call) {
-            self.waiting.expect(call.image, Instant::now());
+            self.expect(call.image);
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::model::call::{Call, ImageKey};
 
 /// Calls wait so long, and no longer.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub const PATIENCE: Duration = Duration::from_millis(100);
 /// As much of one image's calls waits; then they all go on at once.
 const MOST_OF_ONE: usize = 256 << 10;
 /// As much waits in all; then the image whose calls take the most goes on at once.

@@ -34,7 +34,7 @@ fn table(cumulative: bool, limits: MetricLimits) -> StreamTable {
 
 fn add(table: &mut StreamTable, reading: &Reading) {
     let name = Destination::Name(reading.name.to_string().into());
-    table.add(reading, Some(name), |_| Arc::default());
+    table.add(reading, Some(name), |_| Some(Arc::default()));
 }
 
 /// Start, time and count.
@@ -121,7 +121,7 @@ fn bounded_in_bytes() {
             let reading = reading(pid, name, 0, &[(0, 1), (name as usize % BUCKETS, 1), (BUCKETS - 1, 1)]);
             calls += reading.points.count();
             let long = Destination::Name(format!("{name:0>255}").into());
-            table.add(&reading, Some(long), |_| Arc::default());
+            table.add(&reading, Some(long), |_| Some(Arc::default()));
         }
         let own = 18 * (SERIES + BUCKETS * 8);
         assert!(table.bytes() <= most + own, "{}", table.bytes());
@@ -208,12 +208,41 @@ fn another_resource() {
     table.replace(&key(1, 0));
     add(&mut table, &reading(1, 5, 0, &[]));
     assert_eq!(export_since(&mut table, 0).1, [(100, 200, 3), (100, 200, 1)]);
-    assert_eq!(export_since(&mut table, 2).1, [(100, 200, 1)], "not to the same output again");
+    assert_eq!(export_since(&mut table, 1).1, [(100, 200, 1)], "not to the same output again");
     table.begin(300);
-    table.settle(2, |_| false);
+    table.settle(1, |_| false);
     assert_eq!(export(&mut table).1, [(100, 300, 1)]);
     table.replace(&key(1, 0));
     assert_eq!(export(&mut table).1, [], "exported already, and nothing was added since");
+}
+
+/// Prevents what is added before it is known whose it is from standing under a Resource of which half is missing.
+#[test]
+fn whose_it_is_comes_later() {
+    for cumulative in [true, false] {
+        let mut table = table(cumulative, MetricLimits::default());
+        table.begin(200);
+        let name = || Some(Destination::Name("/1".into()));
+        table.add(&reading(1, 1, 0, &[]), name(), |_| None);
+        table.replace(&key(1, 0));
+        assert_eq!(export(&mut table).1, []);
+        table.begin(300);
+        table.confirm(|_| None);
+        table.add(&reading(1, 1, 0, &[]), name(), |_| None);
+        assert_eq!(export_since(&mut table, 0).1, []);
+        table.settle(2, |_| true);
+        table.begin(400);
+        let known = Arc::new(Resource { has_schema: true, ..Resource::default() });
+        table.confirm(|_| Some(known.clone()));
+        table.settle(2, |_| true);
+        let is_it = |resource: &Arc<Resource>, time_ns, export: Export<'_>| {
+            let Export::Stream(_, of, _) = export else { panic!("no stream") };
+            assert!(Arc::ptr_eq(resource, &known));
+            assert_eq!((of.start_ns, time_ns, of.count()), (100, 400, 2));
+            true
+        };
+        assert!(table.pass(&mut Cursor::default(), 2, is_it));
+    }
 }
 
 /// Prevents points from ending before they begin when the time of day is set, and counts from being lost or told twice.

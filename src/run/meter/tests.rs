@@ -35,9 +35,9 @@ impl Directory for Names {
         (number != 0).then(|| format!("/{}{digits}", "\u{1}".repeat(filler)).into())
     }
 
-    fn resource(&self, image: ImageKey) -> Arc<Resource> {
+    fn resource(&self, image: ImageKey) -> Option<Arc<Resource>> {
         let attributes = vec![("process.pid".into(), Attribute::Int(image.pid.into()))];
-        Arc::new(Resource { attributes, has_schema: image.pid.is_multiple_of(2), started_in: None })
+        Some(Arc::new(Resource { attributes, has_schema: image.pid.is_multiple_of(2), started_in: None }))
     }
 
     fn has_ended(&self, _: &ImageKey) -> bool {
