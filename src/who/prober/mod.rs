@@ -36,6 +36,8 @@ const ASKS: usize = 4096;
 const ANSWERS: usize = 256;
 /// How soon it is tried again to give an answer for which there was no room.
 const RETRY: Duration = Duration::from_millis(5);
+/// A probe goes on for so long before others have their turn.
+const SLICE: Duration = Duration::from_millis(5);
 /// A worker's stack: a file's symbols are looked up in tens of KiB.
 const STACK: usize = 256 << 10;
 /// Calls of an image are told of so often, in ns.
@@ -285,12 +287,18 @@ fn used() -> Duration {
 
 fn work(jobs: &Receiver<Job>, messages: &SyncSender<Message>, remembered: &Arc<Remembered>) {
     while let Ok((id, key, kind, probe)) = jobs.recv() {
-        let (before, mut found) = (used(), Vec::new());
-        let (probe, progress) = probe.step(remembered, &mut |one| found.push(one));
-        let next = match progress {
-            Progress::More(after) => probe.map(|probe| (probe, after)),
-            Progress::Done => None,
-        };
+        let (began, before, mut found) = (Instant::now(), used(), Vec::new());
+        let mut next = Some((probe, Duration::ZERO));
+        // Most probes are over sooner than others could be given a turn.
+        while let Some((probe, after)) = next.take() {
+            if !after.is_zero() || began.elapsed() > SLICE {
+                next = Some((probe, after));
+                break;
+            }
+            if let (Some(probe), Progress::More(after)) = probe.step(remembered, &mut |one| found.push(one)) {
+                next = Some((probe, after));
+            }
+        }
         let cost = used().saturating_sub(before);
         if messages.send(Message::Stepped(Stepped { id, key, kind, next, cost, found })).is_err() {
             return;
