@@ -74,7 +74,7 @@ impl Unreadable {
 
 /// The header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct ContextHeader {
     /// Changes with each publication.
     pub published_ns: u64,
     /// Where the payload is.
@@ -84,7 +84,7 @@ pub struct Header {
 }
 
 /// Reads the header.
-pub fn header(bytes: &[u8; HEADER]) -> Result<Header, Unreadable> {
+pub fn header(bytes: &[u8; HEADER]) -> Result<ContextHeader, Unreadable> {
     let number = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
     let long = |at: usize| bytes[at..at + 8].try_into().map_or(0, u64::from_ne_bytes);
     let (version, len, published_ns) = (number(8), number(12), long(16));
@@ -93,7 +93,7 @@ pub fn header(bytes: &[u8; HEADER]) -> Result<Header, Unreadable> {
         () if version != VERSION => Err(Unreadable::Version),
         () if published_ns == 0 => Err(Unreadable::Changing),
         () if len > MOST => Err(Unreadable::TooLong),
-        () => Ok(Header { published_ns, payload: long(24), len: len as usize }),
+        () => Ok(ContextHeader { published_ns, payload: long(24), len: len as usize }),
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
     /// Prevents memory that is no context, an old layout, or one that is being written from being believed.
     #[test]
     fn headers() {
-        let good = Header { published_ns: 7, payload: 0x7f00_0000_1000, len: 100 };
+        let good = ContextHeader { published_ns: 7, payload: 0x7f00_0000_1000, len: 100 };
         assert_eq!(header(&raw(2, 100, 7)), Ok(good));
         assert_eq!(header(&raw(2, MOST, 7)).map(|header| header.len), Ok(MOST as usize));
         for (bytes, why) in [

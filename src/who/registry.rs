@@ -11,7 +11,7 @@ use super::environment::Said;
 use super::host::Host;
 use super::process_context::Published;
 use super::resource::{self, Made};
-use super::store::Store;
+use super::store::ImageStore;
 use crate::model::call::{Call, Image, ImageKey, Root, unpadded};
 use crate::model::resource::{Resource, Value};
 
@@ -49,9 +49,9 @@ struct Decided {
 }
 
 /// A process: all its images.
-type Process = (u32, u64);
+type ProcessKey = (u32, u64);
 
-fn process(key: &ImageKey) -> Process {
+fn process(key: &ImageKey) -> ProcessKey {
     (key.pid, key.started_ns)
 }
 
@@ -93,7 +93,7 @@ pub struct Inquiry {
 
 /// What was found out.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Facts {
+pub struct ImageFacts {
     /// What it says of itself in its environment, where that was asked for.
     pub said: Option<Said>,
     /// Its control group's path, where that was asked for.
@@ -108,8 +108,8 @@ pub struct Registry {
     host: Host,
     /// By how much the time of day is ahead of CLOCK_BOOTTIME.
     boot_offset_ns: i64,
-    seeds: Store<Seed>,
-    resources: Store<Arc<Resource>>,
+    seeds: ImageStore<Seed>,
+    resources: ImageStore<Arc<Resource>>,
     decided: Generations<ImageKey, Decided>,
     /// Who goes by the instance ids that environments name, by their hashes.
     owners: Generations<u64, Subject>,
@@ -123,8 +123,8 @@ impl Registry {
         Self {
             host,
             boot_offset_ns,
-            seeds: Store::new(SEEDS),
-            resources: Store::new(RESOURCES),
+            seeds: ImageStore::new(SEEDS),
+            resources: ImageStore::new(RESOURCES),
             decided: Generations::default(),
             owners: Generations::default(),
             hasher: RandomState::new(),
@@ -206,8 +206,8 @@ impl Registry {
     }
 
     /// Takes what the prober found out; returns whether that replaces a Resource that was in use.
-    pub fn learn(&mut self, key: &ImageKey, facts: Facts) -> bool {
-        let Facts { said, cgroup, owner } = facts;
+    pub fn learn(&mut self, key: &ImageKey, facts: ImageFacts) -> bool {
+        let ImageFacts { said, cgroup, owner } = facts;
         self.change(key, |seed| {
             if let Some(said) = said {
                 seed.said = said;

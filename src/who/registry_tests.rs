@@ -168,12 +168,15 @@ fn facts() {
     let inquiry = registry.add(cut).unwrap();
     assert!(inquiry.environ && inquiry.cgroup && inquiry.subject.image == key(1));
     let said = crate::who::environment::read(b"OTEL_SERVICE_NAME=half\0");
-    assert!(!registry.learn(&key(1), Facts { said: Some(said), cgroup: None, owner: Some("bo".into()) }));
+    assert!(!registry.learn(&key(1), ImageFacts { said: Some(said), cgroup: None, owner: Some("bo".into()) }));
     let resource = registry.resource(key(1));
     for (key, expected) in [("service.name", "half"), ("process.owner", "bo"), ("process.linux.cgroup", "/")] {
         assert_eq!(text(&resource, key), Some(expected));
     }
-    assert!(registry.learn(&key(1), Facts { cgroup: Some("/late".into()), ..Facts::default() }), "it was in use");
+    assert!(
+        registry.learn(&key(1), ImageFacts { cgroup: Some("/late".into()), ..ImageFacts::default() }),
+        "it was in use"
+    );
     let inquiry = registry.add(image(2, b"")).unwrap();
     assert!(!inquiry.environ && !inquiry.cgroup);
 }

@@ -62,7 +62,7 @@ impl Made<'_> {
         };
         let own = own_attributes(said, published, owns_id);
         let named = |name: &str| own.iter().find(|(key, _)| *key == name).and_then(|(_, value)| value.as_text());
-        let mut to = Attributes(Vec::with_capacity(20 + own.len()));
+        let mut to = ResourceAttributes(Vec::with_capacity(20 + own.len()));
         to.text(SERVICE_NAME, named(SERVICE_NAME).map_or_else(|| format!("unknown_service:{executable}"), Into::into));
         to.text(INSTANCE_ID, named(INSTANCE_ID).map_or_else(|| made_instance_id(host, &image.key), Into::into));
         to.int("process.pid", image.key.pid);
@@ -127,7 +127,7 @@ pub fn bounded<K: AsRef<str>>(attributes: impl IntoIterator<Item = (K, Value)>) 
 /// mqspan's own Resource on this host.
 pub fn of_mqspan(host: &Host, service_name: Option<&str>, attributes: &[(String, String)]) -> Vec<(String, Value)> {
     let own = |name: &str| attributes.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-    let mut to = Attributes(Vec::new());
+    let mut to = ResourceAttributes(Vec::new());
     to.text(
         SERVICE_NAME,
         service_name.map(Into::into).or_else(|| own(SERVICE_NAME)).unwrap_or_else(|| "mqspan".into()),
@@ -151,7 +151,7 @@ pub fn of_mqspan(host: &Host, service_name: Option<&str>, attributes: &[(String,
     to.0
 }
 
-fn of_host(host: &Host, to: &mut Attributes) {
+fn of_host(host: &Host, to: &mut ResourceAttributes) {
     to.text("host.name", host.name.clone());
     if let Some(id) = &host.id {
         to.text("host.id", id.clone());
@@ -186,9 +186,9 @@ fn creation_time(started_ns: u64, boot_offset_ns: i64) -> String {
     Timestamp::try_from(at).unwrap_or_default().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
 }
 
-struct Attributes(Vec<(String, Value)>);
+struct ResourceAttributes(Vec<(String, Value)>);
 
-impl Attributes {
+impl ResourceAttributes {
     fn text(&mut self, key: &str, value: String) {
         self.0.push((key.into(), Value::Text(value)));
     }

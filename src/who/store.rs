@@ -12,7 +12,7 @@ const ENTRY: usize = 192;
 const LATELY: u64 = 64;
 
 #[derive(Debug)]
-struct Entry<T> {
+struct Stored<T> {
     value: T,
     uid: u32,
     bytes: usize,
@@ -23,26 +23,26 @@ struct Entry<T> {
 
 /// The images of one user, by when they were used.
 #[derive(Debug, Default)]
-struct User {
+struct UserShare {
     bytes: usize,
     order: BTreeMap<u64, ImageKey>,
 }
 
 /// The values.
 #[derive(Debug)]
-pub struct Store<T> {
+pub struct ImageStore<T> {
     most: usize,
     bytes: usize,
     /// Counts uses.
     time: u64,
-    entries: HashMap<ImageKey, Entry<T>>,
-    users: HashMap<u32, User>,
+    entries: HashMap<ImageKey, Stored<T>>,
+    users: HashMap<u32, UserShare>,
     by_bytes: BTreeSet<(usize, u32)>,
     ended: BTreeMap<u64, ImageKey>,
     evicted: Vec<ImageKey>,
 }
 
-impl<T> Store<T> {
+impl<T> ImageStore<T> {
     /// Holds so many bytes at most.
     pub fn new(most: usize) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl<T> Store<T> {
 
     /// The value of an image, which counts as used.
     pub fn get_mut(&mut self, key: &ImageKey) -> Option<&mut T> {
-        let Entry { used, .. } = self.entries.get(key)?;
+        let Stored { used, .. } = self.entries.get(key)?;
         if self.time - used > LATELY {
             self.order(key, false);
             self.time += 1;
@@ -82,7 +82,7 @@ impl<T> Store<T> {
 
     /// Puts an entry into its order of use, or takes it out.
     fn order(&mut self, key: &ImageKey, put: bool) {
-        let Some(Entry { uid, used, has_ended, .. }) = self.entries.get(key) else { return };
+        let Some(Stored { uid, used, has_ended, .. }) = self.entries.get(key) else { return };
         let order = match has_ended {
             true => &mut self.ended,
             false => &mut self.users.entry(*uid).or_default().order,
@@ -111,7 +111,7 @@ impl<T> Store<T> {
         self.remove(&key);
         self.time += 1;
         let bytes = bytes + ENTRY;
-        self.entries.insert(key, Entry { value, uid, bytes, used: self.time, has_ended });
+        self.entries.insert(key, Stored { value, uid, bytes, used: self.time, has_ended });
         self.count(uid, bytes, 0);
         self.order(&key, true);
         while self.bytes > self.most
@@ -135,7 +135,7 @@ impl<T> Store<T> {
     /// Takes a value out.
     pub fn remove(&mut self, key: &ImageKey) -> Option<T> {
         self.order(key, false);
-        let Entry { value, uid, bytes, .. } = self.entries.remove(key)?;
+        let Stored { value, uid, bytes, .. } = self.entries.remove(key)?;
         self.count(uid, 0, bytes);
         Some(value)
     }
@@ -173,7 +173,7 @@ mod tests {
         ImageKey { pid, started_ns: 7, exec_id: 0 }
     }
 
-    fn check<T>(store: &Store<T>) {
+    fn check<T>(store: &ImageStore<T>) {
         assert!(store.bytes <= store.most, "{}", store.bytes);
         let ordered: usize = store.users.values().map(|user| user.order.len()).sum();
         assert_eq!(ordered + store.ended.len(), store.entries.len());
@@ -184,7 +184,7 @@ mod tests {
     /// Prevents the table from growing with every process that ever made a call, and one that is used from being evicted.
     #[test]
     fn bounded_and_by_use() {
-        let mut store = Store::new(100 * (ENTRY + 8));
+        let mut store = ImageStore::new(100 * (ENTRY + 8));
         for pid in 0..1000 {
             store.put(key(pid), 0, 8, pid);
             assert_eq!(store.get_mut(&key(0)), Some(&mut 0), "what is used stays");
@@ -200,7 +200,7 @@ mod tests {
     /// Prevents one user's thousands of processes, or one with long values, from pushing out those of others.
     #[test]
     fn each_user_pushes_out_its_own() {
-        let mut store = Store::new(300 * ENTRY);
+        let mut store = ImageStore::new(300 * ENTRY);
         for pid in 0..20 {
             store.put(key(pid), 1, 0, ());
         }
@@ -219,7 +219,7 @@ mod tests {
     /// than the bound from emptying the table of itself.
     #[test]
     fn ended_ones_go_first() {
-        let mut store = Store::new(10 * ENTRY);
+        let mut store = ImageStore::new(10 * ENTRY);
         for pid in 0..10 {
             store.put(key(pid), 0, 0, ());
         }

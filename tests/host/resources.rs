@@ -180,9 +180,10 @@ fn nine_thousand_others() -> Result<()> {
         spans.retain(|span| span.pid().is_ok_and(|pid| pids.contains(&pid)));
         spans
     };
-    wait::until_every(Duration::from_secs(1), "their second calls", || Ok((of_kept().len() == 40).then_some(())))?;
+    let all = wait::until_every(Duration::from_secs(1), "all calls", || Ok((of_kept().len() == 40).then_some(())));
     kept.into_iter().try_for_each(Fed::end)?;
     tracing.stop()?.ok()?;
+    all.with_context(|| format!("{} of 40: {:?}", of_kept().len(), mqspan.stats()))?;
     let mut resources: BTreeMap<u32, Vec<Attributes>> = BTreeMap::new();
     for span in of_kept() {
         let of_process = resources.entry(span.pid()?).or_default();

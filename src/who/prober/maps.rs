@@ -58,7 +58,7 @@ impl<'a> Mapping<'a> {
 
 /// The list of one process.
 #[derive(Debug)]
-pub struct Maps {
+pub struct MapsReader {
     lines: BufReader<std::io::Take<File>>,
     line: Vec<u8>,
 }
@@ -74,7 +74,7 @@ pub enum Step<T> {
     End,
 }
 
-impl Maps {
+impl MapsReader {
     /// The list in this file.
     pub fn new(file: File) -> Self {
         Self { lines: BufReader::with_capacity(1 << 16, file.take(MOST)), line: Vec::new() }
@@ -149,7 +149,7 @@ mod tests {
         let path = folder.path().join("maps");
         let lines: String = (1..=2 * STEP).map(|page| format!("{page:x}000-{page:x}fff rw-p 0 00:00 0 \n")).collect();
         std::fs::write(&path, lines).unwrap();
-        let (mut maps, mut seen) = (Maps::new(File::open(&path).unwrap()), 0);
+        let (mut maps, mut seen) = (MapsReader::new(File::open(&path).unwrap()), 0);
         let mut count = |_: &Mapping<'_>| {
             seen += 1;
             None::<()>
@@ -159,7 +159,7 @@ mod tests {
             [Step::More, Step::More, Step::End]
         );
         assert_eq!(seen, 2 * STEP);
-        let mut maps = Maps::new(File::open(&path).unwrap());
+        let mut maps = MapsReader::new(File::open(&path).unwrap());
         assert_eq!(maps.step(|mapping| (mapping.start == 0x2000).then_some(7)), Step::Found(7));
     }
 }

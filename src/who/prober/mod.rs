@@ -25,7 +25,7 @@ use self::probe::{Found, PAUSE, Probe, Progress, Remembered};
 use self::schedule::{Asked, Kind, ProbeId, Schedule};
 use self::watch::Watch;
 use super::process_context::{Published, Unreadable};
-use super::registry::{Facts, Inquiry, Subject};
+use super::registry::{ImageFacts, Inquiry, Subject};
 use crate::capability::{self, DAC_READ_SEARCH};
 use crate::model::call::{Call, Image, ImageKey};
 use crate::model::slot::Slot;
@@ -36,6 +36,8 @@ const ASKS: usize = 4096;
 const ANSWERS: usize = 256;
 /// How soon it is tried again to give an answer for which there was no room.
 const RETRY: Duration = Duration::from_millis(5);
+/// A probe goes on for so long before others have their turn.
+const SLICE: Duration = Duration::from_millis(5);
 /// A worker's stack: a file's symbols are looked up in tens of KiB.
 const STACK: usize = 256 << 10;
 /// Calls of an image are told of so often, in ns.
@@ -48,8 +50,8 @@ const NOBODY: (ImageKey, u32) = (ImageKey { pid: 0, started_ns: 0, exec_id: 0 },
 /// What the reader is told.
 #[derive(Debug)]
 pub enum Answer {
-    /// Facts about an image: [`super::registry::Registry::learn`].
-    Facts(ImageKey, Facts),
+    /// ImageFacts about an image: [`super::registry::Registry::learn`].
+    Facts(ImageKey, ImageFacts),
     /// What an image has published: [`super::registry::Registry::publish`].
     Published(ImageKey, Published),
     /// What /proc says of an image whose record was lost: [`super::registry::Registry::add`].
@@ -62,7 +64,7 @@ pub enum Answer {
     Ended(ImageKey),
 }
 
-enum Message {
+enum ProberMessage {
     Introduce(Inquiry),
     Describe(Subject, Vec<u8>),
     Published(Subject),
@@ -88,7 +90,7 @@ type Wake = Box<dyn Fn() + Send + Sync>;
 /// The stage, as the reader sees it.
 #[derive(Debug)]
 pub struct Prober {
-    asks: SyncSender<Message>,
+    asks: SyncSender<ProberMessage>,
     answers: Receiver<Answer>,
     counts: Arc<ProbeCounts>,
     waker: Waker,
@@ -149,28 +151,28 @@ impl Prober {
         let _ = self.waker.0.set(Box::new(wake));
     }
 
-    fn ask(&self, message: Message) -> bool {
+    fn ask(&self, message: ProberMessage) -> bool {
         // Where the stage is gone, which it is not before this, nothing is read.
         self.asks.try_send(message).is_ok()
     }
 
     /// An image has made its first call. Whether its calls are to wait until it is [`Answer::Introduced`].
     pub fn introduce(&self, inquiry: Inquiry) -> bool {
-        self.asks_about(&inquiry.subject, Message::Introduce(inquiry))
+        self.asks_about(&inquiry.subject, ProberMessage::Introduce(inquiry))
     }
 
     /// A call has come whose image is not known. Whether it is to wait until that is [`Answer::Introduced`].
     pub fn describe(&self, call: &Call) -> bool {
         let subject = Subject { image: call.image, local_pid: call.local_pid, uid: call.uid, environ_at: 0 };
-        self.asks_about(&subject, Message::Describe(subject, call.comm().into()))
+        self.asks_about(&subject, ProberMessage::Describe(subject, call.comm().into()))
     }
 
     /// An image has published something.
     pub fn published(&self, subject: Subject) {
-        self.asks_about(&subject, Message::Published(subject));
+        self.asks_about(&subject, ProberMessage::Published(subject));
     }
 
-    fn asks_about(&self, subject: &Subject, message: Message) -> bool {
+    fn asks_about(&self, subject: &Subject, message: ProberMessage) -> bool {
         if subject.local_pid == 0 {
             self.counts.unreadable(Unreadable::Invisible);
             return false;
@@ -191,12 +193,12 @@ impl Prober {
         }
         (*last, *at_ns) = (*key, now_ns);
         // One that finds no room is told with a later call.
-        let _ = self.asks.try_send(Message::Called(*key));
+        let _ = self.asks.try_send(ProberMessage::Called(*key));
     }
 
     /// An image has ended, by the kernel side's word.
     pub fn ended(&self, key: ImageKey) {
-        self.ask(Message::Ended(key));
+        self.ask(ProberMessage::Ended(key));
     }
 
     /// The next answer, if there is one.
@@ -251,7 +253,7 @@ struct Workers {
 
 impl Workers {
     /// Gives a probe to a worker; false where there is none and none can be started.
-    fn run(&mut self, job: Job, messages: &SyncSender<Message>) -> bool {
+    fn run(&mut self, job: Job, messages: &SyncSender<ProberMessage>) -> bool {
         let (id, ..) = job;
         let worker = self.idle.pop().or_else(|| {
             let (jobs, coming) = mpsc::channel();
@@ -283,23 +285,29 @@ fn used() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-fn work(jobs: &Receiver<Job>, messages: &SyncSender<Message>, remembered: &Arc<Remembered>) {
+fn work(jobs: &Receiver<Job>, messages: &SyncSender<ProberMessage>, remembered: &Arc<Remembered>) {
     while let Ok((id, key, kind, probe)) = jobs.recv() {
-        let (before, mut found) = (used(), Vec::new());
-        let (probe, progress) = probe.step(remembered, &mut |one| found.push(one));
-        let next = match progress {
-            Progress::More(after) => probe.map(|probe| (probe, after)),
-            Progress::Done => None,
-        };
+        let (began, before, mut found) = (Instant::now(), used(), Vec::new());
+        let mut next = Some((probe, Duration::ZERO));
+        // Most probes are over sooner than others could be given a turn.
+        while let Some((probe, after)) = next.take() {
+            if !after.is_zero() || began.elapsed() > SLICE {
+                next = Some((probe, after));
+                break;
+            }
+            if let (Some(probe), Progress::More(after)) = probe.step(remembered, &mut |one| found.push(one)) {
+                next = Some((probe, after));
+            }
+        }
         let cost = used().saturating_sub(before);
-        if messages.send(Message::Stepped(Stepped { id, key, kind, next, cost, found })).is_err() {
+        if messages.send(ProberMessage::Stepped(Stepped { id, key, kind, next, cost, found })).is_err() {
             return;
         }
     }
 }
 
 impl Dispatcher {
-    fn run(mut self, messages: &Receiver<Message>, asks: &SyncSender<Message>) {
+    fn run(mut self, messages: &Receiver<ProberMessage>, asks: &SyncSender<ProberMessage>) {
         loop {
             let now = Instant::now();
             self.look_around(now, asks);
@@ -321,7 +329,7 @@ impl Dispatcher {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             for message in more {
-                if matches!(message, Message::Stop) {
+                if matches!(message, ProberMessage::Stop) {
                     return;
                 }
                 self.take(message, Instant::now());
@@ -350,7 +358,7 @@ impl Dispatcher {
     }
 
     /// Leaves behind what hangs, and begins what is due.
-    fn look_around(&mut self, now: Instant, asks: &SyncSender<Message>) {
+    fn look_around(&mut self, now: Instant, asks: &SyncSender<ProberMessage>) {
         for (_, key, kind) in self.schedule.expire(now) {
             self.ended(key, kind);
         }
@@ -396,18 +404,18 @@ impl Dispatcher {
         }
     }
 
-    fn take(&mut self, message: Message, now: Instant) {
+    fn take(&mut self, message: ProberMessage, now: Instant) {
         match message {
-            Message::Introduce(inquiry) => {
+            ProberMessage::Introduce(inquiry) => {
                 self.watch(inquiry.subject, now);
                 self.ask(inquiry.subject, Probe::Introduction(inquiry), now, now);
             }
-            Message::Describe(subject, comm) => self.ask(subject, Probe::Description { subject, comm }, now, now),
-            Message::Published(subject) => self.ask(subject, Probe::Publication(subject), now + PAUSE, now),
-            Message::Called(key) => self.watch.called(&key, now),
-            Message::Ended(key) => self.forget(key),
-            Message::Stepped(stepped) => self.stepped(stepped, now),
-            Message::Stop => {}
+            ProberMessage::Describe(subject, comm) => self.ask(subject, Probe::Description { subject, comm }, now, now),
+            ProberMessage::Published(subject) => self.ask(subject, Probe::Publication(subject), now + PAUSE, now),
+            ProberMessage::Called(key) => self.watch.called(&key, now),
+            ProberMessage::Ended(key) => self.forget(key),
+            ProberMessage::Stepped(stepped) => self.stepped(stepped, now),
+            ProberMessage::Stop => {}
         }
     }
 
@@ -478,7 +486,7 @@ impl Dispatcher {
 impl Drop for Prober {
     fn drop(&mut self) {
         // Where there is no room the stage ends with the next answer that nobody takes.
-        let _ = self.asks.try_send(Message::Stop);
+        let _ = self.asks.try_send(ProberMessage::Stop);
     }
 }
 

@@ -15,10 +15,10 @@ use super::super::cgroup;
 use super::super::elf::{Publisher, Refused};
 use super::super::environment;
 use super::super::owner::Owners;
-use super::super::process_context::{self, HEADER, Header, Published, Unreadable};
-use super::super::registry::{Facts, Inquiry, Subject};
+use super::super::process_context::{self, ContextHeader, HEADER, Published, Unreadable};
+use super::super::registry::{ImageFacts, Inquiry, Subject};
 use super::files::{ProcessFolder, read_memory};
-use super::maps::{Mapping, Maps, Step};
+use super::maps::{Mapping, MapsReader, Step};
 use super::schedule::Kind;
 use super::threads::Files;
 use super::watch::Swept;
@@ -42,7 +42,7 @@ const MOST_THREADS: usize = 64;
 #[derive(Debug)]
 pub enum Found {
     /// About an image at its first call.
-    Facts(ImageKey, Facts),
+    Facts(ImageKey, ImageFacts),
     /// What an image has published; None where it has not.
     Context(ImageKey, Option<Published>),
     /// Why that could not be read.
@@ -109,9 +109,9 @@ pub enum Probe {
     /// What an image has published.
     Publication(Subject),
     /// Looks for its mapping.
-    Context { subject: Subject, memory: File, maps: Maps },
+    Context { subject: Subject, memory: File, maps: MapsReader },
     /// The mapping is at this address; looks where the payload lies.
-    Payload { subject: Subject, memory: File, maps: Maps, at: u64, header: Header, tries: u32 },
+    Payload { subject: Subject, memory: File, maps: MapsReader, at: u64, header: ContextHeader, tries: u32 },
     /// What /proc says of an image, and the name that its thread goes by.
     Description { subject: Subject, comm: Vec<u8> },
     /// Where threads publish.
@@ -209,13 +209,13 @@ impl Probe {
 
 /// Another try at a context that was being changed.
 fn again(subject: Subject, memory: File, at: u64, tries: u32) -> (Option<Probe>, Progress) {
-    let header = Header { published_ns: 0, payload: 0, len: 0 };
+    let header = ContextHeader { published_ns: 0, payload: 0, len: 0 };
     let Some(maps) = list_of(&subject) else { return (None, Progress::Done) };
     (Some(Probe::Payload { subject, memory, maps, at, header, tries: tries + 1 }), Progress::More(PAUSE))
 }
 
-fn list_of(subject: &Subject) -> Option<Maps> {
-    Some(Maps::new(ProcessFolder::of(subject).ok()?.file("maps").ok()?))
+fn list_of(subject: &Subject) -> Option<MapsReader> {
+    Some(MapsReader::new(ProcessFolder::of(subject).ok()?.file("maps").ok()?))
 }
 
 fn introduce(
@@ -234,13 +234,13 @@ fn introduce(
         Ok(folder) => folder,
         Err(_) => {
             if shares_root {
-                out(Found::Facts(subject.image, Facts { owner: owner(), ..Facts::default() }));
+                out(Found::Facts(subject.image, ImageFacts { owner: owner(), ..ImageFacts::default() }));
             }
             out(Found::Ended(subject.image));
             return (None, Progress::Done);
         }
     };
-    let facts = Facts {
+    let facts = ImageFacts {
         said: environ.then(|| whole_environment(&folder, &subject)).flatten().map(|bytes| environment::read(&bytes)),
         cgroup: cgroup
             .then(|| folder.text("cgroup"))
@@ -267,7 +267,7 @@ fn whole_environment(folder: &ProcessFolder, subject: &Subject) -> Option<Vec<u8
         0 => folder.stat()?.environ_at,
         at => at,
     };
-    let mut maps = Maps::new(folder.file("maps").ok()?);
+    let mut maps = MapsReader::new(folder.file("maps").ok()?);
     let lies_in =
         |mapping: &Mapping<'_>| (mapping.start <= at && at < mapping.end).then(|| mapping.is_memory(memory_device()));
     let found = loop {
@@ -307,7 +307,7 @@ fn open_context(subject: Subject, out: &mut impl FnMut(Found)) -> (Option<Probe>
 fn find_context(
     subject: Subject,
     memory: File,
-    mut maps: Maps,
+    mut maps: MapsReader,
     out: &mut impl FnMut(Found),
 ) -> (Option<Probe>, Progress) {
     let named = |mapping: &Mapping<'_>| {
@@ -336,14 +336,14 @@ fn find_context(
     (None, Progress::Done)
 }
 
-fn header_at(memory: &File, at: u64) -> Result<Header, Unreadable> {
+fn header_at(memory: &File, at: u64) -> Result<ContextHeader, Unreadable> {
     let mut bytes = [0; HEADER];
     read_memory(memory, at, &mut bytes).map_err(|_| Unreadable::Memory)?;
     process_context::header(&bytes)
 }
 
 /// Reads the payload, unless it was changed since its place was found.
-fn read_at(memory: &File, at: u64, before: &Header) -> Result<Published, Unreadable> {
+fn read_at(memory: &File, at: u64, before: &ContextHeader) -> Result<Published, Unreadable> {
     if header_at(memory, at)? != *before {
         return Err(Unreadable::Changing);
     }

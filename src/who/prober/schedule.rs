@@ -55,26 +55,26 @@ pub enum Asked {
 pub type ProbeId = u64;
 
 #[derive(Debug)]
-struct Waiting<P> {
+struct WaitingProbe<P> {
     kind: Kind,
     due: Instant,
     probe: P,
 }
 
 #[derive(Debug)]
-struct Process<P> {
+struct Scheduled<P> {
     uid: u32,
     /// At most one of each kind.
-    waiting: Vec<Waiting<P>>,
+    waiting: Vec<WaitingProbe<P>>,
     /// The time that it may cost, at `credited`.
     credit_ns: i64,
     credited: Instant,
-    place: Place,
+    place: Standing,
 }
 
 /// Where a process stands; the time is when to look at it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Standing {
     Later(Instant),
     /// In its user's queue, since then.
     Ready(Instant),
@@ -82,7 +82,7 @@ enum Place {
 }
 
 #[derive(Debug, Default)]
-struct User {
+struct UserTurns {
     processes: usize,
     queue: VecDeque<ImageKey>,
     running: usize,
@@ -90,7 +90,7 @@ struct User {
 }
 
 #[derive(Debug)]
-struct Running {
+struct RunningProbe {
     key: ImageKey,
     uid: u32,
     kind: Kind,
@@ -101,12 +101,12 @@ struct Running {
 /// The schedule of probes.
 #[derive(Debug)]
 pub struct Schedule<P> {
-    processes: HashMap<ImageKey, Process<P>>,
-    users: HashMap<u32, User>,
+    processes: HashMap<ImageKey, Scheduled<P>>,
+    users: HashMap<u32, UserTurns>,
     /// Users with a queue, in the order of their turns.
     turns: VecDeque<u32>,
     later: BTreeSet<(Instant, u32, u64, u32)>,
-    running: BTreeMap<ProbeId, Running>,
+    running: BTreeMap<ProbeId, RunningProbe>,
     abandoned: usize,
     last: ProbeId,
     /// Asks that were dropped, with what they were for: taken by [`Self::take_dropped`].
@@ -132,7 +132,7 @@ fn in_time(at: Instant, key: &ImageKey) -> (Instant, u32, u64, u32) {
     (at, key.pid, key.started_ns, key.exec_id)
 }
 
-impl<P> Process<P> {
+impl<P> Scheduled<P> {
     /// Adds what time has brought.
     fn credit(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.credited).as_nanos().min(i64::MAX as u128) as i64;
@@ -165,20 +165,20 @@ impl<P> Schedule<P> {
             if process.waiting.iter().any(|waiting| waiting.kind == kind) {
                 return Asked::Joined;
             }
-            process.waiting.push(Waiting { kind, due, probe });
+            process.waiting.push(WaitingProbe { kind, due, probe });
         } else {
             let user = self.users.get(&uid).map_or(0, |user| user.processes);
             if self.processes.len() >= MOST || user >= MOST_OF_ONE {
                 return Asked::Dropped;
             }
-            let waiting = vec![Waiting { kind, due, probe }];
-            let place = Place::Running;
-            self.processes.insert(key, Process { uid, waiting, credit_ns: BURST_NS, credited: now, place });
+            let waiting = vec![WaitingProbe { kind, due, probe }];
+            let place = Standing::Running;
+            self.processes.insert(key, Scheduled { uid, waiting, credit_ns: BURST_NS, credited: now, place });
             self.users.entry(uid).or_default().processes += 1;
             self.place(&key, now);
             return Asked::Queued;
         }
-        if let Some(Process { place: Place::Later(at), .. }) = self.processes.get(&key) {
+        if let Some(Scheduled { place: Standing::Later(at), .. }) = self.processes.get(&key) {
             self.later.remove(&in_time(*at, &key));
             self.place(&key, now);
         }
@@ -191,7 +191,7 @@ impl<P> Schedule<P> {
         process.credit(now);
         let at = process.next();
         if at > now {
-            process.place = Place::Later(at);
+            process.place = Standing::Later(at);
             self.later.insert(in_time(at, key));
             return;
         }
@@ -200,7 +200,7 @@ impl<P> Schedule<P> {
             self.processes.remove(key);
             return self.left(uid, |user| user.processes -= 1);
         }
-        process.place = Place::Ready(now);
+        process.place = Standing::Ready(now);
         let user = self.users.entry(uid).or_default();
         if user.queue.is_empty() {
             self.turns.push_back(uid);
@@ -209,7 +209,7 @@ impl<P> Schedule<P> {
     }
 
     /// Changes what is known of a user, who is forgotten with his last process.
-    fn left(&mut self, uid: u32, change: impl FnOnce(&mut User)) {
+    fn left(&mut self, uid: u32, change: impl FnOnce(&mut UserTurns)) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         change(user);
         if (user.processes, user.running, user.abandoned) == (0, 0, 0) {
@@ -251,12 +251,12 @@ impl<P> Schedule<P> {
                 self.turns.push_back(uid);
             }
             let process = self.processes.get_mut(&key)?;
-            process.place = Place::Running;
-            let due = |(_, waiting): &(usize, &Waiting<P>)| waiting.due;
+            process.place = Standing::Running;
+            let due = |(_, waiting): &(usize, &WaitingProbe<P>)| waiting.due;
             let (first, _) = process.waiting.iter().enumerate().min_by_key(due)?;
-            let Waiting { kind, probe, .. } = process.waiting.remove(first);
+            let WaitingProbe { kind, probe, .. } = process.waiting.remove(first);
             self.last += 1;
-            self.running.insert(self.last, Running { key, uid, kind, began: now, is_abandoned: false });
+            self.running.insert(self.last, RunningProbe { key, uid, kind, began: now, is_abandoned: false });
             return Some((self.last, key, kind, probe));
         }
         None
@@ -272,7 +272,7 @@ impl<P> Schedule<P> {
     fn drop_late(&mut self, uid: u32, now: Instant) {
         while let Some(key) = self.users.get(&uid).and_then(|user| user.queue.front().copied()) {
             let Some(process) = self.processes.get_mut(&key) else { return };
-            let Place::Ready(since) = process.place else { return };
+            let Standing::Ready(since) = process.place else { return };
             if now < since + PATIENCE {
                 return;
             }
@@ -290,13 +290,13 @@ impl<P> Schedule<P> {
     /// A probe has made a step and has more to do, not before `due`: it is put back, behind the others. Otherwise as
     /// [`Self::finish`].
     pub fn pause(&mut self, id: ProbeId, probe: P, due: Instant, cost: Duration, now: Instant) -> bool {
-        let Some(Running { key, kind, .. }) = self.running.get(&id) else { return false };
+        let Some(RunningProbe { key, kind, .. }) = self.running.get(&id) else { return false };
         let (key, kind) = (*key, *kind);
         if let Some(process) = self.processes.get_mut(&key) {
             // What was asked for meanwhile is answered by this one, which goes on reading.
             process.waiting.retain(|waiting| waiting.kind != kind || kind == Kind::Publication);
             if process.waiting.iter().all(|waiting| waiting.kind != kind) {
-                process.waiting.push(Waiting { kind, due, probe });
+                process.waiting.push(WaitingProbe { kind, due, probe });
             }
         }
         self.finish(id, cost, now)
@@ -305,7 +305,7 @@ impl<P> Schedule<P> {
     /// A probe has come to its end, or its step to it, and took so much of a CPU; one that had been abandoned is charged the
     /// time that it hung. Returns whether it had been.
     pub fn finish(&mut self, id: ProbeId, cost: Duration, now: Instant) -> bool {
-        let Some(Running { key, uid, began, is_abandoned, .. }) = self.running.remove(&id) else { return false };
+        let Some(RunningProbe { key, uid, began, is_abandoned, .. }) = self.running.remove(&id) else { return false };
         if let Some(process) = self.processes.get_mut(&key) {
             process.credit(now);
             let cost = if is_abandoned { now.saturating_duration_since(began) } else { cost };
@@ -349,7 +349,7 @@ impl<P> Schedule<P> {
         let patience =
             self.turns.iter().filter(|uid| has_worker && self.is_stuck(**uid)).filter_map(|uid| {
                 match self.processes.get(self.users.get(uid)?.queue.front()?)?.place {
-                    Place::Ready(since) => Some(since + PATIENCE),
+                    Standing::Ready(since) => Some(since + PATIENCE),
                     _ => None,
                 }
             });

@@ -80,7 +80,11 @@ fn an_image_is_introduced() {
     later.shares_root = true;
     let told = introduced(later);
     let [Answer::Facts(_, facts), Answer::Ended(_), _] = &told[..] else { panic!("{told:?}") };
-    assert_eq!(*facts, Facts { owner: Some("root".into()), ..Facts::default() }, "its user is known all the same");
+    assert_eq!(
+        *facts,
+        ImageFacts { owner: Some("root".into()), ..ImageFacts::default() },
+        "its user is known all the same"
+    );
     let mut invisible = inquiry;
     invisible.subject.local_pid = 0;
     assert!(!prober.introduce(invisible), "in no pid namespace that /proc shows");

@@ -6,11 +6,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use super::super::elf::{self, Access, Publisher, Refused, Source};
+use super::super::elf::{self, Access, ElfSource, Publisher, Refused};
 use super::super::registry::Subject;
 use super::super::tls::{self, Libc, Memory};
 use super::files::{ProcessFolder, read_memory};
-use super::maps::{Mapping, Maps, Step, served};
+use super::maps::{Mapping, MapsReader, Step, served};
 use super::probe::{Found, Progress, Remembered, mapped_pages, memory_device};
 
 /// As many files of one process are looked at, and so many at a step.
@@ -38,7 +38,7 @@ struct Unknown {
 pub struct Files {
     subject: Subject,
     folder: ProcessFolder,
-    maps: Maps,
+    maps: MapsReader,
     mapped: Option<u64>,
     libc: Libc,
     /// By device and number.
@@ -67,7 +67,7 @@ impl Memory for Readable<'_> {
     }
 }
 
-impl Source for File {
+impl ElfSource for File {
     fn read(&self, at: u64, buffer: &mut [u8]) -> Option<()> {
         read_memory(self, at, buffer).ok()
     }
@@ -97,7 +97,7 @@ impl Files {
     pub fn open(subject: Subject) -> Option<Self> {
         let folder = ProcessFolder::of(&subject).ok()?;
         let mapped = mapped_pages(&folder);
-        let maps = Maps::new(folder.file("maps").ok()?);
+        let maps = MapsReader::new(folder.file("maps").ok()?);
         Some(Self {
             subject,
             folder,
