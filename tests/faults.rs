@@ -261,7 +261,15 @@ fn spooled(
     let spool = format!("--spool={}", mqspan.file("spool").display());
     let tracing = Tracing::start(command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces", &spool]))?;
     let mut calls = std::process::Command::new(mqspan.workload());
-    ensure!(finish({ calls.args(["flat", "--calls", &CALLS.to_string()]); calls })?.status.success(), "the workload");
+    ensure!(
+        finish({
+            calls.args(["flat", "--calls", &CALLS.to_string()]);
+            calls
+        })?
+        .status
+        .success(),
+        "the workload"
+    );
     wait::until("the time to try again", || Ok((start.elapsed() >= sighup).then_some(())))?;
     tracing.signal(nix::sys::signal::Signal::SIGHUP)?;
     wait::until("what is to arrive", || Ok(enough(&backend).then_some(())))?;
@@ -286,11 +294,14 @@ fn what_a_backend_says_of_itself_costs_nothing_with_a_spool() -> Result<()> {
     let runs = cases.into_iter().map(|(protocol, answer)| {
         thread::spawn(move || -> Result<()> {
             // Down first, so that everything is on disk; then in trouble; then well.
-            let script = { let answer = answer.clone(); move |at| match at {
-                ..4.0 => Answer::Cut,
-                ..9.0 => answer.clone(),
-                _ => Answer::Taken,
-            }};
+            let script = {
+                let answer = answer.clone();
+                move |at| match at {
+                    ..4.0 => Answer::Cut,
+                    ..9.0 => answer.clone(),
+                    _ => Answer::Taken,
+                }
+            };
             let taken = |backend: &Backend| backend.arrived().iter().any(|request| request.taken);
             let (_, stats) = spooled(script, protocol, Duration::from_secs(10), taken)
                 .with_context(|| format!("{protocol}: {answer:?}"))?;
@@ -342,7 +353,10 @@ fn plain_http_without_authorities() -> Result<()> {
         let mqspan = mqspan()?;
         let mut command = command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces"]);
         // mqspan's own exporters, too.
-        command.env_remove("OTEL_SDK_DISABLED").env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+        command
+            .env_remove("OTEL_SDK_DISABLED")
+            .env("SSL_CERT_FILE", "/nonexistent")
+            .env("SSL_CERT_DIR", "/nonexistent");
         command.args(["--", &mqspan.workload_arg(), "flat", "--calls", "3"]);
         Tracing::start(command)?.end()?.ok().context(protocol)?;
         ensure!(mqspan.stats()?.exported == 3, "{protocol}: {:?}", mqspan.stats()?);
