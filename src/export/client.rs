@@ -48,12 +48,12 @@ pub struct OtlpClient {
     signal: Signal,
     endpoint: Endpoint,
     encoding: Encoding,
-    made: Mutex<Made>,
+    made: Mutex<Connection>,
 }
 
 /// What the files of certificates, keys and headers gave when they were read.
 #[derive(Debug)]
-struct Made {
+struct Connection {
     carrier: Carrier,
     headers: HeaderMap,
     /// The files as they were.
@@ -82,7 +82,7 @@ impl OtlpClient {
         };
         let stamps = stamps(endpoint);
         let (carrier, headers) = make(endpoint)?;
-        let made = Mutex::new(Made { carrier, headers, stamps, looked: Instant::now(), said: false });
+        let made = Mutex::new(Connection { carrier, headers, stamps, looked: Instant::now(), said: false });
         Ok(Self { signal, endpoint: endpoint.clone(), encoding, made })
     }
 
@@ -96,7 +96,7 @@ impl OtlpClient {
         self.remake(&mut self.made(), stamps(&self.endpoint));
     }
 
-    fn made(&self) -> MutexGuard<'_, Made> {
+    fn made(&self) -> MutexGuard<'_, Connection> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,7 +114,7 @@ impl OtlpClient {
     }
 
     /// Where that is not possible, what was read before goes on.
-    fn remake(&self, made: &mut Made, stamps: Vec<Option<Stamp>>) {
+    fn remake(&self, made: &mut Connection, stamps: Vec<Option<Stamp>>) {
         match make(&self.endpoint) {
             Ok((carrier, headers)) => {
                 (made.carrier, made.headers, made.stamps, made.said) = (carrier, headers, stamps, false);
