@@ -50,7 +50,7 @@ pub struct Settings {
     /// When to stop, counted from the start; None: not by itself.
     pub duration: Option<Duration>,
     /// Where what can't be delivered waits.
-    pub spool: Option<spool::Settings>,
+    pub spool: Option<spool::SpoolSettings>,
     /// Where `/livez` and `/readyz` are served.
     pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
@@ -272,9 +272,9 @@ fn filters(args: FilterArgs) -> Filters {
 }
 
 /// Without a folder the other two options have no meaning.
-fn spool(run: &RunArgs) -> Result<Option<spool::Settings>, Error> {
+fn spool(run: &RunArgs) -> Result<Option<spool::SpoolSettings>, Error> {
     match &run.spool {
-        Some(folder) => Ok(Some(spool::Settings {
+        Some(folder) => Ok(Some(spool::SpoolSettings {
             folder: folder.clone(),
             bytes: run.spool_size.unwrap_or(1 << 30),
             sync: run.spool_sync,

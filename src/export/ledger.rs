@@ -23,6 +23,8 @@ pub enum Stage {
     Ring,
     /// A record that does not hold what it says.
     Malformed,
+    /// The queue of an output was full, and other outputs could not wait for it.
+    Queue,
     /// The backend took the request but not this part (OTLP partial success).
     Rejected,
     /// The backend refused the request for good.
@@ -41,12 +43,13 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in the order of the way.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::State,
         Self::NoExit,
         Self::Missed,
         Self::Ring,
         Self::Malformed,
+        Self::Queue,
         Self::Rejected,
         Self::Refused,
         Self::GivenUp,
@@ -64,6 +67,7 @@ impl Stage {
             Self::Missed => "missed",
             Self::Ring => "ring",
             Self::Malformed => "malformed",
+            Self::Queue => "queue",
             Self::Rejected => "rejected",
             Self::Refused => "refused",
             Self::GivenUp => "given_up",
@@ -77,7 +81,7 @@ impl Stage {
 
 /// What became of the records of one signal at one output.
 #[derive(Debug, Default)]
-pub struct Output {
+pub struct OutputCounts {
     sent: AtomicU64,
     rejected: AtomicU64,
     lost: AtomicU64,
@@ -93,7 +97,7 @@ pub struct Ledger {
     spool: Option<Spooled>,
     lost: [AtomicU64; Stage::ALL.len()],
     kernel: KernelCounts,
-    outputs: Vec<(String, Output)>,
+    outputs: Vec<(String, OutputCounts)>,
 }
 
 /// Calls that went to another run, and that came from one.
@@ -151,7 +155,7 @@ impl Ledger {
             spool: has_spool.then(Spooled::default),
             lost: Default::default(),
             kernel: KernelCounts::default(),
-            outputs: outputs.into_iter().map(|name| (name, Output::default())).collect(),
+            outputs: outputs.into_iter().map(|name| (name, OutputCounts::default())).collect(),
         })
     }
 

@@ -16,14 +16,12 @@ pub mod spool;
 pub mod traffic;
 pub mod writer;
 
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
@@ -31,8 +29,9 @@ use self::batch::Encoding;
 use self::client::Client;
 use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
-use self::queue::{Queue, Queued, Request};
-use self::sender::Sender;
+use self::queue::{Origin, OutputQueue, Request, Requests, WhenFull};
+use self::sender::Deliverer;
+use self::spool::thin::Newest;
 use self::traffic::Traffic;
 use self::writer::Target;
 use crate::config::otlp::Otlp;
@@ -66,16 +65,45 @@ pub struct Sink {
     /// Its place in the ledger.
     pub output: usize,
     /// None for the output `none`: what is made is delivered by being dropped.
-    pub queue: Option<Queue>,
+    pub queue: Option<OutputQueue>,
+    /// What calls do where it is full.
+    pub when_full: WhenFull,
 }
 
 impl Sink {
-    /// Hands over a request, waiting for room where the queue is full.
-    pub fn hand_over(&self, body: Bytes, share: Share) {
+    /// Enqueues a request of calls. Where the queue is full it waits if this is the only output for calls, and counts as
+    /// lost at the stage `queue` otherwise.
+    pub fn enqueue(&self, body: Bytes, share: Share) {
         match &self.queue {
-            Some(queue) => queue.push(Request { signal: self.signal, body, share }),
+            Some(queue) => queue.enqueue(Request { signal: self.signal, body, share }, self.when_full),
             None => share.settle(Outcome::Sent { rejected: 0 }),
         }
+    }
+
+    /// Enqueues the requests of one collection of metrics, never waiting. Cumulative points of the same streams that
+    /// still wait are superseded; what finds no room is lost at the stage `queue`.
+    pub fn enqueue_metrics(
+        &self,
+        origin: Origin,
+        ledger: &Arc<Ledger>,
+        newest: &Newest,
+        requests: &[ExportMetricsServiceRequest],
+    ) {
+        let Form::Otlp(encoding) = self.form else { return };
+        let requests = requests.iter().map(|request| Request {
+            signal: Signal::Metrics,
+            body: metrics::encode(encoding, request).into(),
+            share: Share::of_metrics(ledger, self.output, metrics::points(request)),
+        });
+        match &self.queue {
+            Some(queue) => queue.enqueue_metrics(origin, encoding, newest, requests.collect()),
+            None => requests.for_each(|request| request.share.settle(Outcome::Sent { rejected: 0 })),
+        }
+    }
+
+    /// Whether the metrics of the collection before still wait.
+    pub fn is_waiting(&self, origin: Origin) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.is_waiting(origin))
     }
 }
 
@@ -99,7 +127,7 @@ pub struct Deliveries {
     spool: Option<JoinHandle<()>>,
     tasks: Vec<Task<()>>,
     threads: Vec<JoinHandle<()>>,
-    queues: Vec<Queue>,
+    queues: Vec<OutputQueue>,
     hangup: Hangup,
 }
 
@@ -108,7 +136,7 @@ pub fn start(
     outputs: &[Output],
     signals: Signals,
     otlp: &Otlp,
-    spool: Option<&spool::Settings>,
+    spool: Option<&spool::SpoolSettings>,
     runtime: &Handle,
     closed: impl Fn() + Clone + Send + 'static,
 ) -> Result<Outputs, Error> {
@@ -120,6 +148,7 @@ pub fn start(
         senders: Vec::new(),
         deliveries: Deliveries::default(),
         runtime,
+        when_full: if outputs.len() > 1 { WhenFull::Drop } else { WhenFull::Wait },
     };
     for output in outputs {
         match output {
@@ -130,7 +159,9 @@ pub fn start(
                 let target = Target::file(path)?;
                 let queue = starting.writer(FILE_QUEUE, target, || {})?;
                 for signal in &on {
-                    starting.sink(&name, *signal, Form::Otlp(Encoding::Json), Some(queue.clone()));
+                    let queue = queue.beside();
+                    starting.deliveries.queues.push(queue.clone());
+                    starting.sink(&name, *signal, Form::Otlp(Encoding::Json), Some(queue));
                 }
             }
             Output::None => {
@@ -152,7 +183,7 @@ pub fn start(
     for Unstarted { signal, output, client, requests } in senders {
         let of_signal = Arc::new(Traffic::new(signal, otlp.of(signal).protocol));
         traffic.push(of_signal.clone());
-        let sender = Sender {
+        let sender = Deliverer {
             name: names.get(output).cloned().unwrap_or_default(),
             signal,
             client,
@@ -172,7 +203,7 @@ struct Unstarted {
     signal: Signal,
     output: usize,
     client: Client,
-    requests: UnboundedReceiver<Queued>,
+    requests: Requests,
 }
 
 struct Starting<'a> {
@@ -181,17 +212,19 @@ struct Starting<'a> {
     senders: Vec<Unstarted>,
     deliveries: Deliveries,
     runtime: &'a Handle,
+    when_full: WhenFull,
 }
 
 impl Starting<'_> {
-    fn sink(&mut self, output: &str, signal: Signal, form: Form, queue: Option<Queue>) {
-        self.sinks.push(Sink { signal, form, output: self.names.len(), queue });
+    fn sink(&mut self, output: &str, signal: Signal, form: Form, queue: Option<OutputQueue>) {
+        let (place, when_full) = (self.names.len(), self.when_full);
+        self.sinks.push(Sink { signal, form, output: place, queue, when_full });
         self.names.push(format!("{output}.{}", signal.name()));
     }
 
     fn otlp(&mut self, signal: Signal, otlp: &Otlp) -> Result<(), Error> {
         let client = Client::new(signal, otlp.of(signal))?;
-        let (queue, requests) = Queue::new(OTLP_QUEUE, self.runtime.clone());
+        let (queue, requests) = OutputQueue::new(OTLP_QUEUE, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
         let output = self.names.len();
         self.sink("otlp", signal, Form::Otlp(client.encoding()), Some(queue));
@@ -206,18 +239,19 @@ impl Starting<'_> {
         Ok(())
     }
 
-    fn writer(&mut self, bytes: usize, target: Target, closed: impl FnOnce() + Send + 'static) -> Result<Queue, Error> {
-        let (queue, requests) = Queue::new(bytes, self.runtime.clone());
+    fn writer(
+        &mut self,
+        bytes: usize,
+        target: Target,
+        closed: impl FnOnce() + Send + 'static,
+    ) -> Result<OutputQueue, Error> {
+        let (queue, requests) = OutputQueue::new(bytes, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
-        let thread = writer::start(target, requests, self.deliveries.hangup.listener(), closed).map_err(no_thread)?;
+        let thread = writer::start(target, requests, self.runtime.clone(), self.deliveries.hangup.listener(), closed)
+            .map_err(Error::no_thread)?;
         self.deliveries.threads.push(thread);
         Ok(queue)
     }
-}
-
-/// What stands in the way of a thread.
-pub fn no_thread(error: io::Error) -> Error {
-    Error::cannot_run(format!("no thread could be started: {error}"), "raise the limit of tasks (ulimit -u, TasksMax=)")
 }
 
 impl Deliveries {
@@ -253,7 +287,7 @@ impl Deliveries {
 
     /// What ends deliveries early: what is not done counts as lost.
     pub fn aborter(&self) -> impl FnOnce() + Send + use<> {
-        let shutters: Vec<_> = self.queues.iter().map(Queue::shutter).collect();
+        let shutters: Vec<_> = self.queues.iter().map(OutputQueue::shutter).collect();
         let tasks: Vec<_> = self.tasks.iter().map(Task::abort_handle).collect();
         move || {
             shutters.iter().for_each(|shut| shut());
@@ -262,12 +296,8 @@ impl Deliveries {
     }
 }
 
-/// Hands a request of metrics over to each sink, as it encodes it.
-pub fn hand_over_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest) {
-    let records = metrics::points(request);
-    for sink in sinks {
-        let Form::Otlp(encoding) = sink.form else { continue };
-        let share = Share::of_metrics(ledger, sink.output, records);
-        sink.hand_over(metrics::encode(encoding, request).into(), share);
-    }
+/// Enqueues the requests of one collection of metrics for each sink, as it encodes them. Never waits.
+pub fn enqueue_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, origin: Origin, requests: &[ExportMetricsServiceRequest]) {
+    let newest = Newest::of_all(requests);
+    sinks.iter().for_each(|sink| sink.enqueue_metrics(origin, ledger, &newest, requests));
 }

@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -15,7 +14,7 @@ use super::batch::Encoding;
 use super::client::Client;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
-use super::queue::Queued;
+use super::queue::{Queued, Requests};
 use super::reply::{Accepted, Failure};
 use super::retry::{Backoff, GIVE_UP_AFTER};
 use super::spool::Spool;
@@ -31,7 +30,7 @@ const SPOOL_AFTER: Duration = Duration::from_secs(2);
 
 /// What a signal is delivered by.
 #[derive(Debug)]
-pub struct Sender {
+pub struct Deliverer {
     /// As the statistics name it, `otlp.traces`.
     pub name: String,
     /// Which signal.
@@ -57,7 +56,7 @@ pub struct State {
 }
 
 /// Delivers whatever comes, and ends when the queue has ended and its last request has come to its end.
-pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangup: Listener) {
+pub async fn run(sender: Deliverer, mut queue: Requests, mut hangup: Listener) {
     let sender = Arc::new(sender);
     let (closing, is_closing) = watch::channel(false);
     let drain = sender.spool.clone().map(|spool| tokio::spawn(sender.clone().drain(spool, is_closing)));
@@ -105,7 +104,7 @@ async fn is_set(flag: &watch::Receiver<bool>) {
     let _ = flag.clone().wait_for(|set| *set).await;
 }
 
-impl Sender {
+impl Deliverer {
     /// Requests wait on disk already: this one gets its place behind them at once. What is left to do about it.
     fn put_behind(self: &Arc<Self>, spool: &Spool, queued: Queued) -> Option<impl Future<Output = ()> + Send + use<>> {
         if self.is_off() {

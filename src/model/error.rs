@@ -30,6 +30,16 @@ impl Error {
     }
 }
 
+impl Error {
+    /// What stands in the way of a thread.
+    pub fn no_thread(error: std::io::Error) -> Self {
+        Self::cannot_run(
+            format!("no thread could be started: {error}"),
+            "raise the limit of tasks (ulimit -u, TasksMax=)",
+        )
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)?;

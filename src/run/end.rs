@@ -10,8 +10,8 @@ use tokio::runtime::Handle;
 use super::child::Child;
 use super::reader::Reader;
 use super::signals::{SignalQueue, Wakeup};
+use crate::export::Deliveries;
 use crate::export::ledger::Ledger;
-use crate::export::{Deliveries, no_thread};
 use crate::internal::Internal;
 use crate::kernel::programs::Programs;
 use crate::model::error::Error;
@@ -68,7 +68,7 @@ pub fn finish(
         internal.stop();
         bell.ring();
     });
-    ending.map_err(no_thread)?;
+    ending.map_err(Error::no_thread)?;
     let end = Instant::now() + FLUSH;
     let until = end - ABORT - if has_spool { SPOOL } else { Duration::ZERO };
     let mut is_done = wait(signals, child, until, &done, status);

@@ -10,7 +10,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::clock;
 use crate::export::ledger::Ledger;
-use crate::export::{Sink, hand_over_metrics};
+use crate::export::queue::Origin;
+use crate::export::{Sink, enqueue_metrics};
 use crate::kernel::aggregates::Taken;
 use crate::metrics::otlp;
 use crate::metrics::queues::{self, Gauges};
@@ -72,6 +73,8 @@ pub struct Meter {
     /// The time of the collection before, ns since 1970.
     collected_ns: u64,
     random: SmallRng,
+    /// No later collection could bring what this one leaves.
+    is_ending: bool,
 }
 
 /// What a meter is made of.
@@ -124,6 +127,7 @@ impl Meter {
             spans: 0,
             collected_ns: 0,
             random: SmallRng::from_os_rng(),
+            is_ending: false,
         }
     }
 
@@ -194,6 +198,17 @@ impl Meter {
         }
     }
 
+    /// The next collections are the last ones.
+    pub fn end(&mut self) {
+        self.is_ending = true;
+    }
+
+    /// Whether deltas add up here until an output can take them: those of the collection before still wait everywhere.
+    fn is_held_up(&self) -> bool {
+        let is_waiting = |sink: &Sink| sink.is_waiting(Origin::Calls);
+        !self.is_ending && !self.streams.is_cumulative() && !self.sinks.is_empty() && self.sinks.iter().all(is_waiting)
+    }
+
     /// Takes what was added since the last time, and hands over what there is to tell.
     pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) {
         let Taken { series, queues, waiting, containers } = taken;
@@ -221,6 +236,9 @@ impl Meter {
             }
         }
         self.exemplify();
+        if self.is_held_up() {
+            return;
+        }
         let now_ns = apart(self.collected_ns, now_ns());
         self.collected_ns = now_ns;
         let known = |number| self.names.get(&number).map(|known| known.name.clone());
@@ -230,7 +248,7 @@ impl Meter {
         let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
         request.resource_metrics.extend(otlp::of_queues(&gauges, &containers, &self.own, now_ns));
         if !request.resource_metrics.is_empty() {
-            hand_over_metrics(&self.sinks, &self.ledger, &request);
+            enqueue_metrics(&self.sinks, &self.ledger, Origin::Calls, &[request]);
         }
         self.streams.exported(now_ns, |key| !host::is_running(key));
     }

@@ -30,7 +30,7 @@ use self::signals::{SignalQueue, Wakeup};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::export::hangup::Hangup;
-use crate::export::{self, Outputs, no_thread};
+use crate::export::{self, Outputs};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
 use crate::kernel::plan::plan;
@@ -46,7 +46,7 @@ use crate::who::{Registry, resource};
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
-    let signals = SignalQueue::take().map_err(no_thread)?;
+    let signals = SignalQueue::take().map_err(Error::no_thread)?;
     panics::watch(signals.bell());
     // Before there is any other thread, and before mqspan's own affinity.
     let mut child = match settings.command.is_empty() {
@@ -62,7 +62,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         .thread_name("mqspan-export")
         .enable_all()
         .build()
-        .map_err(no_thread)?;
+        .map_err(Error::no_thread)?;
     let host = Host::ask();
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
@@ -101,9 +101,9 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
         templates: settings.templates.clone(),
-        clock: Clock::start().map_err(no_thread)?,
+        clock: Clock::start().map_err(Error::no_thread)?,
         registry: Registry::new(host),
-        contexts: Contexts::start().map_err(no_thread)?,
+        contexts: Contexts::start().map_err(Error::no_thread)?,
         traces: settings.signals.traces,
         receive: settings.receive,
         meter,

@@ -186,7 +186,7 @@ impl Pipeline {
             let Gatherer::Batch(sink, batch) = gatherer else { continue };
             let Some((body, records)) = batch.take() else { continue };
             let share = Share::of_calls(&self.tally, sink.output, records);
-            hand_over(&self.pulse, sink, body, share);
+            enqueue(&self.pulse, sink, body, share);
         }
         self.tally = Tally::new(&self.ledger);
         self.since = None;
@@ -198,7 +198,7 @@ impl Pipeline {
             let Gatherer::Lines { sink, lines, count, .. } = gatherer else { continue };
             if *count > 0 {
                 let share = Share::of_calls(&self.tally, sink.output, std::mem::take(count));
-                hand_over(&self.pulse, sink, std::mem::take(lines).into(), share);
+                enqueue(&self.pulse, sink, std::mem::take(lines).into(), share);
             }
         }
     }
@@ -212,9 +212,9 @@ impl Pipeline {
 }
 
 /// May wait as long as the backend does.
-fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
+fn enqueue(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
     pulse.wait();
-    sink.hand_over(body, share);
+    sink.enqueue(body, share);
     pulse.beat(Instant::now());
 }
 
@@ -302,6 +302,9 @@ impl Pipeline {
         let answers = self.contexts.settle();
         self.learn(answers);
         self.release(true);
+        if let Some(meter) = &mut self.meter {
+            meter.end();
+        }
     }
 
     /// Time has passed; returns when to come again at the latest.

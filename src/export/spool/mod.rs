@@ -17,11 +17,11 @@ use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
 use self::store::{Entry, Left, Row, Store};
-use self::thin::Streams;
+use self::thin::Newest;
 use super::batch::Encoding;
 use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
 use super::metrics::{self, points};
-use super::no_thread;
+
 use super::queue::{Queued, Request};
 use crate::model::error::Error;
 use crate::model::values::Signal;
@@ -36,7 +36,7 @@ const GATHER_BYTES: usize = 2 << 20;
 
 /// `--spool`, `--spool-size`, `--spool-sync`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct SpoolSettings {
     /// The folder.
     pub folder: PathBuf,
     /// The most bytes on disk.
@@ -59,7 +59,7 @@ pub struct Kept {
 }
 
 #[derive(Debug)]
-enum Command {
+enum SpoolCommand {
     Put {
         queued: Queued,
         encoding: Encoding,
@@ -96,7 +96,7 @@ impl Backlog {
 /// The senders' end of the thread.
 #[derive(Clone, Debug)]
 pub struct Spool {
-    commands: Sender<Command>,
+    commands: Sender<SpoolCommand>,
     backlogs: Arc<[Backlog; Signal::ALL.len()]>,
 }
 
@@ -125,7 +125,7 @@ impl Spool {
         let backlogs = self.backlogs.clone();
         let signal = queued.request.signal as usize;
         backlogs[signal].add();
-        let sent = self.commands.send(Command::Put { queued, encoding, is_under_way, reply });
+        let sent = self.commands.send(SpoolCommand::Put { queued, encoding, is_under_way, reply });
         async move {
             let failed = match sent {
                 Ok(()) => match answer.await {
@@ -134,7 +134,7 @@ impl Spool {
                     // The thread ended with it: it counts as lost.
                     Err(_) => None,
                 },
-                Err(SendError(Command::Put { queued, .. })) => Some(queued),
+                Err(SendError(SpoolCommand::Put { queued, .. })) => Some(queued),
                 Err(_) => None,
             };
             backlogs[signal].remove();
@@ -145,25 +145,25 @@ impl Spool {
     /// The oldest request of a signal that is not under way; it is then.
     pub async fn next(&self, signal: Signal) -> Option<Kept> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Next { signal, reply }).ok()?;
+        self.commands.send(SpoolCommand::Next { signal, reply }).ok()?;
         answer.await.ok()?
     }
 
     /// A request could not be delivered now.
     pub fn back(&self, id: i64) {
         // Where the thread has ended the request is on disk all the same.
-        let _ = self.commands.send(Command::Back(id));
+        let _ = self.commands.send(SpoolCommand::Back(id));
     }
 
     /// A request has come to its end: it is struck off.
     pub fn done(&self, id: i64, outcome: Outcome) {
-        let _ = self.commands.send(Command::Done(id, outcome));
+        let _ = self.commands.send(SpoolCommand::Done(id, outcome));
     }
 }
 
 /// Starts the thread on the requests that an earlier run has left. It ends when no [`Spool`] is left.
 pub fn start(
-    settings: &Settings,
+    settings: &SpoolSettings,
     ledger: &Arc<Ledger>,
     outputs: &[(Signal, usize)],
 ) -> Result<(Spool, JoinHandle<()>), Error> {
@@ -186,7 +186,7 @@ pub fn start(
     keeper.restore(left, ledger, outputs);
     let (gather, strike) = if settings.sync { (GATHER_SYNCED, GATHER_SYNCED) } else { (GATHER, Duration::ZERO) };
     let thread = thread::Builder::new().name("mqspan-spool".into()).spawn(move || keeper.run(&orders, gather, strike));
-    Ok((Spool { commands, backlogs }, thread.map_err(no_thread)?))
+    Ok((Spool { commands, backlogs }, thread.map_err(Error::no_thread)?))
 }
 
 /// A request on its way to the disk.
@@ -245,7 +245,7 @@ impl Keeper {
         }
     }
 
-    fn run(&mut self, orders: &Receiver<Command>, gather: Duration, strike: Duration) {
+    fn run(&mut self, orders: &Receiver<SpoolCommand>, gather: Duration, strike: Duration) {
         let mut due: Option<Instant> = None;
         loop {
             let command = match due {
@@ -253,22 +253,22 @@ impl Keeper {
                 Some(due) => orders.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
             match command {
-                Ok(Command::Next { signal, reply }) => {
+                Ok(SpoolCommand::Next { signal, reply }) => {
                     let _ = reply.send(self.next(signal));
                 }
-                Ok(Command::Back(id)) => {
+                Ok(SpoolCommand::Back(id)) => {
                     self.under_way.remove(&id);
                     if let Some((signal, _)) = self.shares.get(&id) {
                         self.backlogs[*signal as usize].grown.notify_one();
                     }
                 }
-                Ok(Command::Done(id, outcome)) => {
+                Ok(SpoolCommand::Done(id, outcome)) => {
                     self.end(id, outcome);
                     self.gone.push(id);
                     let soon = Instant::now() + strike;
                     due = Some(due.map_or(soon, |due| due.min(soon)));
                 }
-                Ok(Command::Put { queued, encoding, is_under_way, reply }) => {
+                Ok(SpoolCommand::Put { queued, encoding, is_under_way, reply }) => {
                     self.bytes += queued.request.body.len();
                     self.puts.push(Put { queued, encoding, is_under_way, reply });
                     due.get_or_insert(Instant::now() + gather);
@@ -341,8 +341,7 @@ impl Keeper {
 
     /// Takes the points that a request of metrics stands for out of those before it that are not under way.
     fn thin(&mut self, id: i64, encoding: Encoding, body: &[u8]) {
-        let Some(streams) = metrics::decode(encoding, body).map(Streams::of).filter(|streams| !streams.is_empty())
-        else {
+        let Some(newest) = metrics::decode(encoding, body).map(Newest::of).filter(|newest| !newest.is_empty()) else {
             return;
         };
         let mut after = 0;
@@ -353,7 +352,7 @@ impl Keeper {
             }
             let Some(mut earlier) = metrics::decode(row.encoding, &row.body) else { continue };
             let before = points(&earlier);
-            streams.thin(&mut earlier);
+            newest.thin(&mut earlier);
             let left = points(&earlier);
             if left == 0 {
                 self.end(row.id, Outcome::Superseded);

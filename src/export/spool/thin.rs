@@ -11,22 +11,37 @@ use prost::Message;
 
 /// Cumulative streams, by their Resource. A stream that began anew is another one.
 #[derive(Debug, Default)]
-pub struct Streams(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
+pub struct Newest(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
 
-impl Streams {
+impl Newest {
     /// Those that a request has points of.
-    pub fn of(mut request: ExportMetricsServiceRequest) -> Self {
-        let mut streams = Self::default();
-        each_point(&mut request, |resource, stream| {
-            streams.0.entry(resource.to_vec()).or_default().insert(stream);
-            true
-        });
-        streams
+    pub fn of(request: ExportMetricsServiceRequest) -> Self {
+        Self::of_all(&[request])
+    }
+
+    /// Those that the requests of a collection have points of.
+    pub fn of_all(requests: &[ExportMetricsServiceRequest]) -> Self {
+        let mut newest = Self::default();
+        for request in requests {
+            each_point(&mut request.clone(), |resource, stream| {
+                newest.0.entry(resource.to_vec()).or_default().insert(stream);
+                true
+            });
+        }
+        newest
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// As [`Self::thin`], and takes the gauges too: for a collection that was not sent yet, the newer one has them.
+    pub fn replace(&self, earlier: &mut ExportMetricsServiceRequest) {
+        for of_scope in earlier.resource_metrics.iter_mut().flat_map(|of| &mut of.scope_metrics) {
+            of_scope.metrics.retain(|metric| !matches!(metric.data, Some(Data::Gauge(_))));
+        }
+        self.thin(earlier);
     }
 
     /// Takes the points of these streams out of an earlier request, and whatever is empty then.
@@ -153,7 +168,7 @@ mod tests {
         for encoding in [Encoding::Protobuf, Encoding::Json] {
             let again = |request| decode(encoding, &encode(encoding, request)).unwrap();
             let (mut earlier, mut other) = (again(&earlier), again(&earlier));
-            let streams = Streams::of(again(&later));
+            let streams = Newest::of(again(&later));
             streams.thin(&mut earlier);
             assert_eq!(points(&earlier), 5);
             let metrics = &earlier.resource_metrics[0].scope_metrics[0].metrics;
@@ -165,8 +180,8 @@ mod tests {
             assert_eq!(other, before);
         }
         let mut all = of("one", vec![sum("sent", Cumulative, vec![point("a", 1)])]);
-        Streams::of(later).thin(&mut all);
+        Newest::of(later).thin(&mut all);
         assert!(all.resource_metrics.is_empty(), "{all:?}");
-        assert!(Streams::of(of("one", vec![gauge(vec![point("a", 0)])])).is_empty());
+        assert!(Newest::of(of("one", vec![gauge(vec![point("a", 0)])])).is_empty());
     }
 }
