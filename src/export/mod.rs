@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod client;
+pub mod delivery_state;
 pub mod hangup;
 pub mod ledger;
 pub mod metrics;
@@ -27,6 +28,7 @@ use tokio::task::JoinHandle as Task;
 
 use self::batch::Encoding;
 use self::client::Client;
+use self::delivery_state::DeliveryState;
 use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
 use self::queue::{Origin, OutputQueue, Request, Requests, WhenFull};
@@ -190,7 +192,9 @@ pub fn start(
             traffic: of_signal,
             spool: keeper.clone(),
             hurry: deliveries.hurry.subscribe(),
-            state: Mutex::default(),
+            state: Mutex::new(DeliveryState::new(keeper.is_some())),
+            said: Mutex::default(),
+            hangup: deliveries.hangup.clone(),
         };
         let hangup = deliveries.hangup.listener();
         deliveries.tasks.push(runtime.spawn(sender::run(sender, requests, hangup)));

@@ -31,6 +31,8 @@ pub enum Failure {
         /// In a few words.
         why: String,
     },
+    /// The backend does not work, or does not let mqspan in: that says nothing of this request.
+    Backend(String),
     /// It never will.
     Refused(String),
     /// Nor will any other request of this signal.
@@ -68,6 +70,7 @@ pub fn of_grpc(status: &Status) -> Failure {
         | Code::DataLoss => Failure::Retry { after: retry_info, why },
         Code::ResourceExhausted if retry_info.is_some() => Failure::Retry { after: retry_info, why },
         Code::Unimplemented => Failure::Unimplemented(why),
+        Code::Unauthenticated | Code::PermissionDenied | Code::Internal | Code::Unknown => Failure::Backend(why),
         _ => Failure::Refused(why),
     }
 }
@@ -104,6 +107,7 @@ pub fn of_http(signal: Signal, status: StatusCode, headers: &HeaderMap, body: &[
     Err(match status.as_u16() {
         429 | 502 | 503 | 504 => Failure::Retry { after: retry_after(headers, SystemTime::now()), why },
         404 => Failure::Unimplemented(why),
+        401 | 403 | 407 | 408 | 500..=599 => Failure::Backend(why),
         _ => Failure::Refused(why),
     })
 }
