@@ -5,6 +5,7 @@
 mod env;
 pub mod file;
 pub mod otlp;
+mod pairs;
 pub mod unavailable;
 mod yaml;
 
@@ -13,17 +14,20 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::env::{Environment, pairs};
+use self::env::Environment;
 use self::file::ConfigFile;
-use self::otlp::{Layer, Layers, Otlp};
+use self::otlp::{Layer, Layers};
+use self::pairs::pairs;
 use crate::cli::choices::choice;
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+use crate::export::endpoint::Otlp;
 use crate::export::spool;
 use crate::model::error::Error;
 use crate::model::filter::{Filter, Filters};
 use crate::model::glob::Templates;
 use crate::model::values::{
-    Color, CpuList, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals, Temporality,
+    Color, CpuList, HistogramAggregation, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals,
+    Temporality,
 };
 
 /// Everything that a run is told.
@@ -73,6 +77,8 @@ pub struct Settings {
     pub metric_interval: Duration,
     /// OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.
     pub temporality: Temporality,
+    /// OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION.
+    pub histograms: HistogramAggregation,
     /// How many series and processes metrics are kept for.
     pub metric_limits: MetricLimits,
 }
@@ -118,6 +124,11 @@ impl Settings {
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
         let spool = spool(&run)?;
         let outputs = outputs(run.output, endpoint_named);
+        if spool.is_some() && !outputs.contains(&Output::Otlp) {
+            return Err(Error::usage(
+                "--spool keeps what can't be sent by OTLP: add --output otlp or --endpoint URL, or leave it out",
+            ));
+        }
         let shows_all = outputs.iter().all(|output| matches!(output, Output::Console | Output::File(_)));
         let default_rate = if shows_all || !host_wide { 0 } else { 100 };
         let rate =
@@ -135,7 +146,7 @@ impl Settings {
         Ok(Self {
             outputs,
             signals,
-            otlp: Otlp::resolve(&options, &otlp_variables, &file.otlp)?,
+            otlp: Layers::resolve(&options, &otlp_variables, &file.otlp)?,
             filters: filters(run.filters),
             rate,
             templates: Templates::new(run.template),
@@ -166,6 +177,9 @@ impl Settings {
             temporality: env
                 .parsed("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", choice)?
                 .unwrap_or(Temporality::Cumulative),
+            histograms: env
+                .parsed("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", choice)?
+                .unwrap_or(HistogramAggregation::Exponential),
             metric_limits: file.limits,
         })
     }

@@ -5,53 +5,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, Uri};
 
-use super::env::pairs;
+use super::pairs::pairs;
 use crate::cli::choices::choice;
+use crate::export::endpoint::{ClientIdentity, Endpoint, Otlp};
+use crate::export::headers;
 use crate::model::error::{Error, Origin};
 use crate::model::values::{Compression, Protocol, Signal, duration};
-
-/// The endpoint of each signal.
-#[derive(Clone, Debug)]
-pub struct Otlp {
-    /// For spans.
-    pub traces: Endpoint,
-    /// For log records.
-    pub logs: Endpoint,
-    /// For metrics.
-    pub metrics: Endpoint,
-}
-
-/// Where and how one signal is sent.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The final URL. For HTTP it has the signal's path; for gRPC it is scheme, host and port. TLS
-    /// is used where the scheme is `https`.
-    pub url: String,
-    /// How requests are carried and encoded.
-    pub protocol: Protocol,
-    /// Sent with each request. The values are secrets: they are marked as sensitive, which keeps
-    /// them out of `Debug`.
-    pub headers: HeaderMap,
-    /// None: not compressed.
-    pub compression: Option<Compression>,
-    /// How long one request may take.
-    pub timeout: Duration,
-    /// PEM file of the certificates that the backend's is checked against.
-    pub certificate: Option<PathBuf>,
-    /// What mqspan shows of itself.
-    pub client: Option<Client>,
-}
-
-/// What mqspan shows a backend that asks for a client certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Client {
-    /// PEM file of the certificate.
-    pub certificate: PathBuf,
-    /// PEM file of its key.
-    pub key: PathBuf,
-}
 
 /// The settings from one place, either for all signals or for one.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +20,7 @@ pub struct Layer {
     endpoint: Option<(String, Origin)>,
     protocol: Option<Protocol>,
     headers: Option<HeaderMap>,
+    headers_file: Option<PathBuf>,
     compression: Option<Compression>,
     timeout: Option<Duration>,
     insecure: Option<bool>,
@@ -69,7 +31,7 @@ pub struct Layer {
 
 impl Layer {
     /// The keys of `set`: in lower case what the variables end with.
-    pub const KEYS: [&str; 9] = [
+    pub const KEYS: [&str; 10] = [
         "endpoint",
         "protocol",
         "headers",
@@ -79,7 +41,11 @@ impl Layer {
         "certificate",
         "client_certificate",
         "client_key",
+        // The specification has no variable for it.
+        Self::FILE_ONLY,
     ];
+    /// The one that only the file has.
+    pub const FILE_ONLY: &str = "headers_file";
 
     /// The settings of the command line: `--endpoint` and `--protocol`.
     pub fn of_options(endpoint: Option<String>, protocol: Option<Protocol>) -> Self {
@@ -111,6 +77,7 @@ impl Layer {
             "certificate" => self.certificate = Some(text.into()),
             "client_certificate" => self.client_certificate = Some(text.into()),
             "client_key" => self.client_key = Some(text.into()),
+            Self::FILE_ONLY => self.headers_file = Some(text.into()),
             _ => return Err(wrong("not a setting of OTLP".into())),
         }
         Ok(())
@@ -119,15 +86,8 @@ impl Layer {
     /// Sets the headers. An error names the header's key at most: what is no valid key may be a
     /// secret that lacks one.
     pub fn set_headers(&mut self, pairs: &[(String, String)], origin: &Origin) -> Result<(), Error> {
-        let mut headers = HeaderMap::new();
-        for (index, (key, value)) in pairs.iter().enumerate() {
-            let name = HeaderName::from_bytes(key.as_bytes())
-                .map_err(|_| origin.error(format!("entry {} has no valid name", index + 1)))?;
-            let mut value = HeaderValue::from_str(value)
-                .map_err(|_| origin.error(format!("the value of {name} has characters that no header can hold")))?;
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
+        let pairs = pairs.iter().map(|(key, value)| (&**key, &**value));
+        let headers = headers::from_pairs(pairs).map_err(|why| origin.error(why))?;
         self.headers = Some(headers);
         Ok(())
     }
@@ -167,22 +127,13 @@ impl Layers {
     }
 }
 
-impl Otlp {
-    /// The endpoint of a signal.
-    pub fn of(&self, signal: Signal) -> &Endpoint {
-        match signal {
-            Signal::Traces => &self.traces,
-            Signal::Logs => &self.logs,
-            Signal::Metrics => &self.metrics,
-        }
-    }
-
+impl Layers {
     /// Lays the command line over the environment over the file, in each of the latter two a
     /// signal's own settings over those for all.
     ///
     /// An error is one of the endpoint's origin where its URL is wrong; exit status 1 for a client
     /// certificate without its key.
-    pub fn resolve(command_line: &Layer, environment: &Layers, file: &Layers) -> Result<Self, Error> {
+    pub fn resolve(command_line: &Layer, environment: &Self, file: &Self) -> Result<Otlp, Error> {
         let of = |signal| {
             let own = signal as usize;
             let layers = [
@@ -192,49 +143,63 @@ impl Otlp {
                 (&file.own[own], true),
                 (&file.generic, false),
             ];
-            Endpoint::resolve(signal, &layers)
+            endpoint(signal, &layers)
         };
-        Ok(Self { traces: of(Signal::Traces)?, logs: of(Signal::Logs)?, metrics: of(Signal::Metrics)? })
+        Ok(Otlp { traces: of(Signal::Traces)?, logs: of(Signal::Logs)?, metrics: of(Signal::Metrics)? })
     }
 }
 
-impl Endpoint {
-    /// The first layer that has a setting decides it; `true` marks the signal's own layers.
-    fn resolve(signal: Signal, layers: &[(&Layer, bool)]) -> Result<Self, Error> {
-        fn first<'a, T>(layers: &'a [(&Layer, bool)], setting: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
-            layers.iter().find_map(|(layer, _)| setting(layer))
+/// The first layer that has a setting decides it; `true` marks the signal's own layers.
+fn endpoint(signal: Signal, layers: &[(&Layer, bool)]) -> Result<Endpoint, Error> {
+    fn first<'a, T>(layers: &'a [(&Layer, bool)], setting: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
+        layers.iter().find_map(|(layer, _)| setting(layer))
+    }
+    let protocol = first(layers, |layer| layer.protocol).unwrap_or(Protocol::HttpProtobuf);
+    let insecure = first(layers, |layer| layer.insecure).unwrap_or(false);
+    let named = layers.iter().find_map(|(layer, own)| layer.endpoint.as_ref().map(|named| (named, *own)));
+    let socket = named.map(|((text, origin), _)| socket(text).map_err(|why| origin.error(why))).transpose()?.flatten();
+    let url = match named {
+        // The host is the socket's; a Collector does not look at it.
+        Some(_) if socket.is_some() && protocol == Protocol::Grpc => "http://localhost".into(),
+        Some(_) if socket.is_some() => format!("http://localhost/v1/{}", signal.name()),
+        Some(((text, origin), own)) => {
+            url(text, protocol, insecure, (!own).then_some(signal)).map_err(|why| origin.error(why))?
         }
-        let protocol = first(layers, |layer| layer.protocol).unwrap_or(Protocol::HttpProtobuf);
-        let insecure = first(layers, |layer| layer.insecure).unwrap_or(false);
-        let named = layers.iter().find_map(|(layer, own)| layer.endpoint.as_ref().map(|named| (named, *own)));
-        let url = match named {
-            Some(((text, origin), own)) => {
-                url(text, protocol, insecure, (!own).then_some(signal)).map_err(|why| origin.error(why))?
-            }
-            None if protocol == Protocol::Grpc => "http://localhost:4317".into(),
-            None => format!("http://localhost:4318/v1/{}", signal.name()),
-        };
-        let certificate = first(layers, |layer| layer.client_certificate.clone());
-        let client = match (certificate, first(layers, |layer| layer.client_key.clone())) {
-            (Some(certificate), Some(key)) => Some(Client { certificate, key }),
-            (None, None) => None,
-            _ => {
-                return Err(Error::cannot_run(
-                    format!("OTLP for {}: of a client certificate and its key, only one is set", signal.name()),
-                    "set both client_certificate and client_key (or their variables), or none",
-                ));
-            }
-        };
-        Ok(Self {
-            url,
-            protocol,
-            headers: first(layers, |layer| layer.headers.clone()).unwrap_or_default(),
-            compression: first(layers, |layer| layer.compression)
-                .filter(|compression| *compression != Compression::None),
-            timeout: first(layers, |layer| layer.timeout).unwrap_or(Duration::from_secs(10)),
-            certificate: first(layers, |layer| layer.certificate.clone()),
-            client,
-        })
+        None if protocol == Protocol::Grpc => "http://localhost:4317".into(),
+        None => format!("http://localhost:4318/v1/{}", signal.name()),
+    };
+    let certificate = first(layers, |layer| layer.client_certificate.clone());
+    let client = match (certificate, first(layers, |layer| layer.client_key.clone())) {
+        (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
+        (None, None) => None,
+        _ => {
+            return Err(Error::cannot_run(
+                format!("OTLP for {}: of a client certificate and its key, only one is set", signal.name()),
+                "set both client_certificate and client_key (or their variables), or none",
+            ));
+        }
+    };
+    Ok(Endpoint {
+        url,
+        socket,
+        protocol,
+        headers: first(layers, |layer| layer.headers.clone()).unwrap_or_default(),
+        headers_file: first(layers, |layer| layer.headers_file.clone()),
+        compression: first(layers, |layer| layer.compression).filter(|compression| *compression != Compression::None),
+        timeout: first(layers, |layer| layer.timeout).unwrap_or(Duration::from_secs(10)),
+        certificate: first(layers, |layer| layer.certificate.clone()),
+        client,
+    })
+}
+
+/// The path of `unix:///path`; None for another URL.
+fn socket(text: &str) -> Result<Option<PathBuf>, String> {
+    match text.strip_prefix("unix:") {
+        None => Ok(None),
+        Some(path) => match path.strip_prefix("//").unwrap_or(path) {
+            path if path.starts_with('/') && path.len() > 1 => Ok(Some(path.into())),
+            _ => Err("a socket is unix:///path, with the whole path".into()),
+        },
     }
 }
 
@@ -334,13 +299,13 @@ mod tests {
     /// Prevents the defaults of the specification from drifting, the port of gRPC above all.
     #[test]
     fn defaults() {
-        let http = Otlp::resolve(&Layer::default(), &Layers::default(), &Layers::default()).unwrap();
+        let http = Layers::resolve(&Layer::default(), &Layers::default(), &Layers::default()).unwrap();
         assert_eq!(http.metrics.url, "http://localhost:4318/v1/metrics");
         assert_eq!(http.metrics.protocol, Protocol::HttpProtobuf);
         assert_eq!(http.metrics.timeout, Duration::from_secs(10));
         assert_eq!(http.metrics.compression, None);
         let grpc = layer(&[("protocol", "grpc")]);
-        let grpc = Otlp::resolve(&grpc, &Layers::default(), &Layers::default()).unwrap();
+        let grpc = Layers::resolve(&grpc, &Layers::default(), &Layers::default()).unwrap();
         assert_eq!(grpc.logs.url, "http://localhost:4317");
     }
 
@@ -354,7 +319,7 @@ mod tests {
         );
         let env = layers(&[("endpoint", "http://env"), ("compression", "none")], &[("headers", "b=env")]);
         let none = Layer::default();
-        let otlp = Otlp::resolve(&none, &env, &file).unwrap();
+        let otlp = Layers::resolve(&none, &env, &file).unwrap();
         assert_eq!(otlp.traces.url, "http://env/v1/traces");
         assert_eq!(otlp.traces.compression, None);
         assert_eq!(otlp.traces.timeout, Duration::from_millis(250));
@@ -362,14 +327,14 @@ mod tests {
         assert!(otlp.traces.headers.contains_key("b") && otlp.traces.headers.len() == 1);
         assert_eq!(otlp.logs.headers["a"], "file");
 
-        let otlp = Otlp::resolve(&none, &Layers::default(), &file).unwrap();
+        let otlp = Layers::resolve(&none, &Layers::default(), &file).unwrap();
         assert_eq!(otlp.traces.url, "http://file/own");
         assert_eq!(otlp.logs.url, "http://localhost:4318/v1/logs");
         assert_eq!(otlp.logs.compression, Some(Compression::Gzip));
 
         let own = layers(&[], &[("endpoint", "http://env/own")]);
         let option = layer(&[("endpoint", "http://option")]);
-        let otlp = Otlp::resolve(&option, &own, &file).unwrap();
+        let otlp = Layers::resolve(&option, &own, &file).unwrap();
         assert_eq!(otlp.traces.url, "http://option/v1/traces");
     }
 
@@ -378,7 +343,7 @@ mod tests {
     #[test]
     fn headers_are_secret() {
         let layers = layers(&[("headers", "Authorization=Bearer secret")], &[]);
-        let otlp = Otlp::resolve(&Layer::default(), &layers, &Layers::default()).unwrap();
+        let otlp = Layers::resolve(&Layer::default(), &layers, &Layers::default()).unwrap();
         assert_eq!(otlp.logs.headers["authorization"], "Bearer secret");
         assert!(!format!("{layers:?} {otlp:?}").contains("secret"));
         for text in ["Bearer secret", "Bearer secret==", "a=secret%0a", "a=secret%00"] {
@@ -404,6 +369,6 @@ mod tests {
             assert!(Layer::default().set(key, text, origin).is_err(), "{key}");
         }
         let half = layers(&[("client_key", "/key.pem")], &[]);
-        assert!(Otlp::resolve(&Layer::default(), &half, &Layers::default()).is_err());
+        assert!(Layers::resolve(&Layer::default(), &half, &Layers::default()).is_err());
     }
 }

@@ -1,10 +1,12 @@
 //! One attempt to deliver one request over OTLP/gRPC or OTLP/HTTP. Decides nothing: what the answer means is
 //! [`reply`]'s, what follows the sender's.
 
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes};
 use flate2::write::GzEncoder;
@@ -20,10 +22,12 @@ use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, En
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use tonic::{Extensions, Status};
+use tracing::warn;
 
 use super::batch::Encoding;
+use super::endpoint::{ClientIdentity, Endpoint};
+use super::headers;
 use super::reply::{self, Accepted, Failure};
-use crate::config::otlp::Endpoint;
 use crate::model::error::Error;
 use crate::model::values::{Compression, Protocol, Signal};
 
@@ -32,73 +36,134 @@ const USER_AGENT: &str = concat!("mqspan/", env!("CARGO_PKG_VERSION"));
 const COMPRESS_FROM: usize = 1024;
 /// A connection that is idle is asked after each, so that one that a firewall forgot is found.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// The files that a connection is made of are looked at so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// As much of an answer is read.
 const ANSWER: usize = 64 << 10;
 
-/// A connection to the backend of one signal, made when it is first needed and again after it broke.
-#[derive(Clone, Debug)]
-pub struct Client {
+/// A connection to the backend of one signal, made when it is first needed and again after it broke, or after one of the
+/// files that it was made of has changed.
+#[derive(Debug)]
+pub struct OtlpClient {
     signal: Signal,
-    timeout: Duration,
-    headers: HeaderMap,
-    compression: Option<Compression>,
+    endpoint: Endpoint,
+    encoding: Encoding,
+    made: Mutex<Made>,
+}
+
+/// What the files of certificates, keys and headers gave when they were read.
+#[derive(Debug)]
+struct Made {
     carrier: Carrier,
+    headers: HeaderMap,
+    /// The files as they were.
+    stamps: Vec<Option<Stamp>>,
+    /// When they were looked at.
+    looked: Instant,
+    /// Whether it was said that they can't be used any more.
+    said: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Carrier {
     Grpc(Channel),
-    Http { client: reqwest::Client, url: String, encoding: Encoding },
+    Http(reqwest::Client),
 }
 
-impl Client {
-    /// Prepares the connection: reads certificates, connects to nothing. To be called on a runtime.
+/// A file, as long as it is not written to or replaced: device, inode, size and time of change.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl OtlpClient {
+    /// Prepares the connection: reads certificates and headers, connects to nothing. To be called on a runtime.
     pub fn new(signal: Signal, endpoint: &Endpoint) -> Result<Self, Error> {
-        let carrier = match endpoint.protocol {
-            Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
-            Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http {
-                client: http(endpoint)?,
-                url: endpoint.url.clone(),
-                encoding: match endpoint.protocol {
-                    Protocol::HttpJson => Encoding::Json,
-                    _ => Encoding::Protobuf,
-                },
-            },
+        let encoding = match endpoint.protocol {
+            Protocol::HttpJson => Encoding::Json,
+            Protocol::Grpc | Protocol::HttpProtobuf => Encoding::Protobuf,
         };
-        Ok(Self {
-            signal,
-            timeout: endpoint.timeout,
-            headers: endpoint.headers.clone(),
-            compression: endpoint.compression,
-            carrier,
-        })
+        let stamps = stamps(endpoint);
+        let (carrier, headers) = make(endpoint)?;
+        let made = Mutex::new(Made { carrier, headers, stamps, looked: Instant::now(), said: false });
+        Ok(Self { signal, endpoint: endpoint.clone(), encoding, made })
     }
 
     /// How requests are to be encoded.
     pub fn encoding(&self) -> Encoding {
-        match self.carrier {
-            Carrier::Http { encoding, .. } => encoding,
-            Carrier::Grpc(_) => Encoding::Protobuf,
+        self.encoding
+    }
+
+    /// Reads certificates, keys and headers again.
+    pub fn reload(&self) {
+        self.remake(&mut self.made(), stamps(&self.endpoint));
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The carrier and the headers, made anew where a file has changed.
+    fn current(&self) -> (Carrier, HeaderMap) {
+        let mut made = self.made();
+        if made.looked.elapsed() >= LOOK_EVERY {
+            made.looked = Instant::now();
+            let stamps = stamps(&self.endpoint);
+            if stamps != made.stamps {
+                self.remake(&mut made, stamps);
+            }
+        }
+        (made.carrier.clone(), made.headers.clone())
+    }
+
+    /// Where that is not possible, what was read before goes on.
+    fn remake(&self, made: &mut Made, stamps: Vec<Option<Stamp>>) {
+        match make(&self.endpoint) {
+            Ok((carrier, headers)) => {
+                (made.carrier, made.headers, made.stamps, made.said) = (carrier, headers, stamps, false);
+            }
+            // It is looked at again: a file may be half written just now.
+            Err(error) => {
+                if !std::mem::replace(&mut made.said, true) {
+                    warn!("{}; what was read before goes on", error.message);
+                }
+            }
         }
     }
 
     /// Sends a request once. One that an earlier run has left in the spool may be encoded otherwise than this one's.
     pub async fn send(&self, body: Bytes, encoding: Encoding) -> Result<Accepted, Failure> {
+        let (carrier, headers) = self.current();
         let attempt = async {
-            match &self.carrier {
+            match carrier {
                 Carrier::Grpc(channel) => {
                     let body = match encoding {
                         Encoding::Protobuf => body,
                         Encoding::Json => self.protobuf_of(&body)?,
                     };
-                    self.send_grpc(channel.clone(), body).await
+                    self.send_grpc(channel, headers, body).await
                 }
-                Carrier::Http { client, url, .. } => self.send_http(client, url, encoding, body).await,
+                Carrier::Http(client) => self.send_http(&client, headers, encoding, body).await,
             }
         };
-        tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
-            Err(Failure::Retry { after: None, why: format!("no answer within {:?}", self.timeout) })
-        })
+        let timeout = self.endpoint.timeout;
+        let answer = tokio::time::timeout(timeout, attempt)
+            .await
+            .unwrap_or_else(|_| Err(Failure::Retry { after: None, why: format!("no answer within {timeout:?}") }));
+        answer.map_err(|failure| failure.with(|why| format!("{why}{}; {}", self.hint(&why), self.endpoint.name())))
+    }
+
+    /// What a failure looks like where the port is the other protocol's.
+    fn hint(&self, why: &str) -> &'static str {
+        let has = |texts: &[&str]| texts.iter().any(|text| why.contains(text));
+        match self.endpoint.protocol {
+            Protocol::Grpc if has(&["frame with invalid size", "FRAME_SIZE_ERROR", "HTTP/1.1"]) => {
+                " (this looks like the port of OTLP/HTTP: try --protocol http/protobuf, or the port of gRPC, often 4317)"
+            }
+            Protocol::HttpProtobuf | Protocol::HttpJson
+                if has(&["invalid HTTP version", "connection closed before message completed"]) =>
+            {
+                " (this looks like the port of gRPC: try --protocol grpc, or the port of OTLP/HTTP, often 4318)"
+            }
+            _ => "",
+        }
     }
 
     /// A request in JSON as protobuf, the one encoding of gRPC.
@@ -114,12 +179,13 @@ impl Client {
         .map_err(|error| Failure::Refused(format!("a request in the spool is damaged: {error}")))
     }
 
-    async fn send_grpc(&self, channel: Channel, body: Bytes) -> Result<Accepted, Failure> {
+    async fn send_grpc(&self, channel: Channel, headers: HeaderMap, body: Bytes) -> Result<Accepted, Failure> {
         // Servers answer compressed as they are asked.
         let mut grpc = Grpc::new(channel)
+            .max_decoding_message_size(ANSWER)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
-        let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
+        let compression = self.endpoint.compression.filter(|_| body.len() >= COMPRESS_FROM);
         grpc = match compression {
             Some(Compression::Gzip) => grpc.send_compressed(CompressionEncoding::Gzip),
             Some(Compression::Zstd) => grpc.send_compressed(CompressionEncoding::Zstd),
@@ -130,7 +196,7 @@ impl Client {
             Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
             Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         });
-        let metadata = MetadataMap::from_headers(self.headers.clone());
+        let metadata = MetadataMap::from_headers(headers);
         let request = tonic::Request::from_parts(metadata, Extensions::default(), body);
         grpc.ready().await.map_err(|error| Failure::Retry { after: None, why: reply::causes(&error) })?;
         let answer = grpc.unary(request, path, Whole).await.map_err(|status| reply::of_grpc(&status))?;
@@ -141,7 +207,7 @@ impl Client {
     async fn send_http(
         &self,
         client: &reqwest::Client,
-        url: &str,
+        headers: HeaderMap,
         encoding: Encoding,
         body: Bytes,
     ) -> Result<Accepted, Failure> {
@@ -149,9 +215,9 @@ impl Client {
             Encoding::Protobuf => "application/x-protobuf",
             Encoding::Json => "application/json",
         };
-        let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
+        let compression = self.endpoint.compression.filter(|_| body.len() >= COMPRESS_FROM);
         let body = compress(compression, body).map_err(|error| Failure::Refused(error.to_string()))?;
-        let mut request = client.post(url).headers(self.headers.clone()).header(header::CONTENT_TYPE, content_type);
+        let mut request = client.post(&self.endpoint.url).headers(headers).header(header::CONTENT_TYPE, content_type);
         match compression {
             Some(Compression::Gzip) => request = request.header(header::CONTENT_ENCODING, "gzip"),
             Some(Compression::Zstd) => request = request.header(header::CONTENT_ENCODING, "zstd"),
@@ -199,16 +265,62 @@ type Pem = Vec<u8>;
 
 /// The certificate and its key, where there are any.
 fn identity(endpoint: &Endpoint) -> Result<Option<(Pem, Pem)>, Error> {
-    let read = |client: &crate::config::otlp::Client| {
-        Ok((read(&client.certificate, "client_certificate")?, read(&client.key, "client_key")?))
+    let Some(ClientIdentity { certificate, key: path }) = &endpoint.client else { return Ok(None) };
+    let (certificate, key) = (read(certificate, "client_certificate")?, read(path, "client_key")?);
+    // PKCS #8 by its label (RFC 7468), older forms by a header (RFC 1421).
+    let text = String::from_utf8_lossy(&key);
+    if text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(Error::cannot_run(
+            format!(
+                "OTLP: client_key {}: the key is encrypted, and nobody can be asked for its passphrase",
+                path.display()
+            ),
+            "decrypt it into a file that only mqspan may read: openssl pkey -in KEY -out PLAIN",
+        ));
+    }
+    Ok(Some((certificate, key)))
+}
+
+/// The connection, and the headers that are sent with each request.
+fn make(endpoint: &Endpoint) -> Result<(Carrier, HeaderMap), Error> {
+    let carrier = match endpoint.protocol {
+        Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
+        Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http(http(endpoint)?),
     };
-    endpoint.client.as_ref().map(read).transpose()
+    Ok((carrier, headers_of(endpoint)?))
+}
+
+/// All headers; those of the file go before the others.
+pub fn headers_of(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
+    let mut headers = endpoint.headers.clone();
+    if let Some(path) = &endpoint.headers_file {
+        let wrong = |why: String| {
+            Error::cannot_run(
+                format!("OTLP: headers_file {}: {why}", path.display()),
+                "name a readable file with a line NAME: value for each header",
+            )
+        };
+        let mut text = String::new();
+        let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
+        file.take(headers::MOST).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
+        headers.extend(headers::from_file(&text).map_err(wrong)?);
+    }
+    Ok(headers)
+}
+
+/// The files that a connection is made of, as they are now.
+fn stamps(endpoint: &Endpoint) -> Vec<Option<Stamp>> {
+    let client = endpoint.client.iter().flat_map(|client| [&client.certificate, &client.key]);
+    let files = endpoint.certificate.iter().chain(&endpoint.headers_file).chain(client);
+    let stamp = |about: fs::Metadata| (about.dev(), about.ino(), about.size(), about.mtime(), about.mtime_nsec());
+    files.map(|path| fs::metadata(path).ok().map(stamp)).collect()
 }
 
 fn wrong_tls(error: &dyn std::error::Error) -> Error {
     Error::cannot_run(
         format!("OTLP: TLS: {}", reply::causes(error)),
-        "check that certificate, client_certificate and client_key are PEM files of the right kind",
+        "check that certificate, client_certificate and client_key are PEM files of the right kind; where none is named the \
+         host's authorities are needed (on Debian the package ca-certificates)",
     )
 }
 
@@ -217,7 +329,8 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
     let wrong = |error: tonic::transport::Error| {
         Error::cannot_run(format!("OTLP: {}", reply::causes(&error)), "give a URL such as http://localhost:4317")
     };
-    let mut channel = Channel::from_shared(endpoint.url.clone())
+    let url = endpoint.socket.as_ref().map_or_else(|| endpoint.url.clone(), |_| endpoint.name());
+    let mut channel = Channel::from_shared(url)
         .map_err(|error| Error::cannot_run(format!("OTLP: {error}"), "give a URL such as http://localhost:4317"))?
         .user_agent(USER_AGENT)
         .map_err(wrong)?
@@ -243,12 +356,20 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
 pub fn http(endpoint: &Endpoint) -> Result<reqwest::Client, Error> {
     // reqwest looks for the provider even where no TLS is used; a second one to install it finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    // Without TLS no authorities are needed, and a host may have none.
+    let no_authorities = if is_tls(endpoint) { None } else { Some([]) };
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(endpoint.timeout)
         .tcp_keepalive(KEEP_ALIVE)
         .pool_idle_timeout(3 * KEEP_ALIVE);
+    if let Some(none) = no_authorities {
+        builder = builder.tls_certs_only(none);
+    }
+    if let Some(socket) = &endpoint.socket {
+        builder = builder.unix_socket(socket.as_path());
+    }
     if is_tls(endpoint) {
         if let Some(path) = &endpoint.certificate {
             let pem = read(path, "certificate")?;

@@ -3,10 +3,12 @@
 //! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
 //! anew, [`ledger`] counts what became of it all, and [`traffic`] what is under way.
 
+pub mod backend;
 pub mod batch;
 pub mod client;
-pub mod delivery_state;
+pub mod endpoint;
 pub mod hangup;
+pub mod headers;
 pub mod ledger;
 pub mod metrics;
 pub mod queue;
@@ -23,21 +25,21 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle as Task;
 
+use self::backend::Backend;
 use self::batch::Encoding;
-use self::client::Client;
-use self::delivery_state::DeliveryState;
+use self::client::OtlpClient;
+use self::endpoint::Otlp;
 use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
-use self::queue::{Origin, OutputQueue, Request, Requests, WhenFull};
+use self::queue::{OutputQueue, Queued, Request, WhenFull};
 use self::sender::Deliverer;
-use self::spool::thin::Newest;
 use self::traffic::Traffic;
 use self::writer::Target;
-use crate::config::otlp::Otlp;
-use crate::model::error::Error;
+use crate::model::error::{Error, no_thread};
 use crate::model::values::Signals;
 use crate::model::values::{Output, Signal};
 
@@ -68,44 +70,31 @@ pub struct Sink {
     pub output: usize,
     /// None for the output `none`: what is made is delivered by being dropped.
     pub queue: Option<OutputQueue>,
-    /// What calls do where it is full.
+    /// What becomes of calls where the queue is full.
     pub when_full: WhenFull,
 }
 
 impl Sink {
-    /// Enqueues a request of calls. Where the queue is full it waits if this is the only output for calls, and counts as
-    /// lost at the stage `queue` otherwise.
+    /// Enqueues a request of calls.
     pub fn enqueue(&self, body: Bytes, share: Share) {
+        self.put(body, share, self.when_full);
+    }
+
+    /// Enqueues a request of metrics, which never waits.
+    pub fn enqueue_metrics(&self, body: Bytes, share: Share) {
+        self.put(body, share, WhenFull::Drop);
+    }
+
+    fn put(&self, body: Bytes, share: Share, when_full: WhenFull) {
         match &self.queue {
-            Some(queue) => queue.enqueue(Request { signal: self.signal, body, share }, self.when_full),
+            Some(queue) => queue.enqueue(Request { signal: self.signal, body, share }, when_full),
             None => share.settle(Outcome::Sent { rejected: 0 }),
         }
     }
 
-    /// Enqueues the requests of one collection of metrics, never waiting. Cumulative points of the same streams that
-    /// still wait are superseded; what finds no room is lost at the stage `queue`.
-    pub fn enqueue_metrics(
-        &self,
-        origin: Origin,
-        ledger: &Arc<Ledger>,
-        newest: &Newest,
-        requests: &[ExportMetricsServiceRequest],
-    ) {
-        let Form::Otlp(encoding) = self.form else { return };
-        let requests = requests.iter().map(|request| Request {
-            signal: Signal::Metrics,
-            body: metrics::encode(encoding, request).into(),
-            share: Share::of_metrics(ledger, self.output, metrics::points(request)),
-        });
-        match &self.queue {
-            Some(queue) => queue.enqueue_metrics(origin, encoding, newest, requests.collect()),
-            None => requests.for_each(|request| request.share.settle(Outcome::Sent { rejected: 0 })),
-        }
-    }
-
-    /// Whether the metrics of the collection before still wait.
-    pub fn is_waiting(&self, origin: Origin) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.is_waiting(origin))
+    /// Whether so much waits that metrics are better added up where they are.
+    pub fn is_waiting(&self) -> bool {
+        self.queue.as_ref().is_some_and(OutputQueue::is_waiting)
     }
 }
 
@@ -149,8 +138,9 @@ pub fn start(
         sinks: Vec::new(),
         senders: Vec::new(),
         deliveries: Deliveries::default(),
+        // Pressure goes back to the kernel's ring only where nothing else is held up by it.
+        when_full: if outputs.len() == 1 { WhenFull::Wait } else { WhenFull::Drop },
         runtime,
-        when_full: if outputs.len() > 1 { WhenFull::Drop } else { WhenFull::Wait },
     };
     for output in outputs {
         match output {
@@ -161,9 +151,7 @@ pub fn start(
                 let target = Target::file(path)?;
                 let queue = starting.writer(FILE_QUEUE, target, || {})?;
                 for signal in &on {
-                    let queue = queue.beside();
-                    starting.deliveries.queues.push(queue.clone());
-                    starting.sink(&name, *signal, Form::Otlp(Encoding::Json), Some(queue));
+                    starting.sink(&name, *signal, Form::Otlp(Encoding::Json), Some(queue.clone()));
                 }
             }
             Output::None => {
@@ -185,19 +173,18 @@ pub fn start(
     for Unstarted { signal, output, client, requests } in senders {
         let of_signal = Arc::new(Traffic::new(signal, otlp.of(signal).protocol));
         traffic.push(of_signal.clone());
-        let sender = Deliverer {
+        let deliverer = Deliverer {
             name: names.get(output).cloned().unwrap_or_default(),
             signal,
             client,
             traffic: of_signal,
             spool: keeper.clone(),
             hurry: deliveries.hurry.subscribe(),
-            state: Mutex::new(DeliveryState::new(keeper.is_some())),
-            said: Mutex::default(),
-            hangup: deliveries.hangup.clone(),
+            backend: Mutex::new(Backend::new(keeper.is_some())),
+            resumed: Notify::new(),
         };
         let hangup = deliveries.hangup.listener();
-        deliveries.tasks.push(runtime.spawn(sender::run(sender, requests, hangup)));
+        deliveries.tasks.push(runtime.spawn(sender::run(deliverer, requests, hangup)));
     }
     Ok(Outputs { sinks, ledger, traffic, deliveries })
 }
@@ -206,8 +193,8 @@ pub fn start(
 struct Unstarted {
     signal: Signal,
     output: usize,
-    client: Client,
-    requests: Requests,
+    client: OtlpClient,
+    requests: UnboundedReceiver<Queued>,
 }
 
 struct Starting<'a> {
@@ -215,19 +202,19 @@ struct Starting<'a> {
     sinks: Vec<Sink>,
     senders: Vec<Unstarted>,
     deliveries: Deliveries,
-    runtime: &'a Handle,
     when_full: WhenFull,
+    runtime: &'a Handle,
 }
 
 impl Starting<'_> {
     fn sink(&mut self, output: &str, signal: Signal, form: Form, queue: Option<OutputQueue>) {
-        let (place, when_full) = (self.names.len(), self.when_full);
-        self.sinks.push(Sink { signal, form, output: place, queue, when_full });
+        let when_full = self.when_full;
+        self.sinks.push(Sink { signal, form, output: self.names.len(), queue, when_full });
         self.names.push(format!("{output}.{}", signal.name()));
     }
 
     fn otlp(&mut self, signal: Signal, otlp: &Otlp) -> Result<(), Error> {
-        let client = Client::new(signal, otlp.of(signal))?;
+        let client = OtlpClient::new(signal, otlp.of(signal))?;
         let (queue, requests) = OutputQueue::new(OTLP_QUEUE, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
         let output = self.names.len();
@@ -251,8 +238,7 @@ impl Starting<'_> {
     ) -> Result<OutputQueue, Error> {
         let (queue, requests) = OutputQueue::new(bytes, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
-        let thread = writer::start(target, requests, self.runtime.clone(), self.deliveries.hangup.listener(), closed)
-            .map_err(Error::no_thread)?;
+        let thread = writer::start(target, requests, self.deliveries.hangup.listener(), closed).map_err(no_thread)?;
         self.deliveries.threads.push(thread);
         Ok(queue)
     }
@@ -300,8 +286,12 @@ impl Deliveries {
     }
 }
 
-/// Enqueues the requests of one collection of metrics for each sink, as it encodes them. Never waits.
-pub fn enqueue_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, origin: Origin, requests: &[ExportMetricsServiceRequest]) {
-    let newest = Newest::of_all(requests);
-    sinks.iter().for_each(|sink| sink.enqueue_metrics(origin, ledger, &newest, requests));
+/// Enqueues a request of metrics for each sink, as it encodes it.
+pub fn enqueue_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest) {
+    let records = metrics::points(request);
+    for sink in sinks {
+        let Form::Otlp(encoding) = sink.form else { continue };
+        let share = Share::of_metrics(ledger, sink.output, records);
+        sink.enqueue_metrics(metrics::encode(encoding, request).into(), share);
+    }
 }

@@ -1,22 +1,21 @@
-//! The queue before an output, bounded in bytes for each signal. Calls wait for room where theirs is the only output for
-//! calls, so that the pressure reaches the kernel's ring, and are dropped and counted where there are others. Metrics
-//! never wait: a newer cumulative point takes the place of one that still waits. What is being sent still counts.
+//! The queue before an output, bounded in bytes; what is being sent still counts. Where it is full, calls wait if there is
+//! no other output, so that they are lost only in the kernel's ring, where each is counted; else its own records are dropped,
+//! and nobody waits. Metrics never wait.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 
-use super::batch::Encoding;
 use super::ledger::{Outcome, Share, Stage};
-use super::metrics::{self, points};
-use super::spool::thin::Newest;
 use crate::model::values::Signal;
 
 /// Room is counted in units of so many bytes.
 const UNIT: usize = 256;
+/// Metrics are enqueued while no more bytes than this wait.
+const METRICS: usize = 1 << 20;
 
 /// What an output gets: a whole OTLP request, or lines.
 #[derive(Debug)]
@@ -29,32 +28,12 @@ pub struct Request {
     pub share: Share,
 }
 
-/// Who made metrics: what one made does not stand for what the other did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// Those of calls and queues.
-    Calls,
-    /// mqspan's own.
-    Own,
-}
-
-/// What a call's request does where there is no room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhenFull {
-    /// It waits: this is the only output for calls.
-    Wait,
-    /// It is lost to this output.
-    Drop,
-}
-
 /// A request with its room in the queue.
 #[derive(Debug)]
 pub struct Queued {
     /// The request.
     pub request: Request,
-    /// For metrics, who made them.
-    origin: Option<Origin>,
-    room: OwnedSemaphorePermit,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Queued {
@@ -64,140 +43,53 @@ impl Queued {
     }
 }
 
-/// What both ends share.
-#[derive(Debug, Default)]
-struct Shared {
-    waiting: Mutex<Waiting>,
-    changed: Notify,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    requests: VecDeque<Queued>,
-    /// Queues that may still add to them.
-    producers: usize,
-    /// The other end takes no more.
-    is_closed: bool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// What becomes of a request that finds no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenFull {
+    /// It waits.
+    Wait,
+    /// It is dropped, and counted.
+    Drop,
 }
 
 /// The producers' end.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct OutputQueue {
     room: Arc<Semaphore>,
     units: usize,
-    shared: Arc<Shared>,
+    sender: UnboundedSender<Queued>,
     runtime: Handle,
-}
-
-impl Clone for OutputQueue {
-    fn clone(&self) -> Self {
-        self.shared.lock().producers += 1;
-        let Self { room, units, shared, runtime } = self;
-        Self { room: room.clone(), units: *units, shared: shared.clone(), runtime: runtime.clone() }
-    }
-}
-
-impl Drop for OutputQueue {
-    fn drop(&mut self) {
-        self.shared.lock().producers -= 1;
-        self.shared.changed.notify_one();
-    }
 }
 
 impl OutputQueue {
     /// A queue that holds about as many bytes, and its other end.
-    pub fn new(bytes: usize, runtime: Handle) -> (Self, Requests) {
-        let shared = Arc::new(Shared::default());
-        shared.lock().producers = 1;
+    pub fn new(bytes: usize, runtime: Handle) -> (Self, UnboundedReceiver<Queued>) {
+        let (sender, receiver) = unbounded_channel();
         let units = bytes.div_ceil(UNIT);
-        let room = Arc::new(Semaphore::new(units));
-        (Self { room, units, shared: shared.clone(), runtime }, Requests(shared))
+        (Self { room: Arc::new(Semaphore::new(units)), units, sender, runtime }, receiver)
     }
 
-    /// Another queue with the same other end and as much room of its own: what fills this one does not fill that.
-    pub fn beside(&self) -> Self {
-        let mut beside = self.clone();
-        beside.room = Arc::new(Semaphore::new(self.units));
-        beside
-    }
-
-    fn units_of(&self, body: &Bytes) -> u32 {
-        body.len().div_ceil(UNIT).clamp(1, self.units) as u32
-    }
-
-    /// Adds a request of calls. Once the queue is shut, or its other end gone, the request is dropped: it counts as
-    /// lost. Not to be called on the runtime's own threads.
+    /// Puts a request in. Once the queue is shut, or its other end gone, the request is dropped: it counts as lost.
+    /// Where it waits: not to be called on the runtime's own threads.
     pub fn enqueue(&self, request: Request, when_full: WhenFull) {
-        let units = self.units_of(&request.body);
-        let room = match self.room.clone().try_acquire_many_owned(units) {
-            Ok(room) => room,
-            Err(_) if self.room.is_closed() => return,
-            Err(_) if when_full == WhenFull::Drop => return request.share.settle(Outcome::Lost(Stage::Queue)),
-            Err(_) => match self.runtime.block_on(self.room.clone().acquire_many_owned(units)) {
-                Ok(room) => room,
-                Err(_) => return,
-            },
+        let units = request.body.len().div_ceil(UNIT).clamp(1, self.units) as u32;
+        let room = match (self.room.clone().try_acquire_many_owned(units), when_full) {
+            (Ok(room), _) => Ok(room),
+            (Err(TryAcquireError::NoPermits), WhenFull::Drop) => {
+                return request.share.settle(Outcome::Lost(Stage::Queue));
+            }
+            (Err(_), _) => self.runtime.block_on(self.room.clone().acquire_many_owned(units)),
         };
-        self.add(Queued { request, origin: None, room });
-    }
-
-    /// Adds metrics, without waiting. `newest` are the cumulative points of their collection: those that wait for the
-    /// same streams are superseded. What finds no room then is lost at [`Stage::Queue`].
-    pub fn enqueue_metrics(&self, origin: Origin, encoding: Encoding, newest: &Newest, requests: Vec<Request>) {
-        if !newest.is_empty() {
-            self.supersede(origin, encoding, newest);
-        }
-        for request in requests {
-            match self.room.clone().try_acquire_many_owned(self.units_of(&request.body)) {
-                Ok(room) => self.add(Queued { request, origin: Some(origin), room }),
-                Err(_) if self.room.is_closed() => {}
-                Err(_) => request.share.settle(Outcome::Lost(Stage::Queue)),
-            }
+        if let Ok(room) = room {
+            // Where the receiver is gone the request comes back and is dropped here.
+            let _ = self.sender.send(Queued { request, _room: room });
         }
     }
 
-    fn add(&self, queued: Queued) {
-        let mut waiting = self.shared.lock();
-        if !waiting.is_closed {
-            waiting.requests.push_back(queued);
-            self.shared.changed.notify_one();
-        }
-    }
-
-    fn supersede(&self, origin: Origin, encoding: Encoding, newest: &Newest) {
-        let mut waiting = self.shared.lock();
-        let earlier = std::mem::take(&mut waiting.requests);
-        for mut queued in earlier {
-            let decoded = (queued.origin == Some(origin)).then(|| metrics::decode(encoding, &queued.request.body));
-            if let Some(mut decoded) = decoded.flatten() {
-                let before = points(&decoded);
-                newest.replace(&mut decoded);
-                let left = points(&decoded);
-                if left == 0 {
-                    queued.settle(Outcome::Superseded);
-                    continue;
-                }
-                if left < before {
-                    queued.request.share.supersede(before - left);
-                    queued.request.body = metrics::encode(encoding, &decoded).into();
-                    let needed = self.units_of(&queued.request.body) as usize;
-                    // What it needs no more is free again.
-                    drop(queued.room.num_permits().checked_sub(needed).and_then(|spare| queued.room.split(spare)));
-                }
-            }
-            waiting.requests.push_back(queued);
-        }
-    }
-
-    /// Whether metrics that were enqueued before still wait.
-    pub fn is_waiting(&self, origin: Origin) -> bool {
-        self.shared.lock().requests.iter().any(|queued| queued.origin == Some(origin))
+    /// Whether so much waits that metrics are better added up where they are: a request of theirs always has room else.
+    pub fn is_waiting(&self) -> bool {
+        let used = self.units.saturating_sub(self.room.available_permits()) * UNIT;
+        !self.room.is_closed() && used > METRICS
     }
 
     /// What shuts the queue: nobody waits for room any more. It does not keep the queue from ending.
@@ -207,47 +99,61 @@ impl OutputQueue {
     }
 }
 
-/// The output's end.
-#[derive(Debug)]
-pub struct Requests(Arc<Shared>);
-
-impl Requests {
-    /// The oldest request, None once the queue has ended. Nothing is lost where the wait is dropped.
-    pub async fn recv(&mut self) -> Option<Queued> {
-        loop {
-            {
-                let mut waiting = self.0.lock();
-                match waiting.requests.pop_front() {
-                    Some(queued) => return Some(queued),
-                    None if waiting.producers == 0 || waiting.is_closed => return None,
-                    None => {}
-                }
-            }
-            self.0.changed.notified().await;
-        }
-    }
-
-    /// The oldest request, where there is one now.
-    pub fn try_recv(&mut self) -> Option<Queued> {
-        self.0.lock().requests.pop_front()
-    }
-
-    /// Takes no more: what is enqueued from now on is dropped.
-    pub fn close(&mut self) {
-        self.0.lock().is_closed = true;
-    }
-}
-
-impl Drop for Requests {
-    fn drop(&mut self) {
-        let mut waiting = self.0.lock();
-        waiting.is_closed = true;
-        // Their shares count them as lost, with no lock held.
-        let left = std::mem::take(&mut waiting.requests);
-        drop(waiting);
-        drop(left);
-    }
-}
-
 #[cfg(test)]
-mod tests;
+mod tests {
+    use std::thread;
+
+    use tokio::runtime::Builder;
+
+    use super::*;
+    use crate::export::ledger::{Ledger, Tally};
+
+    fn request(ledger: &Arc<Ledger>, bytes: usize) -> Request {
+        ledger.received();
+        let tally = Tally::new(ledger);
+        tally.add();
+        Request { signal: Signal::Traces, body: vec![0; bytes].into(), share: Share::of_calls(&tally, 0, 1) }
+    }
+
+    /// Prevents the queue from growing without bound, a request larger than all of it from waiting for ever, and a
+    /// waiting driver from never ending.
+    #[test]
+    fn bounded_and_ended() {
+        let ledger = Ledger::new(vec!["otlp.traces".into()], false);
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (queue, mut receiver) = OutputQueue::new(1000, runtime.handle().clone());
+        queue.enqueue(request(&ledger, 5000), WhenFull::Wait);
+        let waiting = thread::spawn({
+            let (queue, ledger) = (queue.clone(), ledger.clone());
+            move || {
+                queue.enqueue(request(&ledger, 1), WhenFull::Wait);
+                queue.enqueue(request(&ledger, 5000), WhenFull::Wait);
+            }
+        });
+        drop(receiver.blocking_recv());
+        // The small one fits now, the large one behind it does not.
+        let second = receiver.blocking_recv();
+        assert_eq!(second.as_ref().map(|queued| queued.request.body.len()), Some(1));
+        queue.shutter()();
+        waiting.join().unwrap();
+        drop((queue, second));
+        assert!(receiver.blocking_recv().is_none());
+        assert_eq!(ledger.totals().lost["shutdown"], 3);
+    }
+
+    /// Prevents an output that takes nothing from holding up the others, and what it costs from going uncounted.
+    #[test]
+    fn a_full_queue_beside_others() {
+        let ledger = Ledger::new(vec!["otlp.traces".into()], false);
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let (queue, mut receiver) = OutputQueue::new(1000, runtime.handle().clone());
+        for _ in 0..5 {
+            queue.enqueue(request(&ledger, 400), WhenFull::Drop);
+        }
+        let totals = ledger.totals();
+        assert_eq!((totals.lost["queue"], totals.outputs["otlp.traces"].lost), (3, 3));
+        drop(receiver.blocking_recv());
+        queue.enqueue(request(&ledger, 400), WhenFull::Drop);
+        assert_eq!(ledger.totals().lost["queue"], 3, "there is room again");
+    }
+}

@@ -31,12 +31,24 @@ pub enum Failure {
         /// In a few words.
         why: String,
     },
-    /// The backend does not work, or does not let mqspan in: that says nothing of this request.
+    /// The backend takes none now, for a reason that is its own and may be mended: who asks, or what it is in.
     Backend(String),
     /// It never will.
     Refused(String),
     /// Nor will any other request of this signal.
     Unimplemented(String),
+}
+
+impl Failure {
+    /// The same with another reason.
+    pub fn with(self, why: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Retry { after, why: before } => Self::Retry { after, why: why(before) },
+            Self::Backend(before) => Self::Backend(why(before)),
+            Self::Refused(before) => Self::Refused(why(before)),
+            Self::Unimplemented(before) => Self::Unimplemented(why(before)),
+        }
+    }
 }
 
 /// As much of what a backend says is shown.
@@ -60,15 +72,18 @@ pub fn of_grpc(status: &Status) -> Failure {
     if let Some(error) = std::error::Error::source(status) {
         return Failure::Retry { after: None, why: causes(error) };
     }
-    let retry_info = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let retry_info = status.get_details_retry_info();
+    let is_asked_to_retry = retry_info.is_some();
+    let after = retry_info.and_then(|info| info.retry_delay);
     match status.code() {
         Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Aborted
         | Code::OutOfRange
         | Code::Unavailable
-        | Code::DataLoss => Failure::Retry { after: retry_info, why },
-        Code::ResourceExhausted if retry_info.is_some() => Failure::Retry { after: retry_info, why },
+        | Code::DataLoss => Failure::Retry { after, why },
+        // Also one without a delay: then the back-off is enough.
+        Code::ResourceExhausted if is_asked_to_retry => Failure::Retry { after, why },
         Code::Unimplemented => Failure::Unimplemented(why),
         Code::Unauthenticated | Code::PermissionDenied | Code::Internal | Code::Unknown => Failure::Backend(why),
         _ => Failure::Refused(why),
@@ -93,23 +108,38 @@ pub fn causes(error: &dyn std::error::Error) -> String {
 pub fn of_http(signal: Signal, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<Accepted, Failure> {
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if status.is_success() {
-        return match (body, content_type.starts_with("application/json")) {
-            ([], _) => Some(Accepted::default()),
-            (body, true) => partial_success_json(signal, body),
-            (body, false) => partial_success(signal, body),
-        }
-        .ok_or_else(|| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})")));
+        let is_page = content_type.starts_with("text/html") || body.trim_ascii_start().starts_with(b"<");
+        let is_otlp = ["application/json", "application/x-protobuf"].iter().any(|own| content_type.starts_with(own));
+        return match body {
+            // A proxy's login page: whoever it is, it is not the backend.
+            _ if is_page => Err(Failure::Backend(format!("{status}, but the answer is a web page ({content_type})"))),
+            [] => {
+                Ok(Accepted { message: "its answer is empty, which is taken as a yes".into(), ..Accepted::default() })
+            }
+            body if content_type.starts_with("application/json") => partial_success_json(signal, body)
+                .ok_or_else(|| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})"))),
+            body if is_otlp => partial_success(signal, body)
+                .ok_or_else(|| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})"))),
+            body => Ok(partial_success(signal, body).unwrap_or_else(|| Accepted {
+                message: format!("its answer is not OTLP's, which is taken as a yes: {}", shown(&lossy(body))),
+                ..Accepted::default()
+            })),
+        };
     }
     let why = match message(content_type, body) {
         Some(message) => format!("{status}: {message}"),
         None => status.to_string(),
     };
     Err(match status.as_u16() {
-        429 | 502 | 503 | 504 => Failure::Retry { after: retry_after(headers, SystemTime::now()), why },
+        408 | 429 | 502 | 503 | 504 => Failure::Retry { after: retry_after(headers, SystemTime::now()), why },
         404 => Failure::Unimplemented(why),
-        401 | 403 | 407 | 408 | 500..=599 => Failure::Backend(why),
+        401 | 403 | 407 | 500..=599 => Failure::Backend(why),
         _ => Failure::Refused(why),
     })
+}
+
+fn lossy(body: &[u8]) -> String {
+    String::from_utf8_lossy(&body[..body.len().min(4 * SHOWN)]).into_owned()
 }
 
 /// Retry-After (RFC 9110, section 10.2.3): seconds or a date.
@@ -117,6 +147,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     match text.parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() => Some(Duration::MAX),
         Err(_) => httpdate::parse_http_date(text).ok().map(|at| at.duration_since(now).unwrap_or_default()),
     }
 }
@@ -189,14 +220,22 @@ mod tests {
     /// Prevents a status from being retried that never succeeds, and one from being given up that would.
     #[test]
     fn http_statuses() {
-        for status in [429, 502, 503, 504] {
+        for status in [408, 429, 502, 503, 504] {
             assert_eq!(retries(http(status, &[], b"")), Some(None), "{status}");
             assert_eq!(retries(http(status, &[("retry-after", "7")], b"")), Some(Some(7)));
         }
         assert_eq!(retries(http(503, &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], b"")), Some(Some(0)));
         assert_eq!(retries(http(503, &[("retry-after", "soon")], b"")), Some(None));
-        for status in [301, 400, 401, 403, 405, 413, 415, 500, 501] {
+        assert_eq!(retries(http(503, &[("retry-after", "99999999999999999999999")], b"")), Some(Some(u64::MAX)));
+        assert!(retries(http(503, &[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")], b"")).flatten() > Some(1));
+        for wrong in ["-1", "1.5", "", "7 s"] {
+            assert_eq!(retries(http(503, &[("retry-after", wrong)], b"")), Some(None), "{wrong}");
+        }
+        for status in [301, 400, 405, 413, 415, 422] {
             assert!(matches!(http(status, &[], b""), Err(Failure::Refused(_))), "{status}");
+        }
+        for status in [401, 403, 407, 500, 501, 505, 599] {
+            assert!(matches!(http(status, &[], b""), Err(Failure::Backend(_))), "{status}");
         }
         assert!(matches!(http(404, &[], b""), Err(Failure::Unimplemented(_))));
         let status = tonic_types::pb::Status { code: 3, message: "bad\n span".into(), details: vec![] };
@@ -215,8 +254,16 @@ mod tests {
         let json = br#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"full"}}"#;
         assert_eq!(http(200, &[("content-type", "application/json")], json), Ok(accepted));
         assert_eq!(http(200, &[("content-type", "application/json")], b"{}"), Ok(Accepted::default()));
-        assert_eq!(http(200, &[], b""), Ok(Accepted::default()));
-        for (content_type, body) in [("text/html", &b"<html>"[..]), ("application/json", b"[]"), ("", b"OK, thanks")] {
+        for (content_type, body) in [("", &b""[..]), ("text/plain", b"OK, thanks"), ("", b"ok\n")] {
+            let answer = http(200, &[("content-type", content_type)], body).unwrap();
+            assert!(answer.rejected == 0 && answer.message.contains("taken as a yes"), "{content_type}: {answer:?}");
+        }
+        for (content_type, body) in
+            [("text/html", &b"hello"[..]), ("", b"<html>"), ("text/plain", b"\n<!DOCTYPE html>")]
+        {
+            assert!(matches!(http(200, &[("content-type", content_type)], body), Err(Failure::Backend(_))));
+        }
+        for (content_type, body) in [("application/json", &b"[]"[..]), ("application/x-protobuf", b"\xff\xff")] {
             assert!(matches!(http(200, &[("content-type", content_type)], body), Err(Failure::Refused(_))));
         }
     }
@@ -229,8 +276,11 @@ mod tests {
         for code in [Code::Cancelled, Code::DeadlineExceeded, Code::Aborted, Code::OutOfRange, Code::Unavailable] {
             assert!(matches!(plain(code), Failure::Retry { after: None, .. }), "{code:?}");
         }
-        for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::Unauthenticated, Code::Internal] {
+        for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::FailedPrecondition] {
             assert_eq!(plain(code), Failure::Refused(format!("{code:?}: m")));
+        }
+        for code in [Code::Unauthenticated, Code::PermissionDenied, Code::Internal, Code::Unknown] {
+            assert_eq!(plain(code), Failure::Backend(format!("{code:?}: m")));
         }
         assert!(matches!(plain(Code::Unimplemented), Failure::Unimplemented(_)));
         let patience = ErrorDetails::with_retry_info(Some(Duration::from_secs(2)));
@@ -238,6 +288,9 @@ mod tests {
             let status = Status::with_error_details(code, "m", patience.clone());
             assert!(matches!(of_grpc(&status), Failure::Retry { after: Some(after), .. } if after.as_secs() == 2));
         }
+        let without_delay = ErrorDetails::with_retry_info(None);
+        let status = Status::with_error_details(Code::ResourceExhausted, "m", without_delay);
+        assert!(matches!(of_grpc(&status), Failure::Retry { after: None, .. }), "{status:?}");
         let cut = Status::from_error(Box::new(std::io::Error::other("cut")));
         assert!(matches!(of_grpc(&cut), Failure::Retry { .. }), "{cut:?}");
     }

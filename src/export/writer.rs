@@ -6,12 +6,12 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tracing::warn;
 
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
-use super::queue::Requests;
+use super::queue::Queued;
 use crate::model::error::Error;
 
 /// Where it is written.
@@ -93,15 +93,14 @@ fn ends_torn(path: &Path, appended: &File) -> bool {
 /// Starts the thread. It ends when the queue has ended, or calls `closed` and ends when nobody reads stdout any more.
 pub fn start(
     mut target: Target,
-    mut queue: Requests,
-    runtime: Handle,
+    mut queue: UnboundedReceiver<Queued>,
     mut hangup: Listener,
     closed: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("mqspan-writer".into()).spawn(move || {
         let mut said = false;
-        while let Some(queued) = runtime.block_on(queue.recv()) {
-            if hangup.hears() {
+        while let Some(queued) = queue.blocking_recv() {
+            if hangup.noticed() {
                 target.reopen();
             }
             match target.write(&queued.request.body) {
@@ -123,7 +122,7 @@ pub fn start(
                 }
             }
         }
-        while let Some(queued) = queue.try_recv() {
+        while let Ok(queued) = queue.try_recv() {
             queued.settle(Outcome::Lost(Stage::Write));
         }
     })

@@ -16,7 +16,6 @@ use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 
 use crate::config::Settings;
 use crate::export::ledger::Ledger;
-use crate::export::queue::Origin;
 use crate::export::traffic::Traffic;
 use crate::export::{Outputs, Sink, enqueue_metrics};
 use crate::model::values::{self, Signal};
@@ -155,7 +154,7 @@ impl fmt::Debug for Exporter {
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let request = ExportMetricsServiceRequest::from(metrics);
-        enqueue_metrics(&self.sinks, &self.ledger, Origin::Own, &[request]);
+        enqueue_metrics(&self.sinks, &self.ledger, &request);
         Ok(())
     }
 

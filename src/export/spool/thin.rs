@@ -15,33 +15,18 @@ pub struct Newest(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
 
 impl Newest {
     /// Those that a request has points of.
-    pub fn of(request: ExportMetricsServiceRequest) -> Self {
-        Self::of_all(&[request])
-    }
-
-    /// Those that the requests of a collection have points of.
-    pub fn of_all(requests: &[ExportMetricsServiceRequest]) -> Self {
-        let mut newest = Self::default();
-        for request in requests {
-            each_point(&mut request.clone(), |resource, stream| {
-                newest.0.entry(resource.to_vec()).or_default().insert(stream);
-                true
-            });
-        }
-        newest
+    pub fn of(mut request: ExportMetricsServiceRequest) -> Self {
+        let mut streams = Self::default();
+        each_point(&mut request, |resource, stream| {
+            streams.0.entry(resource.to_vec()).or_default().insert(stream);
+            true
+        });
+        streams
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
-    }
-
-    /// As [`Self::thin`], and takes the gauges too: for a collection that was not sent yet, the newer one has them.
-    pub fn replace(&self, earlier: &mut ExportMetricsServiceRequest) {
-        for of_scope in earlier.resource_metrics.iter_mut().flat_map(|of| &mut of.scope_metrics) {
-            of_scope.metrics.retain(|metric| !matches!(metric.data, Some(Data::Gauge(_))));
-        }
-        self.thin(earlier);
     }
 
     /// Takes the points of these streams out of an earlier request, and whatever is empty then.
