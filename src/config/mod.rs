@@ -5,6 +5,7 @@
 mod env;
 pub mod file;
 pub mod otlp;
+mod pairs;
 pub mod unavailable;
 mod yaml;
 
@@ -13,11 +14,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use self::env::{Environment, pairs};
+use self::env::Environment;
 use self::file::ConfigFile;
-use self::otlp::{Layer, Layers, Otlp};
+use self::otlp::{Layer, Layers};
+use self::pairs::pairs;
 use crate::cli::choices::choice;
 use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+use crate::export::endpoint::Otlp;
 use crate::export::spool;
 use crate::model::error::Error;
 use crate::model::filter::{Filter, Filters};

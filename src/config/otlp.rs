@@ -7,51 +7,11 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
-use super::env::pairs;
+use super::pairs::pairs;
 use crate::cli::choices::choice;
+use crate::export::endpoint::{ClientIdentity, Endpoint, Otlp};
 use crate::model::error::{Error, Origin};
 use crate::model::values::{Compression, Protocol, Signal, duration};
-
-/// The endpoint of each signal.
-#[derive(Clone, Debug)]
-pub struct Otlp {
-    /// For spans.
-    pub traces: Endpoint,
-    /// For log records.
-    pub logs: Endpoint,
-    /// For metrics.
-    pub metrics: Endpoint,
-}
-
-/// Where and how one signal is sent.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    /// The final URL. For HTTP it has the signal's path; for gRPC it is scheme, host and port. TLS
-    /// is used where the scheme is `https`.
-    pub url: String,
-    /// How requests are carried and encoded.
-    pub protocol: Protocol,
-    /// Sent with each request. The values are secrets: they are marked as sensitive, which keeps
-    /// them out of `Debug`.
-    pub headers: HeaderMap,
-    /// None: not compressed.
-    pub compression: Option<Compression>,
-    /// How long one request may take.
-    pub timeout: Duration,
-    /// PEM file of the certificates that the backend's is checked against.
-    pub certificate: Option<PathBuf>,
-    /// What mqspan shows of itself.
-    pub client: Option<Client>,
-}
-
-/// What mqspan shows a backend that asks for a client certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Client {
-    /// PEM file of the certificate.
-    pub certificate: PathBuf,
-    /// PEM file of its key.
-    pub key: PathBuf,
-}
 
 /// The settings from one place, either for all signals or for one.
 #[derive(Clone, Debug, Default)]
@@ -168,15 +128,6 @@ impl Layers {
 }
 
 impl Otlp {
-    /// The endpoint of a signal.
-    pub fn of(&self, signal: Signal) -> &Endpoint {
-        match signal {
-            Signal::Traces => &self.traces,
-            Signal::Logs => &self.logs,
-            Signal::Metrics => &self.metrics,
-        }
-    }
-
     /// Lays the command line over the environment over the file, in each of the latter two a
     /// signal's own settings over those for all.
     ///
@@ -216,7 +167,7 @@ impl Endpoint {
         };
         let certificate = first(layers, |layer| layer.client_certificate.clone());
         let client = match (certificate, first(layers, |layer| layer.client_key.clone())) {
-            (Some(certificate), Some(key)) => Some(Client { certificate, key }),
+            (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
             (None, None) => None,
             _ => {
                 return Err(Error::cannot_run(
@@ -227,6 +178,8 @@ impl Endpoint {
         };
         Ok(Self {
             url,
+            socket: None,
+            headers_file: None,
             protocol,
             headers: first(layers, |layer| layer.headers.clone()).unwrap_or_default(),
             compression: first(layers, |layer| layer.compression)

@@ -22,8 +22,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use tonic::{Extensions, Status};
 
 use super::batch::Encoding;
+use super::endpoint::{ClientIdentity, Endpoint};
 use super::reply::{self, Accepted, Failure};
-use crate::config::otlp::Endpoint;
 use crate::model::error::Error;
 use crate::model::values::{Compression, Protocol, Signal};
 
@@ -37,7 +37,7 @@ const ANSWER: usize = 64 << 10;
 
 /// A connection to the backend of one signal, made when it is first needed and again after it broke.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub struct OtlpClient {
     signal: Signal,
     timeout: Duration,
     headers: HeaderMap,
@@ -51,7 +51,7 @@ enum Carrier {
     Http { client: reqwest::Client, url: String, encoding: Encoding },
 }
 
-impl Client {
+impl OtlpClient {
     /// Prepares the connection: reads certificates, connects to nothing. To be called on a runtime.
     pub fn new(signal: Signal, endpoint: &Endpoint) -> Result<Self, Error> {
         let carrier = match endpoint.protocol {
@@ -199,7 +199,7 @@ type Pem = Vec<u8>;
 
 /// The certificate and its key, where there are any.
 fn identity(endpoint: &Endpoint) -> Result<Option<(Pem, Pem)>, Error> {
-    let read = |client: &crate::config::otlp::Client| {
+    let read = |client: &ClientIdentity| {
         Ok((read(&client.certificate, "client_certificate")?, read(&client.key, "client_key")?))
     };
     endpoint.client.as_ref().map(read).transpose()

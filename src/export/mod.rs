@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod client;
+pub mod endpoint;
 pub mod hangup;
 pub mod ledger;
 pub mod metrics;
@@ -28,14 +29,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
 use self::batch::Encoding;
-use self::client::Client;
+use self::client::OtlpClient;
+use self::endpoint::Otlp;
 use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
 use self::queue::{Queue, Queued, Request};
 use self::sender::Sender;
 use self::traffic::Traffic;
 use self::writer::Target;
-use crate::config::otlp::Otlp;
 use crate::model::error::Error;
 use crate::model::values::Signals;
 use crate::model::values::{Output, Signal};
@@ -171,7 +172,7 @@ pub fn start(
 struct Unstarted {
     signal: Signal,
     output: usize,
-    client: Client,
+    client: OtlpClient,
     requests: UnboundedReceiver<Queued>,
 }
 
@@ -190,7 +191,7 @@ impl Starting<'_> {
     }
 
     fn otlp(&mut self, signal: Signal, otlp: &Otlp) -> Result<(), Error> {
-        let client = Client::new(signal, otlp.of(signal))?;
+        let client = OtlpClient::new(signal, otlp.of(signal))?;
         let (queue, requests) = Queue::new(OTLP_QUEUE, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
         let output = self.names.len();

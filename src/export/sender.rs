@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use tracing::{Instrument, debug, debug_span, info, warn};
 
 use super::batch::Encoding;
-use super::client::Client;
+use super::client::OtlpClient;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
@@ -37,7 +37,7 @@ pub struct Sender {
     /// Which signal.
     pub signal: Signal,
     /// The connection to its backend.
-    pub client: Client,
+    pub client: OtlpClient,
     /// What is under way to it.
     pub traffic: Arc<Traffic>,
     /// Where there is one.
@@ -241,6 +241,10 @@ impl Sender {
             }
             Err(Failure::Refused(why)) => {
                 self.say("the backend refuses what it is sent", &why);
+                Ok(Outcome::Lost(Stage::Refused))
+            }
+            Err(Failure::Backend(why)) => {
+                self.say("the backend takes nothing from here", &why);
                 Ok(Outcome::Lost(Stage::Refused))
             }
             Err(Failure::Unimplemented(why)) => {

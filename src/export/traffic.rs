@@ -68,6 +68,7 @@ impl Traffic {
                 Ok(_) => None,
                 Err(Failure::Retry { .. }) => Some("retryable"),
                 Err(Failure::Refused(_)) => Some("refused"),
+                Err(Failure::Backend(_)) => Some("backend"),
                 Err(Failure::Unimplemented(_)) => Some("unimplemented"),
             };
             let mut attributes = self.component().to_vec();

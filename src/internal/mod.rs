@@ -28,8 +28,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::http::OnRuntime;
-use crate::config::otlp::Endpoint;
 use crate::config::{Settings, Verbosity};
+use crate::export::endpoint::Endpoint;
 use crate::export::{Outputs, client};
 use crate::model::error::Error;
 use crate::model::resource::Value;
