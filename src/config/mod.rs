@@ -121,6 +121,12 @@ impl Settings {
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
         let spool = spool(&run)?;
         let outputs = outputs(run.output, endpoint_named);
+        if spool.is_some() && !outputs.contains(&Output::Otlp) {
+            return Err(Error::cannot_run(
+                "--spool keeps what an OTLP backend did not take, and otlp is not among the outputs",
+                "name an --endpoint or --output otlp, or leave --spool out",
+            ));
+        }
         let shows_all = outputs.iter().all(|output| matches!(output, Output::Console | Output::File(_)));
         let default_rate = if shows_all || !host_wide { 0 } else { 100 };
         let rate =

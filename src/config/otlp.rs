@@ -19,6 +19,7 @@ pub struct Layer {
     endpoint: Option<(String, Origin)>,
     protocol: Option<Protocol>,
     headers: Option<HeaderMap>,
+    headers_file: Option<PathBuf>,
     compression: Option<Compression>,
     timeout: Option<Duration>,
     insecure: Option<bool>,
@@ -29,10 +30,11 @@ pub struct Layer {
 
 impl Layer {
     /// The keys of `set`: in lower case what the variables end with.
-    pub const KEYS: [&str; 9] = [
+    pub const KEYS: [&str; 10] = [
         "endpoint",
         "protocol",
         "headers",
+        "headers_file",
         "compression",
         "timeout",
         "insecure",
@@ -62,6 +64,7 @@ impl Layer {
                 let pairs = pairs(text).map_err(wrong)?;
                 self.set_headers(&pairs, &origin)?;
             }
+            "headers_file" => self.headers_file = Some(text.into()),
             "compression" => self.compression = Some(choice(text).map_err(wrong)?),
             "timeout" => self.timeout = Some(timeout(text).map_err(wrong)?),
             "insecure" => {
@@ -160,11 +163,12 @@ impl Endpoint {
         let named = layers.iter().find_map(|(layer, own)| layer.endpoint.as_ref().map(|named| (named, *own)));
         let url = match named {
             Some(((text, origin), own)) => {
-                url(text, protocol, insecure, (!own).then_some(signal)).map_err(|why| origin.error(why))?
+                url(text, protocol, insecure, signal, own).map_err(|why| origin.error(why))?
             }
             None if protocol == Protocol::Grpc => "http://localhost:4317".into(),
             None => format!("http://localhost:4318/v1/{}", signal.name()),
         };
+        let socket = named.and_then(|((text, _), _)| socket_path(text)).map(PathBuf::from);
         let certificate = first(layers, |layer| layer.client_certificate.clone());
         let client = match (certificate, first(layers, |layer| layer.client_key.clone())) {
             (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
@@ -178,8 +182,8 @@ impl Endpoint {
         };
         Ok(Self {
             url,
-            socket: None,
-            headers_file: None,
+            socket,
+            headers_file: first(layers, |layer| layer.headers_file.clone()),
             protocol,
             headers: first(layers, |layer| layer.headers.clone()).unwrap_or_default(),
             compression: first(layers, |layer| layer.compression)
@@ -191,10 +195,27 @@ impl Endpoint {
     }
 }
 
-/// The final URL of an endpoint; `append` is the signal whose path an HTTP URL still lacks. The
-/// error does not repeat the text, which may hold credentials.
-fn url(text: &str, protocol: Protocol, insecure: bool, append: Option<Signal>) -> Result<String, String> {
+/// The path of a UNIX socket that an endpoint names as gRPC does, `unix:///path` or `unix:/path`.
+fn socket_path(text: &str) -> Option<&str> {
+    let path = text.strip_prefix("unix:")?;
+    Some(path.strip_prefix("//").unwrap_or(path))
+}
+
+/// The final URL of an endpoint; one that is not the signal's `own` gets the signal's path for HTTP, and so does a socket,
+/// whose name has no place for one. The error does not repeat the text, which may hold credentials.
+fn url(text: &str, protocol: Protocol, insecure: bool, signal: Signal, own: bool) -> Result<String, String> {
     let grpc = protocol == Protocol::Grpc;
+    if let Some(path) = socket_path(text) {
+        let is_name = path.starts_with('/') && !path.ends_with('/') && !path.contains(['\0', '?', '#']);
+        // What a sockaddr_un holds, with the zero at its end.
+        if !is_name || path.len() > 107 {
+            return Err("a UNIX socket is unix:///PATH: absolute, of at most 107 bytes".into());
+        }
+        return Ok(match grpc {
+            true => "http://localhost".into(),
+            false => format!("http://localhost/v1/{}", signal.name()),
+        });
+    }
     let uri = match (text.contains("://"), grpc, insecure) {
         (true, ..) => text.into(),
         (false, true, true) => format!("http://{text}"),
@@ -219,10 +240,10 @@ fn url(text: &str, protocol: Protocol, insecure: bool, append: Option<Signal>) -
     }
     let (path, query) = (uri.path(), uri.query());
     let query = query.map_or(String::new(), |query| format!("?{query}"));
-    Ok(match append {
+    Ok(match own {
         _ if grpc => format!("{scheme}://{authority}"),
-        Some(signal) => format!("{scheme}://{authority}{}/v1/{}{query}", path.trim_end_matches('/'), signal.name()),
-        None => format!("{scheme}://{authority}{path}{query}"),
+        false => format!("{scheme}://{authority}{}/v1/{}{query}", path.trim_end_matches('/'), signal.name()),
+        true => format!("{scheme}://{authority}{path}{query}"),
     })
 }
 
@@ -264,7 +285,14 @@ mod tests {
             ("https://c:4317/x", Grpc, true, true, Some("https://c:4317")),
             ("c:4317", Grpc, true, true, Some("http://c:4317")),
             ("c:4317", Grpc, false, false, Some("https://c:4317")),
-            ("unix:///run/c", Grpc, false, true, None),
+            ("unix:///run/c", Grpc, false, true, Some("http://localhost")),
+            ("unix:/run/c", Http, false, true, Some("http://localhost/v1/logs")),
+            ("unix:///run/c", Http, false, false, Some("http://localhost/v1/logs")),
+            ("unix://run/c", Grpc, false, true, None),
+            ("unix:run/c", Grpc, false, true, None),
+            ("unix:", Http, false, true, None),
+            ("unix:///", Http, false, true, None),
+            (&format!("unix:///{}", "x".repeat(107)), Http, false, true, None),
             ("ftp://c", Http, false, true, None),
             ("http://", Http, false, true, None),
             ("http://:4318", Http, false, true, None),
@@ -273,8 +301,7 @@ mod tests {
             ("http://me:secret@c", Http, false, true, None),
             ("http://se cret", Http, false, true, None),
         ] {
-            let append = append.then_some(Signal::Logs);
-            match url(text, protocol, insecure, append) {
+            match url(text, protocol, insecure, Signal::Logs, !append) {
                 Ok(url) => assert_eq!(Some(&*url), expected, "{text}"),
                 Err(why) => {
                     assert_eq!(expected, None, "{text}: {why}");

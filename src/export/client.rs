@@ -1,10 +1,10 @@
 //! One attempt to deliver one request over OTLP/gRPC or OTLP/HTTP. Decides nothing: what the answer means is
 //! [`reply`]'s, what follows the sender's.
 
-use std::fs;
 use std::io::Write;
-use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes};
 use flate2::write::GzEncoder;
@@ -20,9 +20,11 @@ use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, En
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use tonic::{Extensions, Status};
+use tracing::warn;
 
 use super::batch::Encoding;
 use super::endpoint::{ClientIdentity, Endpoint};
+use super::files::{self, Watched};
 use super::reply::{self, Accepted, Failure};
 use crate::model::error::Error;
 use crate::model::values::{Compression, Protocol, Signal};
@@ -35,70 +37,90 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// As much of an answer is read.
 const ANSWER: usize = 64 << 10;
 
-/// A connection to the backend of one signal, made when it is first needed and again after it broke.
+/// A connection to the backend of one signal, made when it is first needed and again after it broke or its certificates
+/// changed.
 #[derive(Clone, Debug)]
 pub struct OtlpClient {
     signal: Signal,
-    timeout: Duration,
+    endpoint: Endpoint,
+    connection: Arc<Mutex<Watched<Connection>>>,
+    /// Whether an unusual answer was told of.
+    told: Arc<AtomicBool>,
+}
+
+/// What the files of an endpoint make of it.
+#[derive(Clone, Debug)]
+struct Connection {
     headers: HeaderMap,
-    compression: Option<Compression>,
     carrier: Carrier,
 }
 
 #[derive(Clone, Debug)]
 enum Carrier {
     Grpc(Channel),
-    Http { client: reqwest::Client, url: String, encoding: Encoding },
+    Http(reqwest::Client),
 }
 
 impl OtlpClient {
-    /// Prepares the connection: reads certificates, connects to nothing. To be called on a runtime.
+    /// Prepares the connection: reads certificates and headers, connects to nothing. To be called on a runtime.
     pub fn new(signal: Signal, endpoint: &Endpoint) -> Result<Self, Error> {
-        let carrier = match endpoint.protocol {
-            Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
-            Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http {
-                client: http(endpoint)?,
-                url: endpoint.url.clone(),
-                encoding: match endpoint.protocol {
-                    Protocol::HttpJson => Encoding::Json,
-                    _ => Encoding::Protobuf,
-                },
-            },
-        };
+        let connection = Watched::new(files::of(endpoint), || connection(endpoint))?;
         Ok(Self {
             signal,
-            timeout: endpoint.timeout,
-            headers: endpoint.headers.clone(),
-            compression: endpoint.compression,
-            carrier,
+            endpoint: endpoint.clone(),
+            connection: Arc::new(Mutex::new(connection)),
+            told: Arc::default(),
         })
     }
 
     /// How requests are to be encoded.
     pub fn encoding(&self) -> Encoding {
-        match self.carrier {
-            Carrier::Http { encoding, .. } => encoding,
-            Carrier::Grpc(_) => Encoding::Protobuf,
+        match self.endpoint.protocol {
+            Protocol::HttpJson => Encoding::Json,
+            Protocol::Grpc | Protocol::HttpProtobuf => Encoding::Protobuf,
         }
+    }
+
+    /// Has certificates, keys and headers read again before the next request, whether they seem to have changed or not.
+    pub fn reload(&self) {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).reload();
+    }
+
+    /// The connection as its files have it now; as they had it last where they are broken.
+    fn connection(&self) -> Connection {
+        let mut watched = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = watched.refresh(Instant::now(), || connection(&self.endpoint)) {
+            warn!("otlp.{}: {}; what was read before stays in use", self.signal.name(), error.message);
+        }
+        watched.value().clone()
     }
 
     /// Sends a request once. One that an earlier run has left in the spool may be encoded otherwise than this one's.
     pub async fn send(&self, body: Bytes, encoding: Encoding) -> Result<Accepted, Failure> {
+        let Connection { headers, carrier } = self.connection();
         let attempt = async {
-            match &self.carrier {
+            match carrier {
                 Carrier::Grpc(channel) => {
                     let body = match encoding {
                         Encoding::Protobuf => body,
                         Encoding::Json => self.protobuf_of(&body)?,
                     };
-                    self.send_grpc(channel.clone(), body).await
+                    self.send_grpc(channel, headers, body).await
                 }
-                Carrier::Http { client, url, .. } => self.send_http(client, url, encoding, body).await,
+                Carrier::Http(client) => self.send_http(&client, headers, encoding, body).await,
             }
         };
-        tokio::time::timeout(self.timeout, attempt).await.unwrap_or_else(|_| {
-            Err(Failure::Retry { after: None, why: format!("no answer within {:?}", self.timeout) })
-        })
+        let timeout = self.endpoint.timeout;
+        let result = tokio::time::timeout(timeout, attempt)
+            .await
+            .unwrap_or_else(|_| Err(Failure::Retry { after: None, why: format!("no answer within {timeout:?}") }));
+        result.map_err(|failure| failure.explained(|why| self.explain(&why)))
+    }
+
+    /// Why an attempt failed, with the URL that was tried.
+    fn explain(&self, why: &str) -> String {
+        let hint = reply::wrong_protocol(self.endpoint.protocol, why).map(|hint| format!("; {hint}"));
+        format!("{}: {why}{}", self.endpoint.place(), hint.unwrap_or_default())
     }
 
     /// A request in JSON as protobuf, the one encoding of gRPC.
@@ -114,12 +136,13 @@ impl OtlpClient {
         .map_err(|error| Failure::Refused(format!("a request in the spool is damaged: {error}")))
     }
 
-    async fn send_grpc(&self, channel: Channel, body: Bytes) -> Result<Accepted, Failure> {
+    async fn send_grpc(&self, channel: Channel, headers: HeaderMap, body: Bytes) -> Result<Accepted, Failure> {
         // Servers answer compressed as they are asked.
         let mut grpc = Grpc::new(channel)
+            .max_decoding_message_size(ANSWER)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd);
-        let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
+        let compression = self.endpoint.compression.filter(|_| body.len() >= COMPRESS_FROM);
         grpc = match compression {
             Some(Compression::Gzip) => grpc.send_compressed(CompressionEncoding::Gzip),
             Some(Compression::Zstd) => grpc.send_compressed(CompressionEncoding::Zstd),
@@ -130,7 +153,7 @@ impl OtlpClient {
             Signal::Logs => "/opentelemetry.proto.collector.logs.v1.LogsService/Export",
             Signal::Metrics => "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
         });
-        let metadata = MetadataMap::from_headers(self.headers.clone());
+        let metadata = MetadataMap::from_headers(headers);
         let request = tonic::Request::from_parts(metadata, Extensions::default(), body);
         grpc.ready().await.map_err(|error| Failure::Retry { after: None, why: reply::causes(&error) })?;
         let answer = grpc.unary(request, path, Whole).await.map_err(|status| reply::of_grpc(&status))?;
@@ -141,7 +164,7 @@ impl OtlpClient {
     async fn send_http(
         &self,
         client: &reqwest::Client,
-        url: &str,
+        headers: HeaderMap,
         encoding: Encoding,
         body: Bytes,
     ) -> Result<Accepted, Failure> {
@@ -149,9 +172,9 @@ impl OtlpClient {
             Encoding::Protobuf => "application/x-protobuf",
             Encoding::Json => "application/json",
         };
-        let compression = self.compression.filter(|_| body.len() >= COMPRESS_FROM);
+        let compression = self.endpoint.compression.filter(|_| body.len() >= COMPRESS_FROM);
         let body = compress(compression, body).map_err(|error| Failure::Refused(error.to_string()))?;
-        let mut request = client.post(url).headers(self.headers.clone()).header(header::CONTENT_TYPE, content_type);
+        let mut request = client.post(&self.endpoint.url).headers(headers).header(header::CONTENT_TYPE, content_type);
         match compression {
             Some(Compression::Gzip) => request = request.header(header::CONTENT_ENCODING, "gzip"),
             Some(Compression::Zstd) => request = request.header(header::CONTENT_ENCODING, "zstd"),
@@ -160,14 +183,46 @@ impl OtlpClient {
         let retry = |error: reqwest::Error| Failure::Retry { after: None, why: reply::causes(&error.without_url()) };
         let mut response = request.body(body).send().await.map_err(retry)?;
         let mut answer = Vec::new();
-        while answer.len() < ANSWER {
-            match response.chunk().await.map_err(retry)? {
-                Some(chunk) => answer.extend_from_slice(&chunk),
-                None => break,
+        while let Some(chunk) = response.chunk().await.map_err(retry)? {
+            if answer.len() + chunk.len() > ANSWER {
+                let why = format!("{}, with an answer of more than {ANSWER} bytes", response.status());
+                return Err(Failure::Backend(why));
             }
+            answer.extend_from_slice(&chunk);
         }
-        reply::of_http(self.signal, response.status(), response.headers(), &answer)
+        let accepted = reply::of_http(self.signal, response.status(), response.headers(), &answer)?;
+        if let Some(what) = reply::unusual(response.headers(), &answer)
+            && !self.told.swap(true, Relaxed)
+        {
+            let status = response.status();
+            warn!("otlp.{}: {}: {status} with {what}: taken as success", self.signal.name(), self.endpoint.place());
+        }
+        Ok(accepted)
     }
+}
+
+fn connection(endpoint: &Endpoint) -> Result<Connection, Error> {
+    Ok(Connection {
+        headers: headers(endpoint)?,
+        carrier: match endpoint.protocol {
+            Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http(http(endpoint)?),
+        },
+    })
+}
+
+/// The headers of an endpoint with those of its file, which come first.
+pub fn headers(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
+    let mut headers = endpoint.headers.clone();
+    if let Some(path) = &endpoint.headers_file {
+        let text = files::read(path, "headers_file")?;
+        let of_file = files::headers(&text).map_err(|why| {
+            let message = format!("OTLP: headers_file {}: {why}", path.display());
+            Error::cannot_run(message, "write a line `NAME: value` for each header there")
+        })?;
+        headers.extend(of_file);
+    }
+    Ok(headers)
 }
 
 fn compress(compression: Option<Compression>, body: Bytes) -> std::io::Result<Bytes> {
@@ -186,23 +241,29 @@ fn is_tls(endpoint: &Endpoint) -> bool {
     endpoint.url.starts_with("https://")
 }
 
-fn read(path: &Path, what: &str) -> Result<Pem, Error> {
-    fs::read(path).map_err(|error| {
-        Error::cannot_run(
-            format!("OTLP: {what} {}: {error}", path.display()),
-            format!("name a readable PEM file, or leave {what} out"),
-        )
-    })
-}
-
 type Pem = Vec<u8>;
 
 /// The certificate and its key, where there are any.
 fn identity(endpoint: &Endpoint) -> Result<Option<(Pem, Pem)>, Error> {
-    let read = |client: &ClientIdentity| {
-        Ok((read(&client.certificate, "client_certificate")?, read(&client.key, "client_key")?))
+    let read = |ClientIdentity { certificate, key }: &ClientIdentity| {
+        let pem = files::read(key, "client_key")?;
+        if files::is_encrypted(&pem) {
+            return Err(Error::cannot_run(
+                format!("OTLP: client_key {} is encrypted, and mqspan asks for no passphrase", key.display()),
+                "decrypt it: openssl pkey -in KEY -out PLAIN, readable for mqspan only",
+            ));
+        }
+        Ok((files::read(certificate, "client_certificate")?, pem))
     };
     endpoint.client.as_ref().map(read).transpose()
+}
+
+/// What stands in the way of TLS where the host's own certificate authorities are to be used.
+fn no_authorities(error: &dyn std::error::Error) -> Error {
+    Error::cannot_run(
+        format!("OTLP: TLS: no certificate authorities of this host could be read: {}", reply::causes(error)),
+        "install ca-certificates, or name a PEM file with `certificate` (OTEL_EXPORTER_OTLP_CERTIFICATE)",
+    )
 }
 
 fn wrong_tls(error: &dyn std::error::Error) -> Error {
@@ -217,18 +278,27 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
     let wrong = |error: tonic::transport::Error| {
         Error::cannot_run(format!("OTLP: {}", reply::causes(&error)), "give a URL such as http://localhost:4317")
     };
-    let mut channel = Channel::from_shared(endpoint.url.clone())
-        .map_err(|error| Error::cannot_run(format!("OTLP: {error}"), "give a URL such as http://localhost:4317"))?
-        .user_agent(USER_AGENT)
-        .map_err(wrong)?
-        .connect_timeout(endpoint.timeout)
-        .tcp_keepalive(Some(KEEP_ALIVE))
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(endpoint.timeout);
+    let mut channel = Channel::from_shared(match &endpoint.socket {
+        Some(path) => format!("unix://{}", path.display()),
+        None => endpoint.url.clone(),
+    })
+    .map_err(|error| Error::cannot_run(format!("OTLP: {error}"), "give a URL such as http://localhost:4317"))?
+    .user_agent(USER_AGENT)
+    .map_err(wrong)?
+    .connect_timeout(endpoint.timeout)
+    .tcp_keepalive(Some(KEEP_ALIVE))
+    .http2_keep_alive_interval(KEEP_ALIVE)
+    .keep_alive_timeout(endpoint.timeout);
     if is_tls(endpoint) {
         let mut tls = match &endpoint.certificate {
-            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path, "certificate")?)),
-            None => ClientTlsConfig::new().with_native_roots(),
+            Some(path) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(files::read(path, "certificate")?))
+            }
+            None => {
+                let tls = ClientTlsConfig::new().with_native_roots();
+                channel.clone().tls_config(tls.clone()).map_err(|error| no_authorities(&error))?;
+                tls
+            }
         };
         if let Some((certificate, key)) = identity(endpoint)? {
             tls = tls.identity(Identity::from_pem(certificate, key));
@@ -249,18 +319,25 @@ pub fn http(endpoint: &Endpoint) -> Result<reqwest::Client, Error> {
         .connect_timeout(endpoint.timeout)
         .tcp_keepalive(KEEP_ALIVE)
         .pool_idle_timeout(3 * KEEP_ALIVE);
-    if is_tls(endpoint) {
-        if let Some(path) = &endpoint.certificate {
-            let pem = read(path, "certificate")?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong_tls(&error))?;
-            builder = builder.tls_certs_only(certificates);
-        }
-        if let Some((certificate, key)) = identity(endpoint)? {
-            let pem = [key, b"\n".to_vec(), certificate].concat();
-            builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| wrong_tls(&error))?);
-        }
+    if let Some(path) = &endpoint.socket {
+        builder = builder.unix_socket(path.clone());
     }
-    builder.build().map_err(|error| wrong_tls(&error))
+    if !is_tls(endpoint) {
+        // Without this the host's certificate authorities would be read, and asked for.
+        return builder.tls_certs_only([]).build().map_err(|error| wrong_tls(&error));
+    }
+    if let Some((certificate, key)) = identity(endpoint)? {
+        let pem = [key, b"\n".to_vec(), certificate].concat();
+        builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| wrong_tls(&error))?);
+    }
+    match &endpoint.certificate {
+        Some(path) => {
+            let pem = files::read(path, "certificate")?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong_tls(&error))?;
+            builder.tls_certs_only(certificates).build().map_err(|error| wrong_tls(&error))
+        }
+        None => builder.build().map_err(|error| no_authorities(&error)),
+    }
 }
 
 /// A request that is encoded already, and an answer that is decoded later.

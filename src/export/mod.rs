@@ -1,11 +1,13 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
-//! requests, [`metrics`] encodes those of metrics, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
+//! requests, [`metrics`] encodes those of metrics, [`queue`] bounds them, [`sender`] delivers them over OTLP
+//! through [`client`] to an [`endpoint`], whose `files` it watches, by [`retry`] and [`reply`];
 //! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
 //! anew, [`ledger`] counts what became of it all, and [`traffic`] what is under way.
 
 pub mod batch;
 pub mod client;
 pub mod endpoint;
+mod files;
 pub mod hangup;
 pub mod ledger;
 pub mod metrics;

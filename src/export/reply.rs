@@ -39,6 +39,18 @@ pub enum Failure {
     Unimplemented(String),
 }
 
+impl Failure {
+    /// The same with more said about it.
+    pub fn explained(self, explain: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Retry { after, why } => Self::Retry { after, why: explain(why) },
+            Self::Refused(why) => Self::Refused(explain(why)),
+            Self::Backend(why) => Self::Backend(explain(why)),
+            Self::Unimplemented(why) => Self::Unimplemented(explain(why)),
+        }
+    }
+}
+
 /// As much of what a backend says is shown.
 const SHOWN: usize = 200;
 /// No backend is waited for longer, whatever it asks for.
@@ -61,6 +73,10 @@ pub fn of_grpc(status: &Status) -> Failure {
     }
     if let Some(error) = std::error::Error::source(status) {
         return Failure::Retry { after: None, why: causes(error) };
+    }
+    // Made by the library, without a source.
+    if status.message().contains("decoded message length too large") {
+        return Failure::Backend(why);
     }
     let retry_info = retry_info(status.details());
     let after = retry_info.flatten();
@@ -289,7 +305,7 @@ mod tests {
             assert!(matches!(http(status, &[], b""), Err(Failure::Backend(_))), "{status}");
         }
         assert!(matches!(http(404, &[], b""), Err(Failure::Unimplemented(_))));
-        let status = tonic_types::pb::Status { code: 3, message: "bad\n span".into(), details: vec![] };
+        let status = pb::Status { code: 3, message: "bad\n span".into(), details: vec![] };
         let protobuf = http(400, &[("content-type", "application/x-protobuf")], &status.encode_to_vec());
         assert_eq!(protobuf, Err(Failure::Refused("400 Bad Request: bad span".into())));
     }

@@ -6,6 +6,9 @@ use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use tokio::runtime::Handle;
 
+/// As much of an answer is read.
+const ANSWER: usize = 64 << 10;
+
 /// A client whose requests are made on a runtime.
 #[derive(Debug)]
 pub struct OnRuntime {
@@ -33,7 +36,14 @@ impl HttpClient for OnRuntime {
                 if let Some(headers) = response.headers_mut() {
                     *headers = std::mem::take(answer.headers_mut());
                 }
-                Ok::<_, HttpError>(response.body(answer.bytes().await?)?)
+                let mut body = Vec::new();
+                while let Some(chunk) = answer.chunk().await? {
+                    if body.len() + chunk.len() > ANSWER {
+                        return Err(format!("an answer of more than {ANSWER} bytes").into());
+                    }
+                    body.extend_from_slice(&chunk);
+                }
+                Ok::<_, HttpError>(response.body(body.into())?)
             };
             tokio::time::timeout(timeout, answer).await?
         });
