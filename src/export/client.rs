@@ -278,7 +278,7 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
     let wrong = |error: tonic::transport::Error| {
         Error::cannot_run(format!("OTLP: {}", reply::causes(&error)), "give a URL such as http://localhost:4317")
     };
-    let mut channel = Channel::from_shared(match &endpoint.socket {
+    let mut channel = tonic::transport::Endpoint::from_shared(match &endpoint.socket {
         Some(path) => format!("unix://{}", path.display()),
         None => endpoint.url.clone(),
     })

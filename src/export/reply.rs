@@ -75,7 +75,8 @@ pub fn of_grpc(status: &Status) -> Failure {
         return Failure::Retry { after: None, why: causes(error) };
     }
     // Made by the library, without a source.
-    if status.message().contains("decoded message length too large") {
+    if ["decoded message length too large", "exceeded while decompressing"].iter().any(|w| status.message().contains(w))
+    {
         return Failure::Backend(why);
     }
     let retry_info = retry_info(status.details());
@@ -107,22 +108,29 @@ fn retry_info(details: &[u8]) -> Option<Option<Duration>> {
     Some(delay.and_then(|delay| duration(delay.seconds, delay.nanos)))
 }
 
-/// What an error says where the other protocol is spoken at that port; `why` as [`causes`] has it.
+/// What to add where an error looks as if the other protocol were spoken at that port; `why` as [`causes`] has it.
 pub fn wrong_protocol(protocol: Protocol, why: &str) -> Option<&'static str> {
     let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
     match protocol {
         // The first bytes of "HTTP/1.1" are the length of a frame that is too long for HTTP/2.
         Protocol::Grpc => says(&[
             "frame with invalid size",
+            // Of a server that ends the connection at the preface of HTTP/2.
+            "connection error: stream closed because of a broken pipe",
+            "connection error: connection reset",
             "mapped from HTTP status code 400",
             "mapped from HTTP status code 404",
             "mapped from HTTP status code 405",
             "mapped from HTTP status code 415",
             "mapped from HTTP status code 505",
         ])
-        .then_some("this looks like a port of OTLP/HTTP: give --protocol http/protobuf, or gRPC's port, which is 4317"),
-        Protocol::HttpProtobuf | Protocol::HttpJson => says(&["invalid HTTP version", "(application/grpc"])
-            .then_some("this looks like a port of OTLP/gRPC: give --protocol grpc, or OTLP/HTTP's port, which is 4318"),
+        .then_some("if that is a port of OTLP/HTTP, give --protocol http/protobuf or gRPC's port, as a rule 4317"),
+        Protocol::HttpProtobuf | Protocol::HttpJson => {
+            says(&["invalid HTTP version", "received unexpected message from connection", "(application/grpc"])
+                .then_some(
+                    "if that is a port of OTLP/gRPC, give --protocol grpc or the port of OTLP/HTTP, as a rule 4318",
+                )
+        }
     }
 }
 
