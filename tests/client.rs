@@ -1,5 +1,7 @@
-//! The OTLP client and real servers on the loopback and on UNIX sockets: where requests arrive, and what is said of servers
-//! that are not OTLP's, or speak the other protocol. Needs no root.
+//! The OTLP client and real servers on the loopback and on UNIX sockets: where requests arrive, and what is said of
+//! servers that are not OTLP's, or speak the other protocol. Needs no root.
+
+#![allow(clippy::unwrap_used)] // Also in what the tests have in common.
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -235,8 +235,8 @@ pub fn run_options() -> Vec<RunOption> {
     options.get_arguments().filter_map(option).collect()
 }
 
-/// Reads options of `run`. The error is the option's name without dashes, empty where it is about none, and what is wrong
-/// with it, in one line.
+/// Reads options of `run`. The error is the option's name without dashes, empty where it is about none, and what is
+/// wrong with it, in one line.
 pub fn parse_options(arguments: &[String]) -> Result<RunArgs, (String, String)> {
     let run = options().try_get_matches_from_mut(arguments).and_then(|matches| RunArgs::from_arg_matches(&matches));
     run.map_err(|error| {

@@ -201,8 +201,8 @@ fn socket_path(text: &str) -> Option<&str> {
     Some(path.strip_prefix("//").unwrap_or(path))
 }
 
-/// The final URL of an endpoint; one that is not the signal's `own` gets the signal's path for HTTP, and so does a socket,
-/// whose name has no place for one. The error does not repeat the text, which may hold credentials.
+/// The final URL of an endpoint; one that is not the signal's `own` gets the signal's path for HTTP, and so does a
+/// socket, whose name has no place for one. The error does not repeat the text, which may hold credentials.
 fn url(text: &str, protocol: Protocol, insecure: bool, signal: Signal, own: bool) -> Result<String, String> {
     let grpc = protocol == Protocol::Grpc;
     if let Some(path) = socket_path(text) {

@@ -1,5 +1,5 @@
-//! Where and how OTLP is sent, for each signal. What makes it out of settings is the configuration's. Pure data: opens no
-//! connection and reads no file.
+//! Where and how OTLP is sent, for each signal. What makes it out of settings is the configuration's. Pure data: opens
+//! no connection and reads no file.
 
 use std::path::PathBuf;
 use std::time::Duration;

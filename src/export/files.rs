@@ -1,5 +1,5 @@
-//! The files that a connection is made of: certificates, keys, headers. Reads them, bounded, and sees when they changed;
-//! what they are good for is the client's.
+//! The files that a connection is made of: certificates, keys, headers. Reads them, bounded, and sees when they
+//! changed; what they are good for is the client's.
 
 use std::fs::File;
 use std::io::Read;
@@ -150,8 +150,8 @@ mod tests {
         }
     }
 
-    /// Prevents a rotated token from being used until the next start, a broken file from stopping what works or being told
-    /// of with each request, and files from being asked after with each request.
+    /// Prevents a rotated token from being used until the next start, a broken file from stopping what works or being
+    /// told of with each request, and files from being asked after with each request.
     #[test]
     fn read_again_when_changed() {
         let folder = tempfile::tempdir().unwrap();
