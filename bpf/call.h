@@ -275,7 +275,7 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 		   !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr)) {
 		call->flags |= CALL_PRIORITY;
 	}
-	describe_turn(thread, call, op);
+	describe_turn(thread, call);
 	kept = finish(op, thread, task);
 	if (op == OP_SEND)
 		finish_send(thread, kept);

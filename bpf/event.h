@@ -31,7 +31,7 @@ enum call_flag {
 	CALL_WAIT = 1 << 11,	     /* wait_ns is set */
 	CALL_LINK = 1 << 12,	     /* sent_* are set */
 	CALL_TRACKED = 1 << 13,	     /* who receives the message is found out */
-	CALL_ALONE = 1 << 14,	     /* no other call of its kind on the queue was under way meanwhile */
+	CALL_EMPTY = 1 << 14,	     /* at its entry the queue was empty, and no other call on it under way */
 	CALL_QUIET = 1 << 15,	     /* no other call at all was when queue_curmsgs was read */
 	CALL_FILTERED = 1 << 16,     /* refused by a filter: only its message matters */
 	CALL_DECIDED = 1 << 17,	     /* whether it has a record was decided with its message, see limit.h */
@@ -80,12 +80,12 @@ struct message_args {
 	__u64 sent_span_id;
 	char sent_comm[COMM_SIZE]; /* name of the thread that sent it */
 	__u32 priority;
-	__u32 opposite; /* receives under way at a send's exit, and the reverse: at most one too many */
+	__u32 only_priority; /* of all sends that had begun at its exit, plus 1; 0: there are several, or none */
 	__u64 turn;	/* number of the call among those of its kind, from 1; 0: not counted */
-	__u64 begun;	/* calls of the other kind that had begun at its exit */
+	__u64 begun[2]; /* sends and receives that had begun at its exit */
 	__u32 limited_calls; /* of this queue and kind that had no record since the last one */
-	__u32 unused;
-	__u64 begun_before; /* ... at its entry, or ~0 where one was under way then */
+	__u32 lost_receives; /* as losses of struct call */
+	__u64 begun_before; /* CALL_EMPTY: calls of the other kind that had begun at its entry */
 };
 
 /* struct call, args of mq_notify */
@@ -136,7 +136,7 @@ struct call {
 	__s64 queue_msgsize;
 	__s64 queue_curmsgs;
 	__u32 ipc_ns; /* the queue's, or the caller's where no queue was reached */
-	__u32 losses; /* sends and receives that were not seen whole, until now */
+	__u32 losses; /* sends that were not numbered, until now: each may have passed a message */
 	char comm[COMM_SIZE];
 	__u64 args[ARGS_SIZE / 8]; /* struct open_args, message_args or notify_args */
 	char names[2 * NAME_SIZE + 8]; /* the last eight are never set: the end of a name is read by the word */
@@ -165,6 +165,9 @@ struct image {
 	__u32 local_pid; /* as in struct call */
 	__u32 unused;
 	__u64 environ_at; /* its address: another one in another image of the process */
+	__u64 root_ino;   /* its root directory: the inode's number, the device, and whose mounts these are */
+	__u32 root_dev;
+	__u32 mnt_ns;
 	char comm[COMM_SIZE];
 	char path[PATH_SIZE + NAME_SIZE]; /* components of the executable's path, last one first, each with its NUL */
 	char cgroup[CGROUP_SIZE + NAME_SIZE]; /* the path of its control group (container.h), in the same way */

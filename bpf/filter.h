@@ -94,8 +94,11 @@ static __always_inline bool is_in_tree(__u32 pid)
 /* The filters on whose calls, but for the tree: metrics hold those that pass. */
 static __always_inline bool is_of_interest(const struct call *call)
 {
-	return passes(&pid_rules, pid_mode, call->local_pid) && passes(&uid_rules, uid_mode, call->uid) &&
-	       passes(&ipc_rules, ipc_mode, call->ipc_ns);
+	/* Each is asked, whatever the others say: a value that matched is not to be told of as one that did not. */
+	bool pid = passes(&pid_rules, pid_mode, call->local_pid), uid = passes(&uid_rules, uid_mode, call->uid);
+	bool ipc = passes(&ipc_rules, ipc_mode, call->ipc_ns);
+
+	return pid && uid && ipc;
 }
 
 /* The filters on which calls become records. */

@@ -126,6 +126,15 @@ static __always_inline void read_environ(struct image *image, struct mm_struct *
 	image->environ_len = len;
 }
 
+static __always_inline void read_root(struct image *image, struct task_struct *task)
+{
+	struct inode *root = BPF_CORE_READ(task, fs, root.dentry, d_inode);
+
+	image->root_ino = BPF_CORE_READ(root, i_ino);
+	image->root_dev = BPF_CORE_READ(root, i_sb, s_dev);
+	image->mnt_ns = BPF_CORE_READ(task, nsproxy, mnt_ns, ns.inum);
+}
+
 /* Fills in the record of the current process's image and sends it. Global: it is verified once. */
 __noinline int put_image(const struct call *call)
 {
@@ -149,6 +158,7 @@ __noinline int put_image(const struct call *call)
 	bpf_get_current_comm(image->comm, sizeof(image->comm));
 	read_path(image, task->mm->exe_file);
 	read_cgroup(image);
+	read_root(image, task);
 	read_environ(image, task->mm);
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
 	return true;

@@ -21,6 +21,13 @@ static __always_inline void *pointer_at(void *address)
 	return (void *)READ_AT(struct hlist_head, address, first);
 }
 
+static __always_inline struct file *file_of(struct task_struct *task, __s64 fd)
+{
+	struct fdtable *fdt = task->files->fdt;
+
+	return fd >= 0 && fd < fdt->max_fds ? pointer_at(&fdt->fd[fd]) : 0;
+}
+
 static __always_inline __u64 inode_of(struct file *file)
 {
 	return READ_AT(struct file, file, f_inode);

@@ -48,6 +48,7 @@ struct bpf_raw_tracepoint_args {
 /* include/uapi/asm-generic/errno.h, include/linux/errno.h */
 #define EINTR 4
 #define EAGAIN 11
+#define EFAULT 14
 #define ETIMEDOUT 110
 #define ERESTARTSYS 512
 #define MQUEUE_MAGIC 0x19800202
@@ -113,6 +114,7 @@ struct qstr {
 };
 
 struct super_block {
+	unsigned int s_dev;
 	unsigned long s_magic;
 	void *s_fs_info; /* mqueue: its struct ipc_namespace (ipc/mqueue.c, mqueue_get_tree) */
 };
@@ -128,6 +130,7 @@ struct inode {
 struct dentry {
 	struct qstr d_name;
 	struct dentry *d_parent;
+	struct inode *d_inode;
 };
 
 struct vfsmount {
@@ -144,6 +147,10 @@ struct mount {
 struct path {
 	struct vfsmount *mnt;
 	struct dentry *dentry;
+};
+
+struct fs_struct {
+	struct path root;
 };
 
 struct file {
@@ -189,8 +196,14 @@ struct ipc_namespace {
 	struct ns_common ns;
 };
 
+/* fs/mount.h */
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
 struct nsproxy {
 	struct ipc_namespace *ipc_ns;
+	struct mnt_namespace *mnt_ns;
 };
 
 struct pid_namespace;
@@ -226,6 +239,18 @@ struct signal_struct {
 #ifdef __TARGET_ARCH_arm64
 struct thread_info {
 	unsigned long flags;
+};
+#endif
+
+/* include/linux/seccomp_types.h */
+struct seccomp {
+	int mode;
+};
+
+#ifdef __TARGET_ARCH_arm64
+/* arch/arm64/include/asm/ptrace.h: the first argument, which the result has replaced */
+struct pt_regs___entry {
+	__u64 orig_x0;
 };
 #endif
 
@@ -272,6 +297,7 @@ struct task_struct {
 	struct thread_info thread_info;
 #endif
 	struct mm_struct *mm;
+	struct fs_struct *fs;
 	int pid;
 	int tgid;
 	struct task_struct *real_parent;
@@ -285,6 +311,7 @@ struct task_struct {
 	struct files_struct *files;
 	struct nsproxy *nsproxy;
 	struct signal_struct *signal;
+	struct seccomp seccomp;
 	__u64 self_exec_id;
 	char comm[16];
 };

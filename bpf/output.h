@@ -48,13 +48,6 @@ static __always_inline bool send_call(struct call *call)
 	bool sent = put_call(call);
 
 	if (!sent)
-		lose(call->op, COUNT_LOST_RING);
+		count(COUNT_LOST_RING);
 	return sent;
-}
-
-static __always_inline void put_filtered(struct call *call)
-{
-	call->flags |= CALL_FILTERED;
-	if (!put_call(call))
-		add_in_order(&losses);
 }

@@ -111,11 +111,12 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 		return 0;
 	thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!thread) {
-		lose(op, COUNT_LOST_STATE);
+		count(COUNT_LOST_STATE);
+		lose_turn(op, task, fd);
 		return 0;
 	}
 	if (thread->in_flight) {
-		lose(thread->in_flight - 1, COUNT_LOST_NO_EXIT);
+		count(COUNT_LOST_NO_EXIT);
 		end_turn(thread, thread->in_flight - 1);
 	}
 	thread->in_flight = 1 + op;
@@ -136,6 +137,18 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	return thread;
 }
 
+/* The descriptor that the system call was passed which now ends. */
+static __always_inline __s64 passed_fd(struct task_struct *task)
+{
+	struct pt_regs *regs = infers_links ? (void *)bpf_task_pt_regs(task) : 0;
+
+#ifdef __TARGET_ARCH_arm64
+	return regs ? (__s32)BPF_CORE_READ((struct pt_regs___entry *)regs, orig_x0) : -1;
+#else
+	return regs ? (__s32)BPF_CORE_READ(regs, di) : -1;
+#endif
+}
+
 /* The thread's call of this kind that is under way, now ended; 0 where its entry was not seen. */
 static __always_inline struct thread *leave(enum op op, long ret, struct task_struct *task)
 {
@@ -144,8 +157,12 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
-		if (task->tgid != own_pid && !closed)
-			lose(op, COUNT_UNPAIRED);
+		if (task->tgid != own_pid && !closed) {
+			count(COUNT_UNPAIRED);
+			/* One that fails passes no message, unless the caller's memory would not take it. */
+			if (ret >= 0 || ret == -EFAULT)
+				lose_turn(op, task, passed_fd(task));
+		}
 		return 0;
 	}
 	thread->in_flight = 0;
@@ -182,8 +199,9 @@ static __always_inline __u64 name_hash(struct slot *slot)
 static __always_inline bool refuse(enum op op, struct call *call, enum counter why)
 {
 	count(why);
+	call->flags |= CALL_FILTERED;
 	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
-		put_filtered(call);
+		put_call(call);
 	return false;
 }
 
@@ -207,7 +225,8 @@ static __always_inline bool finish(enum op op, struct thread *thread, struct tas
 
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	matched = slot->in_tree && is_of_interest(call) && passes_container(slot, task);
+	matched = passes_container(slot, task);
+	matched = slot->in_tree && is_of_interest(call) && matched;
 	if (aggregates || max_rate) {
 		name = name_hash(slot);
 		if (call->flags & CALL_QUEUE)

@@ -7,13 +7,6 @@
 #include "inode.h"
 #include "pair.h"
 
-static __always_inline struct file *file_of(struct task_struct *task, __s64 fd)
-{
-	struct fdtable *fdt = task->files->fdt;
-
-	return fd >= 0 && fd < fdt->max_fds ? pointer_at(&fdt->fd[fd]) : 0;
-}
-
 /* Fills in the queue of an open file, its name at `at`; leaves the call as it is where the file is none. */
 static __always_inline void read_queue(struct call *call, struct file *file, __u32 at)
 {

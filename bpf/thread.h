@@ -33,10 +33,9 @@ struct thread {
 	__u64 switches;	 /* voluntary context switches at entry */
 	__u64 message;	 /* that the send under way has made, see message.h */
 	__u64 turn;	 /* number of the call under way among those of its kind on the queue, from 1; see turn.h */
-	__u64 others;	 /* calls of the other kind that had begun when it ended */
+	__u64 begun[2];	 /* sends and receives on the queue that had begun when it ended */
 	__u32 turn_place;
-	bool alone; /* until now */
-	bool quiet; /* alone, and none of the other kind under way */
+	bool quiet; /* none of them was under way then */
 	struct slot slots[SLOTS];
 };
 

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * What user space needs to infer whose message a receive got, where no function can be hooked (src/links/sequence.rs):
- * which calls had no other of their kind on the queue under way beside them, so that their order is certain.
+ * What user space needs to infer whose message a receive got, where no function can be hooked (src/links/): the order
+ * in which sends and receives of a queue began, and for each how many had begun when it ended. Of two calls one comes
+ * before the other for certain where it had ended when the other began; a message was there for a receive where its send
+ * had begun when the receive ended.
  *
  * Calls are counted by queue, in a table that queues share by hash: those of two queues in one place may seem to
  * overlap, never the reverse. So nothing has to be looked up or cleaned up, and nothing can fill.
  */
 #pragma once
 #include "count.h"
+#include "inode.h"
 #include "thread.h"
 
 #define TURNS 4096
@@ -18,6 +21,9 @@ const volatile bool infers_links;
 struct turns {
 	__u64 started[2]; /* sends, receives */
 	__u64 ended[2];
+	__u32 losses[2]; /* as those of the host (count.h), of callers whose queue is known */
+	__u32 priority;	 /* of the first send, plus 1; 0: there was none */
+	__u32 mixed;	 /* another send had another */
 };
 
 struct {
@@ -32,19 +38,52 @@ static __always_inline struct turns *turns_at(__u32 place)
 	return bpf_map_lookup_elem(&turns, &place);
 }
 
+static __always_inline __u32 place_of(__u64 inode, __u64 ino)
+{
+	return (inode ^ ino) * 0x9e3779b97f4a7c15 >> 52;
+}
+
 /* The side of a call, 0 for sends: its opposite is 1 - side. */
 static __always_inline __u32 side_of(enum op op)
 {
 	return op == OP_RECEIVE;
 }
 
+/* The reads before come before those after: x86 orders them itself. */
+static __always_inline void order_reads(struct turns *all)
+{
+#ifdef __TARGET_ARCH_arm64
+	__u64 before = __sync_fetch_and_add(&all->started[0], 0);
+
+	asm volatile("" : : "r"(before) : "memory");
+#else
+	asm volatile("" : : : "memory");
+#endif
+}
+
+/*
+ * Sends of one priority make a receive's certain whose caller does not ask for it. Before the send counts as begun: who
+ * gets its message finds it.
+ */
+static __always_inline void note_priority(struct turns *all, __u32 priority)
+{
+	volatile struct turns *now = all;
+	__u32 first = now->priority;
+
+	if (!first)
+		first = __sync_val_compare_and_swap(&all->priority, 0, priority + 1);
+	if (first && first != priority + 1 && !now->mixed)
+		now->mixed = 1;
+}
+
 /* A send or receive begins, on a queue. */
 static __always_inline void begin_turn(struct thread *thread, struct call *call, enum op op)
 {
-	__u32 place = (call->queue_inode ^ call->queue_ino) * 0x9e3779b97f4a7c15 >> 52, side = side_of(op);
+	__u32 place = place_of(call->queue_inode, call->queue_ino), side = side_of(op);
+	struct message_args *message = ARGS(message_args, call);
 	volatile struct turns *now;
 	struct turns *all;
-	__u64 ended;
+	__u64 ended, others;
 
 	thread->turn = 0;
 	if (!infers_links || !(call->flags & CALL_QUEUE))
@@ -52,54 +91,67 @@ static __always_inline void begin_turn(struct thread *thread, struct call *call,
 	all = turns_at(place);
 	if (!all)
 		return;
+	if (op == OP_SEND)
+		note_priority(all, message->priority);
 	thread->turn_place = place;
 	thread->turn = __sync_fetch_and_add(&all->started[side], 1) + 1;
-	/* An earlier one that is under way, or a later one that began just now: describe_turn() sees the latter. */
+	/* Nobody else is under way, then the queue is empty, then nobody has begun meanwhile. */
 	now = all;
-	thread->alone = now->ended[side] + 1 == thread->turn;
+	if (now->ended[side] + 1 != thread->turn)
+		return;
 	ended = now->ended[1 - side];
-	ARGS(message_args, call)->begun_before = now->started[1 - side] == ended ? ended : ~0ULL;
+	order_reads(all);
+	others = now->started[1 - side];
+	if (others != ended || depth_of(call->queue_inode))
+		return;
+	order_reads(all);
+	if (now->started[side] != thread->turn || now->started[1 - side] != others)
+		return;
+	call->flags |= CALL_EMPTY;
+	message->begun_before = others;
 }
 
-/* Whether no other call on the queue is under way, before its depth is read. */
+/* Whether no other call on the queue is under way, before its depth is read: only the call itself has not ended. */
 static __always_inline bool is_quiet(struct thread *thread, enum op op)
 {
-	volatile struct turns *now = thread->turn ? turns_at(thread->turn_place) : 0;
+	struct turns *all = thread->turn ? turns_at(thread->turn_place) : 0;
+	volatile struct turns *now = all;
 	__u32 side = side_of(op);
-	__u64 ended;
+	__u64 own, others;
 
-	if (!now || !thread->alone)
+	if (!all)
 		return false;
-	ended = now->ended[1 - side];
-	thread->others = now->started[1 - side];
-	return now->started[side] == thread->turn && thread->others == ended;
+	own = now->ended[side];
+	others = now->ended[1 - side];
+	order_reads(all);
+	thread->begun[side] = now->started[side];
+	thread->begun[1 - side] = now->started[1 - side];
+	order_reads(all);
+	return thread->begun[side] == own + 1 && thread->begun[1 - side] == others;
 }
 
 /* Fills in what the order of the calls shows at the exit of one. */
-static __always_inline void describe_turn(struct thread *thread, struct call *call, enum op op)
+static __always_inline void describe_turn(struct thread *thread, struct call *call)
 {
-	volatile struct turns *now = thread->turn ? turns_at(thread->turn_place) : 0;
+	struct turns *all = thread->turn ? turns_at(thread->turn_place) : 0;
 	struct message_args *message = ARGS(message_args, call);
-	__u32 side = side_of(op);
-	__u64 ended, started;
+	volatile struct turns *now = all;
 
 	message->turn = 0;
-	if (!now)
+	if (!all)
 		return;
-	call->losses = *(volatile __u32 *)&losses;
-	if (thread->alone && now->started[side] == thread->turn)
-		call->flags |= CALL_ALONE;
-	/* In this order: at worst one too many are under way. */
-	ended = now->ended[1 - side];
-	started = now->started[1 - side];
-	if (thread->quiet && call->flags & CALL_ALONE && started == thread->others)
-		call->flags |= CALL_QUIET;
-	message->opposite = started - ended;
+	order_reads(all);
+	call->losses = *(volatile __u32 *)&losses[0] + now->losses[0];
+	message->lost_receives = *(volatile __u32 *)&losses[1] + now->losses[1];
+	message->only_priority = now->mixed ? 0 : now->priority;
 	message->turn = thread->turn;
-	message->begun = started;
+	message->begun[0] = now->started[0];
+	message->begun[1] = now->started[1];
+	if (thread->quiet && message->begun[0] == thread->begun[0] && message->begun[1] == thread->begun[1])
+		call->flags |= CALL_QUIET;
 }
 
-/* After the call's record: who finds it ended finds its record in the ring, or its loss counted. */
+/* After the call's record: who finds it ended finds its record in the ring. */
 static __always_inline void end_turn(struct thread *thread, enum op op)
 {
 	struct turns *all = thread->turn ? turns_at(thread->turn_place) : 0;
@@ -107,4 +159,38 @@ static __always_inline void end_turn(struct thread *thread, enum op op)
 	thread->turn = 0;
 	if (all)
 		add_in_order(&all->ended[side_of(op)]);
+}
+
+static __always_inline bool has_seccomp(struct task_struct *task)
+{
+	return bpf_core_field_exists(task->seccomp) && BPF_CORE_READ(task, seccomp.mode);
+}
+
+/*
+ * A send or receive got no number, but may pass a message. The queue is that of its descriptor, unless another thread
+ * could put another one there meanwhile: then it may be any. A program with a seccomp filter can have any number of exits
+ * without an entry, so that what it does is only its own queues' concern.
+ */
+static __always_inline void lose_turn(enum op op, struct task_struct *task, __s64 fd)
+{
+	bool confined, certain;
+	struct file *file;
+	struct inode *inode = 0;
+	struct turns *all = 0;
+	__u32 side = side_of(op);
+
+	if (!infers_links || (op != OP_SEND && op != OP_RECEIVE))
+		return;
+	confined = has_seccomp(task);
+	certain = confined || task->files->count.counter == 1;
+	file = file_of(task, fd);
+	if (file && certain)
+		inode = BPF_CORE_READ(file, f_inode);
+	if (inode && BPF_CORE_READ(inode, i_sb, s_magic) == MQUEUE_MAGIC)
+		all = turns_at(place_of((__u64)inode, BPF_CORE_READ(inode, i_ino)));
+	if (all) {
+		__sync_fetch_and_add(&all->losses[side], 1);
+	} else if (!confined) {
+		add_in_order(&losses[side]);
+	}
 }

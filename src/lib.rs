@@ -5,6 +5,7 @@
 //! [`who`] says who made it, [`telemetry`] writes it as OTLP, and [`export`] delivers it. [`run`] puts these
 //! together; the program in `main.rs` carries out what [`cli`] and [`config`] ask for.
 
+pub mod capability;
 pub mod check;
 pub mod cli;
 pub mod clock;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use mqspan::cli::{self, Command, Exit};
 use mqspan::config::{Settings, unavailable};
 use mqspan::model::error::Error;
-use mqspan::{check, run};
+use mqspan::{capability, check, run};
 
 /// Run by the loader before Rust's own start (.init_array of the ELF specification).
 #[used]
@@ -33,7 +33,15 @@ fn carry_out() -> Result<u8, Error> {
         Err(Exit::Usage(text)) => return Err(Error::usage(text)),
     };
     match command {
-        Command::Run(options) => run::run(Settings::load(*options, &|name| env::var_os(name))?),
+        Command::Run(options) => {
+            capability::lay_down().map_err(|error| {
+                Error::cannot_run(
+                    format!("the capabilities can't be changed: {error}"),
+                    "run mqspan as root, or with the capabilities that mqspan check names",
+                )
+            })?;
+            run::run(Settings::load(*options, &|name| env::var_os(name))?)
+        }
         Command::Top(_) => Err(unavailable::top()),
         Command::Check { format } => {
             let works = check::check(format).or_else(closed)?;

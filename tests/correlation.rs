@@ -7,6 +7,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,8 +21,10 @@ use nix::{
 };
 use opentelemetry_proto::tonic::{metrics::v1::metric::Data, trace::v1::Span};
 use support::{
+    fed::Fed,
     otlp::{self, Record, of_operation},
-    program::Mqspan,
+    program::{Ended, Mqspan},
+    wait,
 };
 
 const SAMPLED_REMOTE: u32 = 0x301;
@@ -333,4 +337,109 @@ fn failures(path: &Path) -> Result<BTreeMap<String, i64>> {
         }
     }
     Ok(failures)
+}
+
+/// How often a file of spans is looked through.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The names that a process's spans so far stand under, each with how many these are.
+fn services(path: &Path, pid: u32) -> Result<BTreeMap<String, usize>> {
+    let mut names = BTreeMap::new();
+    // The file's last line may be half written.
+    for span in otlp::spans(path).unwrap_or_default() {
+        if span.pid()? == pid {
+            let name = otlp::text(&span.origin.resource, "service.name").context("no name")?;
+            *names.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    Ok(names)
+}
+
+/// Runs a process that is hostile in this way beside others that publish who they are: those must stand under their names,
+/// from their first calls on. Returns by which names the hostile one went, and what mqspan said.
+fn beside(how: &str) -> Result<(BTreeMap<String, usize>, Ended)> {
+    // One at a time: each mqspan sees the processes of all tests.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mqspan = mqspan()?;
+    let spans = mqspan.file("spans");
+    let (hostiles, others) = ("--queue=/workload-hostile", "--queue=/workload-published");
+    let tracing = mqspan.trace_counted(&["--signals=traces,metrics", hostiles, others, &mqspan.to_file("spans")])?;
+    let folder = mqspan.file("mounted");
+    fs::create_dir(&folder)?;
+    let mut hostile = Command::new(mqspan.workload());
+    hostile.args(["hostile", how]).arg(&folder).env("OTEL_SERVICE_NAME", "by-environment");
+    let hostile = Fed::start(hostile, "hostile")?;
+    let mut others = Vec::new();
+    for number in 0..10 {
+        let name = format!("other-{number}");
+        let mut other = Command::new(mqspan.workload());
+        other.args(["publish", &name]).env("OTEL_SERVICE_NAME", "wrong");
+        let mut other = Fed::start(other, "published")?;
+        other.go_on()?;
+        let found = wait::until_every(LOOK, "its span", || {
+            Ok(Some(services(&spans, other.pid())?).filter(|of| !of.is_empty()))
+        })?;
+        ensure!(found.keys().eq([&name]), "{how}: {found:?}");
+        others.push((name, other));
+    }
+    for (_, other) in &mut others {
+        other.go_on()?;
+    }
+    for (name, other) in others {
+        let found = wait::until_every(LOOK, "the spans of all", || {
+            let found = services(&spans, other.pid())?;
+            Ok((found.values().sum::<usize>() >= 2).then_some(found))
+        })?;
+        ensure!(found.keys().eq([&name]), "{how}: {found:?}");
+        other.end()?;
+    }
+    let names = services(&spans, hostile.pid())?;
+    // With the hostile one still there: it must not hold up the end.
+    let ended = tracing.stop()?.ok()?;
+    ensure!(mqspan.stats()?.lost_sum() == 0, "{how}: {:?}", mqspan.stats()?);
+    hostile.end()?;
+    Ok((names, ended))
+}
+
+/// Prevents a process whose memory is served by another, and never comes, from being waited for by any other, or by the end.
+#[test]
+fn pages_that_never_come() -> Result<()> {
+    let (names, ended) = beside("fuse")?;
+    ensure!(names.contains_key("by-environment"), "{names:?}");
+    ended.said("it lies in the mapping of a file")?;
+    Ok(())
+}
+
+/// Prevents a process that holds the lock of its memory for ever from being waited for by any other, or by the end.
+#[test]
+fn a_lock_that_is_held() -> Result<()> {
+    let (names, _) = beside("lock")?;
+    ensure!(names.contains_key("by-environment"), "{names:?}");
+    Ok(())
+}
+
+/// Prevents a process with as many mappings as there may be from being looked through while others wait.
+#[test]
+fn sixty_thousand_mappings() -> Result<()> {
+    let (names, _) = beside("mappings")?;
+    // Its own context is found behind or before all of them, in time or later.
+    ensure!(names.keys().any(|name| name == "hostile" || name == "by-environment"), "{names:?}");
+    Ok(())
+}
+
+/// Prevents a process that publishes all the time from being read all the time.
+#[test]
+fn a_loop_of_publications() -> Result<()> {
+    let (names, _) = beside("prctl")?;
+    ensure!(names.contains_key("hostile") || names.contains_key("by-environment"), "{names:?}");
+    Ok(())
+}
+
+/// Prevents a context with numbers that JSON does not have from costing others their spans.
+#[test]
+fn numbers_that_json_does_not_have() -> Result<()> {
+    let (names, _) = beside("numbers")?;
+    ensure!(names.contains_key("by-environment"), "{names:?}");
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use support::{
     backend::{self, Answer, Arrived, Backend},
-    own,
+    otlp, own,
     program::{Ended, Memory, Mqspan, Tracing, finish},
     stats::{Output, Stats},
     wait, workload,
@@ -243,6 +243,123 @@ fn a_signal_that_is_not_taken() -> Result<()> {
         let said = ended.stderr.iter().filter(|line| line.contains("does not take metrics")).count();
         ensure!(said == 1, "said {said} times: {:?}", ended.stderr);
         ended.said("otlp.metrics: ")?;
+    }
+    Ok(())
+}
+
+/// A run with a spool that makes some calls, each in a request of its own, while the backend answers as `script` says by
+/// the seconds since its start; at `sighup` seconds it is told to try again. What arrived, and the counters.
+fn spooled(
+    script: impl Fn(f64) -> Answer + Send + Sync + 'static,
+    protocol: &str,
+    sighup: Duration,
+    enough: impl Fn(&Backend) -> bool,
+) -> Result<(Vec<Arrived>, Stats)> {
+    let start = Instant::now();
+    let backend = Backend::start(move |_, _| script(start.elapsed().as_secs_f64()))?;
+    let mqspan = mqspan()?;
+    let spool = format!("--spool={}", mqspan.file("spool").display());
+    let tracing = Tracing::start(command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces", &spool]))?;
+    let mut calls = std::process::Command::new(mqspan.workload());
+    ensure!(
+        finish({
+            calls.args(["flat", "--calls", &CALLS.to_string()]);
+            calls
+        })?
+        .status
+        .success(),
+        "the workload"
+    );
+    wait::until("the time to try again", || Ok((start.elapsed() >= sighup).then_some(())))?;
+    tracing.signal(nix::sys::signal::Signal::SIGHUP)?;
+    wait::until("what is to arrive", || Ok(enough(&backend).then_some(())))?;
+    tracing.stop()?.ok()?;
+    Ok((backend.stop(), mqspan.stats()?))
+}
+
+/// Prevents requests on disk from being given up for what the backend says of itself: 0 of 40 calls arrived after a 404, 401
+/// or 500 that was over in 4 s.
+#[test]
+fn what_a_backend_says_of_itself_costs_nothing_with_a_spool() -> Result<()> {
+    let cases = [
+        ("http/protobuf", Answer::Http(404, None)),
+        ("http/protobuf", Answer::Http(401, None)),
+        ("http/json", Answer::Http(403, None)),
+        ("http/protobuf", Answer::Http(500, None)),
+        ("http/protobuf", Answer::Page),
+        ("grpc", Answer::Grpc(Code::Unauthenticated, None)),
+        ("grpc", Answer::Grpc(Code::Internal, None)),
+        ("grpc", Answer::Grpc(Code::Unimplemented, None)),
+    ];
+    let runs = cases.into_iter().map(|(protocol, answer)| {
+        thread::spawn(move || -> Result<()> {
+            // Down first, so that everything is on disk; then in trouble; then well.
+            let script = {
+                let answer = answer.clone();
+                move |at| match at {
+                    ..4.0 => Answer::Cut,
+                    ..9.0 => answer.clone(),
+                    _ => Answer::Taken,
+                }
+            };
+            let taken = |backend: &Backend| backend.arrived().iter().any(|request| request.taken);
+            let (_, stats) = spooled(script, protocol, Duration::from_secs(10), taken)
+                .with_context(|| format!("{protocol}: {answer:?}"))?;
+            ensure!(stats.exported >= CALLS && stats.lost_sum() == 0, "{protocol}: {answer:?}: {stats:?}");
+            Ok(())
+        })
+    });
+    runs.collect::<Vec<_>>().into_iter().try_for_each(|run| run.join().map_err(|_| anyhow!("a run panicked"))?)
+}
+
+/// Prevents a backend's wish from being ignored where there is a spool: 3,984 requests came in 7 s to one that asked for 400 s.
+#[test]
+fn a_long_wish_is_kept_to_with_a_spool() -> Result<()> {
+    let start = Instant::now();
+    let script = |_| Answer::Http(503, Some(400));
+    // Time enough for thousands.
+    let enough = move |_: &Backend| start.elapsed() > Duration::from_secs(8);
+    let (arrived, stats) = spooled(script, "http/protobuf", Duration::from_millis(1), enough)?;
+    // The first, what was under way beside it, and one try after SIGHUP.
+    ensure!((1..=6).contains(&arrived.len()), "{} requests", arrived.len());
+    ensure!(stats.lost_sum() == 0, "{stats:?}");
+    Ok(())
+}
+
+/// Prevents an output that takes nothing from costing the records of another: 2,680 calls were lost at the ring while the
+/// reader waited for the queue of metrics.
+#[test]
+fn an_output_that_hangs_beside_a_file() -> Result<()> {
+    let hangs = Backend::start(|_, _| Answer::Nothing)?;
+    for signals in ["--signals=traces,metrics", "--signals=traces"] {
+        let mqspan = mqspan()?;
+        let spans = mqspan.to_file("spans");
+        let mut command = command(&mqspan, &hangs.endpoint(), "http/protobuf", &[signals, &spans]);
+        command.env("OTEL_METRIC_EXPORT_INTERVAL", "50");
+        command.args(["--", &mqspan.workload_arg(), "flat", "--calls", "60000"]);
+        Tracing::start(command)?.end()?.ok()?;
+        let (stats, found) = (mqspan.stats()?, otlp::spans(&mqspan.file("spans"))?.len() as u64);
+        ensure!(found == stats.captured && stats.exported == found, "{signals}: {found} spans in the file: {stats:?}");
+        ensure!(stats.lost_sum() == 0, "{signals}: {stats:?}");
+    }
+    Ok(())
+}
+
+/// Prevents a host without certificate authorities from refusing to send where no TLS is used.
+#[test]
+fn plain_http_without_authorities() -> Result<()> {
+    for protocol in ["http/protobuf", "grpc"] {
+        let backend = Backend::start(|_, _| Answer::Taken)?;
+        let mqspan = mqspan()?;
+        let mut command = command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces"]);
+        // mqspan's own exporters, too.
+        command
+            .env_remove("OTEL_SDK_DISABLED")
+            .env("SSL_CERT_FILE", "/nonexistent")
+            .env("SSL_CERT_DIR", "/nonexistent");
+        command.args(["--", &mqspan.workload_arg(), "flat", "--calls", "3"]);
+        Tracing::start(command)?.end()?.ok().context(protocol)?;
+        ensure!(mqspan.stats()?.exported == 3, "{protocol}: {:?}", mqspan.stats()?);
     }
     Ok(())
 }

@@ -9,6 +9,8 @@ mod command;
 mod containers;
 #[path = "host/filters.rs"]
 mod filters;
+#[path = "host/namespaces.rs"]
+mod namespaces;
 #[path = "host/oracle.rs"]
 mod oracle;
 #[path = "host/outputs.rs"]

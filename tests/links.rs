@@ -5,6 +5,8 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -12,7 +14,8 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
     otlp::{self, Record, Value, made_by, of_operation},
     program::Mqspan,
-    ready,
+    queues::Held,
+    ready, workload,
 };
 
 fn mqspan() -> Result<Mqspan> {
@@ -147,7 +150,41 @@ fn no_link_is_wrong_in_a_crowd() -> Result<()> {
 fn one_sender_and_one_receiver_are_linked() -> Result<()> {
     let options = ["--messages=20000", "--seed=72", "--processes=1", "--threads=1", "--pause=1000"];
     let verdict = judge(&mqspan()?, &options)?;
-    ensure!(verdict.recall() >= 0.95, "{verdict:?}");
+    ensure!(verdict.recall() >= 0.99, "{verdict:?}");
+    Ok(())
+}
+
+/// Prevents links from being left out for a pool of workers: receivers that all wait, and mostly one message at a time.
+#[test]
+fn a_pool_of_receivers_that_wait_is_linked() -> Result<()> {
+    let mqspan = mqspan()?;
+    let options = ["--messages=3000", "--seed=76", "--pool=4", "--pause=2000"];
+    for options in [&options[..], &[&options[..], &["--priorities=1", "--null-priority"]].concat()] {
+        let verdict = judge(&mqspan, options)?;
+        ensure!(verdict.recall() >= 0.99, "{verdict:?}");
+    }
+    Ok(())
+}
+
+/// Prevents a receive that waits for its link from holding up other processes' calls: a queue that is always full, so that
+/// whose message it got stays open for as long as records keep coming.
+#[test]
+fn a_queue_that_is_always_full_delays_nobody() -> Result<()> {
+    let mqspan = mqspan()?;
+    let tracing = mqspan.trace(["--signals=traces", "--comm=other", &*mqspan.to_file("spans")])?;
+    let full = Held::full(&mqspan)?;
+    let other = mqspan.copy_of_workload("other")?;
+    for calls in 1..=5 {
+        workload::run(&other, &["flat", "--calls=4"])?;
+        // A batch is sent after a second at the latest.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while made_by(otlp::spans(&mqspan.file("spans"))?, &other).len() < 4 * calls {
+            ensure!(Instant::now() < deadline, "another process's calls wait");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    full.let_go()?;
+    tracing.stop()?;
     Ok(())
 }
 
@@ -164,7 +201,7 @@ fn receivers_that_do_not_ask_for_the_priority_are_linked() -> Result<()> {
         "--pause=1000",
     ];
     let verdict = judge(&mqspan()?, &options)?;
-    ensure!(verdict.recall() >= 0.95, "{verdict:?}");
+    ensure!(verdict.recall() >= 0.99, "{verdict:?}");
     Ok(())
 }
 
@@ -188,7 +225,7 @@ fn namespaces_are_not_mixed() -> Result<()> {
         spans.into_iter().partition(|span| span.int("posix_mq.ipc_namespace") == Some(own));
     for (what, spans, truth) in [("here", here, &truths[0]), ("there", there, &truths[1])] {
         let verdict = verdict(what, &spans, &Truth::read(truth)?)?;
-        ensure!(verdict.received > 10_000 && verdict.recall() >= 0.95, "{verdict:?}");
+        ensure!(verdict.received > 10_000 && verdict.recall() >= 0.99, "{verdict:?}");
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use opentelemetry_proto::tonic::{
     trace::v1::Span,
 };
 use support::{
+    backend::{Answer, Backend},
     family,
     otlp::{self, Attributes, Record, int, made_by, text},
     program::{Ended, Mqspan, finish},
@@ -325,4 +326,60 @@ fn delta() -> Result<()> {
 #[test]
 fn cumulative() -> Result<()> {
     metrics_are_what_spans_say("cumulative", CUMULATIVE)
+}
+
+/// Prevents a metrics backend that takes requests and never answers from costing calls, or other outputs their metrics.
+#[test]
+fn a_metrics_backend_that_never_answers() -> Result<()> {
+    let mqspan = mqspan()?;
+    let backend = Backend::start(|_, path| match path.to_lowercase().contains("metrics") {
+        true => Answer::Nothing,
+        false => Answer::Taken,
+    })?;
+    let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+    let mut command = mqspan.command(["run", "--signals=traces,metrics", "--output=otlp", "--endpoint"]);
+    command.args([&*backend.endpoint(), &*mqspan.to_file("all"), &stats, "--max-rate=0", "--"]);
+    command.args([&*mqspan.workload_arg(), "calls", "--calls=5000", "--seed=83"]);
+    command.env("OTEL_METRIC_EXPORT_INTERVAL", "50").env("OTEL_SDK_DISABLED", "true");
+    Ended::of(finish(command)?).ok()?;
+    let stats = mqspan.stats()?;
+    ensure!(stats.lost_sum() == 0, "{stats:?}");
+    let spans = made_by(otlp::spans(&mqspan.file("all"))?, &mqspan.workload());
+    let metrics = Metrics::read(&otlp::metrics(&mqspan.file("all"))?, CUMULATIVE)?;
+    let durations = metrics.totals("messaging.client.operation.duration")?;
+    let counted: u64 = durations.values().map(|total| total.count).sum();
+    println!("{counted} calls counted, {} spans", spans.len());
+    ensure!(counted as usize >= spans.len() && spans.len() >= 5_000, "{counted} of {}", spans.len());
+    Ok(())
+}
+
+/// Prevents a call from being on the wrong side of an explicit bound.
+#[test]
+fn explicit_buckets() -> Result<()> {
+    let mqspan = mqspan()?;
+    let mut command = mqspan.command(["run", "--signals=traces,metrics", &mqspan.to_file("all"), "--"]);
+    command.args([&*mqspan.workload_arg(), "calls", "--calls=5000", "--seed=84"]);
+    command.env("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram");
+    command.env("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta");
+    Ended::of(finish(command)?).ok()?;
+    let spans = made_by(otlp::spans(&mqspan.file("all"))?, &mqspan.workload());
+    let (mut found, mut expected) = (vec![0; 27], vec![0; 27]);
+    for span in &spans {
+        let seconds = (span.body.end_time_unix_nano - span.body.start_time_unix_nano) as f64 / 1e9;
+        let bound = (-20..=5).position(|power| seconds <= f64::from(power).exp2());
+        expected[bound.unwrap_or(26)] += 1;
+    }
+    let requests = otlp::metrics(&mqspan.file("all"))?;
+    let metrics = requests.iter().flat_map(|request| &request.resource_metrics).flat_map(|of| &of.scope_metrics);
+    let of_calls = metrics.flat_map(|of| &of.metrics).filter(|of| of.name == "messaging.client.operation.duration");
+    for data in of_calls.filter_map(|metric| metric.data.as_ref()) {
+        let Data::Histogram(histogram) = data else { bail!("{data:?}") };
+        for point in &histogram.data_points {
+            ensure!(point.explicit_bounds.len() == 26 && point.bucket_counts.len() == 27, "{point:?}");
+            found.iter_mut().zip(&point.bucket_counts).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    println!("{} calls: {found:?}", spans.len());
+    ensure!(found == expected, "{found:?}, not {expected:?}");
+    Ok(())
 }

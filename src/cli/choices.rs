@@ -4,7 +4,9 @@
 use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
-use crate::model::values::{Color, Compression, Format, HookKind, Op, Protocol, Receive, Signal, Temporality};
+use crate::model::values::{
+    Color, Compression, Format, HistogramAggregation, HookKind, Op, Protocol, Receive, Signal, Temporality,
+};
 
 /// A type's values: each with its name, other names that are taken for it, and its line in the help.
 macro_rules! choices {
@@ -64,6 +66,13 @@ choices! {
         Delta = "delta", [], "Counters and histograms from one export to the next";
         LowMemory = "lowmemory", [],
             "Delta for counters and histograms that are counted up, cumulative for those that are observed";
+    }
+}
+
+choices! {
+    HistogramAggregation {
+        Exponential = "base2_exponential_bucket_histogram", [], "Buckets that grow by 2^(1/4)";
+        Explicit = "explicit_bucket_histogram", [], "Bounds at powers of two";
     }
 }
 

@@ -56,8 +56,7 @@ impl<'a> Environment<'a> {
         let mut layers = Layers::default();
         for signal in SCOPES {
             let layer = layers.of(signal);
-            // The specification has no variable for a file of headers.
-            for key in Layer::KEYS.into_iter().filter(|key| *key != "headers_file") {
+            for key in Layer::KEYS.into_iter().filter(|key| *key != Layer::FILE_ONLY) {
                 let name = otlp_variable(signal, key);
                 let text = match key {
                     "insecure" if self.text(&name)?.is_some() => Some(self.is_true(&name)?.to_string()),

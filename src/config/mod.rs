@@ -26,7 +26,8 @@ use crate::model::error::Error;
 use crate::model::filter::{Filter, Filters};
 use crate::model::glob::Templates;
 use crate::model::values::{
-    Color, CpuList, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals, Temporality,
+    Color, CpuList, HistogramAggregation, HookKind, MetricLimits, Op, Output, Rate, Receive, Signal, Signals,
+    Temporality,
 };
 
 /// Everything that a run is told.
@@ -53,7 +54,7 @@ pub struct Settings {
     /// When to stop, counted from the start; None: not by itself.
     pub duration: Option<Duration>,
     /// Where what can't be delivered waits.
-    pub spool: Option<spool::Settings>,
+    pub spool: Option<spool::SpoolSettings>,
     /// Where `/livez` and `/readyz` are served.
     pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
@@ -76,6 +77,8 @@ pub struct Settings {
     pub metric_interval: Duration,
     /// OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE.
     pub temporality: Temporality,
+    /// OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION.
+    pub histograms: HistogramAggregation,
     /// How many series and processes metrics are kept for.
     pub metric_limits: MetricLimits,
 }
@@ -122,9 +125,8 @@ impl Settings {
         let spool = spool(&run)?;
         let outputs = outputs(run.output, endpoint_named);
         if spool.is_some() && !outputs.contains(&Output::Otlp) {
-            return Err(Error::cannot_run(
-                "--spool keeps what an OTLP backend did not take, and otlp is not among the outputs",
-                "name an --endpoint or --output otlp, or leave --spool out",
+            return Err(Error::usage(
+                "--spool keeps what can't be sent by OTLP: add --output otlp or --endpoint URL, or leave it out",
             ));
         }
         let shows_all = outputs.iter().all(|output| matches!(output, Output::Console | Output::File(_)));
@@ -144,7 +146,7 @@ impl Settings {
         Ok(Self {
             outputs,
             signals,
-            otlp: Otlp::resolve(&options, &otlp_variables, &file.otlp)?,
+            otlp: Layers::resolve(&options, &otlp_variables, &file.otlp)?,
             filters: filters(run.filters),
             rate,
             templates: Templates::new(run.template),
@@ -175,6 +177,9 @@ impl Settings {
             temporality: env
                 .parsed("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", choice)?
                 .unwrap_or(Temporality::Cumulative),
+            histograms: env
+                .parsed("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", choice)?
+                .unwrap_or(HistogramAggregation::Exponential),
             metric_limits: file.limits,
         })
     }
@@ -281,9 +286,9 @@ fn filters(args: FilterArgs) -> Filters {
 }
 
 /// Without a folder the other two options have no meaning.
-fn spool(run: &RunArgs) -> Result<Option<spool::Settings>, Error> {
+fn spool(run: &RunArgs) -> Result<Option<spool::SpoolSettings>, Error> {
     match &run.spool {
-        Some(folder) => Ok(Some(spool::Settings {
+        Some(folder) => Ok(Some(spool::SpoolSettings {
             folder: folder.clone(),
             bytes: run.spool_size.unwrap_or(1 << 30),
             sync: run.spool_sync,

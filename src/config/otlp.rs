@@ -5,11 +5,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, Uri};
 
 use super::pairs::pairs;
 use crate::cli::choices::choice;
 use crate::export::endpoint::{ClientIdentity, Endpoint, Otlp};
+use crate::export::headers;
 use crate::model::error::{Error, Origin};
 use crate::model::values::{Compression, Protocol, Signal, duration};
 
@@ -34,14 +35,17 @@ impl Layer {
         "endpoint",
         "protocol",
         "headers",
-        "headers_file",
         "compression",
         "timeout",
         "insecure",
         "certificate",
         "client_certificate",
         "client_key",
+        // The specification has no variable for it.
+        Self::FILE_ONLY,
     ];
+    /// The one that only the file has.
+    pub const FILE_ONLY: &str = "headers_file";
 
     /// The settings of the command line: `--endpoint` and `--protocol`.
     pub fn of_options(endpoint: Option<String>, protocol: Option<Protocol>) -> Self {
@@ -64,7 +68,6 @@ impl Layer {
                 let pairs = pairs(text).map_err(wrong)?;
                 self.set_headers(&pairs, &origin)?;
             }
-            "headers_file" => self.headers_file = Some(text.into()),
             "compression" => self.compression = Some(choice(text).map_err(wrong)?),
             "timeout" => self.timeout = Some(timeout(text).map_err(wrong)?),
             "insecure" => {
@@ -74,6 +77,7 @@ impl Layer {
             "certificate" => self.certificate = Some(text.into()),
             "client_certificate" => self.client_certificate = Some(text.into()),
             "client_key" => self.client_key = Some(text.into()),
+            Self::FILE_ONLY => self.headers_file = Some(text.into()),
             _ => return Err(wrong("not a setting of OTLP".into())),
         }
         Ok(())
@@ -82,15 +86,8 @@ impl Layer {
     /// Sets the headers. An error names the header's key at most: what is no valid key may be a
     /// secret that lacks one.
     pub fn set_headers(&mut self, pairs: &[(String, String)], origin: &Origin) -> Result<(), Error> {
-        let mut headers = HeaderMap::new();
-        for (index, (key, value)) in pairs.iter().enumerate() {
-            let name = HeaderName::from_bytes(key.as_bytes())
-                .map_err(|_| origin.error(format!("entry {} has no valid name", index + 1)))?;
-            let mut value = HeaderValue::from_str(value)
-                .map_err(|_| origin.error(format!("the value of {name} has characters that no header can hold")))?;
-            value.set_sensitive(true);
-            headers.insert(name, value);
-        }
+        let pairs = pairs.iter().map(|(key, value)| (&**key, &**value));
+        let headers = headers::from_pairs(pairs).map_err(|why| origin.error(why))?;
         self.headers = Some(headers);
         Ok(())
     }
@@ -130,13 +127,13 @@ impl Layers {
     }
 }
 
-impl Otlp {
+impl Layers {
     /// Lays the command line over the environment over the file, in each of the latter two a
     /// signal's own settings over those for all.
     ///
     /// An error is one of the endpoint's origin where its URL is wrong; exit status 1 for a client
     /// certificate without its key.
-    pub fn resolve(command_line: &Layer, environment: &Layers, file: &Layers) -> Result<Self, Error> {
+    pub fn resolve(command_line: &Layer, environment: &Self, file: &Self) -> Result<Otlp, Error> {
         let of = |signal| {
             let own = signal as usize;
             let layers = [
@@ -146,76 +143,73 @@ impl Otlp {
                 (&file.own[own], true),
                 (&file.generic, false),
             ];
-            Endpoint::resolve(signal, &layers)
+            endpoint(signal, &layers)
         };
-        Ok(Self { traces: of(Signal::Traces)?, logs: of(Signal::Logs)?, metrics: of(Signal::Metrics)? })
+        Ok(Otlp { traces: of(Signal::Traces)?, logs: of(Signal::Logs)?, metrics: of(Signal::Metrics)? })
     }
 }
 
-impl Endpoint {
-    /// The first layer that has a setting decides it; `true` marks the signal's own layers.
-    fn resolve(signal: Signal, layers: &[(&Layer, bool)]) -> Result<Self, Error> {
-        fn first<'a, T>(layers: &'a [(&Layer, bool)], setting: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
-            layers.iter().find_map(|(layer, _)| setting(layer))
+/// The first layer that has a setting decides it; `true` marks the signal's own layers.
+fn endpoint(signal: Signal, layers: &[(&Layer, bool)]) -> Result<Endpoint, Error> {
+    fn first<'a, T>(layers: &'a [(&Layer, bool)], setting: impl Fn(&'a Layer) -> Option<T>) -> Option<T> {
+        layers.iter().find_map(|(layer, _)| setting(layer))
+    }
+    let protocol = first(layers, |layer| layer.protocol).unwrap_or(Protocol::HttpProtobuf);
+    let insecure = first(layers, |layer| layer.insecure).unwrap_or(false);
+    let named = layers.iter().find_map(|(layer, own)| layer.endpoint.as_ref().map(|named| (named, *own)));
+    let socket = named.map(|((text, origin), _)| socket(text).map_err(|why| origin.error(why))).transpose()?.flatten();
+    let url = match named {
+        // The host is the socket's; a Collector does not look at it.
+        Some(_) if socket.is_some() && protocol == Protocol::Grpc => "http://localhost".into(),
+        Some(_) if socket.is_some() => format!("http://localhost/v1/{}", signal.name()),
+        Some(((text, origin), own)) => {
+            url(text, protocol, insecure, (!own).then_some(signal)).map_err(|why| origin.error(why))?
         }
-        let protocol = first(layers, |layer| layer.protocol).unwrap_or(Protocol::HttpProtobuf);
-        let insecure = first(layers, |layer| layer.insecure).unwrap_or(false);
-        let named = layers.iter().find_map(|(layer, own)| layer.endpoint.as_ref().map(|named| (named, *own)));
-        let url = match named {
-            Some(((text, origin), own)) => {
-                url(text, protocol, insecure, signal, own).map_err(|why| origin.error(why))?
+        None if protocol == Protocol::Grpc => "http://localhost:4317".into(),
+        None => format!("http://localhost:4318/v1/{}", signal.name()),
+    };
+    let certificate = first(layers, |layer| layer.client_certificate.clone());
+    let client = match (certificate, first(layers, |layer| layer.client_key.clone())) {
+        (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
+        (None, None) => None,
+        _ => {
+            return Err(Error::cannot_run(
+                format!("OTLP for {}: of a client certificate and its key, only one is set", signal.name()),
+                "set both client_certificate and client_key (or their variables), or none",
+            ));
+        }
+    };
+    Ok(Endpoint {
+        url,
+        socket,
+        protocol,
+        headers: first(layers, |layer| layer.headers.clone()).unwrap_or_default(),
+        headers_file: first(layers, |layer| layer.headers_file.clone()),
+        compression: first(layers, |layer| layer.compression).filter(|compression| *compression != Compression::None),
+        timeout: first(layers, |layer| layer.timeout).unwrap_or(Duration::from_secs(10)),
+        certificate: first(layers, |layer| layer.certificate.clone()),
+        client,
+    })
+}
+
+/// The path of `unix:///path`; None for another URL.
+fn socket(text: &str) -> Result<Option<PathBuf>, String> {
+    match text.strip_prefix("unix:") {
+        None => Ok(None),
+        Some(path) => match path.strip_prefix("//").unwrap_or(path) {
+            // What a sockaddr_un holds, with the zero at its end.
+            path if path.starts_with('/') && !path.ends_with('/') && !path.contains('\0') && path.len() <= 107 => {
+                Ok(Some(path.into()))
             }
-            None if protocol == Protocol::Grpc => "http://localhost:4317".into(),
-            None => format!("http://localhost:4318/v1/{}", signal.name()),
-        };
-        let socket = named.and_then(|((text, _), _)| socket_path(text)).map(PathBuf::from);
-        let certificate = first(layers, |layer| layer.client_certificate.clone());
-        let client = match (certificate, first(layers, |layer| layer.client_key.clone())) {
-            (Some(certificate), Some(key)) => Some(ClientIdentity { certificate, key }),
-            (None, None) => None,
-            _ => {
-                return Err(Error::cannot_run(
-                    format!("OTLP for {}: of a client certificate and its key, only one is set", signal.name()),
-                    "set both client_certificate and client_key (or their variables), or none",
-                ));
-            }
-        };
-        Ok(Self {
-            url,
-            socket,
-            headers_file: first(layers, |layer| layer.headers_file.clone()),
-            protocol,
-            headers: first(layers, |layer| layer.headers.clone()).unwrap_or_default(),
-            compression: first(layers, |layer| layer.compression)
-                .filter(|compression| *compression != Compression::None),
-            timeout: first(layers, |layer| layer.timeout).unwrap_or(Duration::from_secs(10)),
-            certificate: first(layers, |layer| layer.certificate.clone()),
-            client,
-        })
+            _ => Err("a socket is unix:///path: absolute, of at most 107 bytes".into()),
+        },
     }
 }
 
-/// The path of a UNIX socket that an endpoint names as gRPC does, `unix:///path` or `unix:/path`.
-fn socket_path(text: &str) -> Option<&str> {
-    let path = text.strip_prefix("unix:")?;
-    Some(path.strip_prefix("//").unwrap_or(path))
-}
-
-/// The final URL of an endpoint; one that is not the signal's `own` gets the signal's path for HTTP, and so does a
-/// socket, whose name has no place for one. The error does not repeat the text, which may hold credentials.
-fn url(text: &str, protocol: Protocol, insecure: bool, signal: Signal, own: bool) -> Result<String, String> {
+/// The final URL of an endpoint; `append` is the signal whose path an HTTP URL still lacks. The
+/// error does not repeat the text, which may hold credentials.
+fn url(text: &str, protocol: Protocol, insecure: bool, append: Option<Signal>) -> Result<String, String> {
     let grpc = protocol == Protocol::Grpc;
-    if let Some(path) = socket_path(text) {
-        let is_name = path.starts_with('/') && !path.ends_with('/') && !path.contains(['\0', '?', '#']);
-        // What a sockaddr_un holds, with the zero at its end.
-        if !is_name || path.len() > 107 {
-            return Err("a UNIX socket is unix:///PATH: absolute, of at most 107 bytes".into());
-        }
-        return Ok(match grpc {
-            true => "http://localhost".into(),
-            false => format!("http://localhost/v1/{}", signal.name()),
-        });
-    }
     let uri = match (text.contains("://"), grpc, insecure) {
         (true, ..) => text.into(),
         (false, true, true) => format!("http://{text}"),
@@ -240,10 +234,10 @@ fn url(text: &str, protocol: Protocol, insecure: bool, signal: Signal, own: bool
     }
     let (path, query) = (uri.path(), uri.query());
     let query = query.map_or(String::new(), |query| format!("?{query}"));
-    Ok(match own {
+    Ok(match append {
         _ if grpc => format!("{scheme}://{authority}"),
-        false => format!("{scheme}://{authority}{}/v1/{}{query}", path.trim_end_matches('/'), signal.name()),
-        true => format!("{scheme}://{authority}{path}{query}"),
+        Some(signal) => format!("{scheme}://{authority}{}/v1/{}{query}", path.trim_end_matches('/'), signal.name()),
+        None => format!("{scheme}://{authority}{path}{query}"),
     })
 }
 
@@ -285,14 +279,7 @@ mod tests {
             ("https://c:4317/x", Grpc, true, true, Some("https://c:4317")),
             ("c:4317", Grpc, true, true, Some("http://c:4317")),
             ("c:4317", Grpc, false, false, Some("https://c:4317")),
-            ("unix:///run/c", Grpc, false, true, Some("http://localhost")),
-            ("unix:/run/c", Http, false, true, Some("http://localhost/v1/logs")),
-            ("unix:///run/c", Http, false, false, Some("http://localhost/v1/logs")),
-            ("unix://run/c", Grpc, false, true, None),
-            ("unix:run/c", Grpc, false, true, None),
-            ("unix:", Http, false, true, None),
-            ("unix:///", Http, false, true, None),
-            (&format!("unix:///{}", "x".repeat(107)), Http, false, true, None),
+            ("unix:///run/c", Grpc, false, true, None),
             ("ftp://c", Http, false, true, None),
             ("http://", Http, false, true, None),
             ("http://:4318", Http, false, true, None),
@@ -301,7 +288,8 @@ mod tests {
             ("http://me:secret@c", Http, false, true, None),
             ("http://se cret", Http, false, true, None),
         ] {
-            match url(text, protocol, insecure, Signal::Logs, !append) {
+            let append = append.then_some(Signal::Logs);
+            match url(text, protocol, insecure, append) {
                 Ok(url) => assert_eq!(Some(&*url), expected, "{text}"),
                 Err(why) => {
                     assert_eq!(expected, None, "{text}: {why}");
@@ -314,13 +302,13 @@ mod tests {
     /// Prevents the defaults of the specification from drifting, the port of gRPC above all.
     #[test]
     fn defaults() {
-        let http = Otlp::resolve(&Layer::default(), &Layers::default(), &Layers::default()).unwrap();
+        let http = Layers::resolve(&Layer::default(), &Layers::default(), &Layers::default()).unwrap();
         assert_eq!(http.metrics.url, "http://localhost:4318/v1/metrics");
         assert_eq!(http.metrics.protocol, Protocol::HttpProtobuf);
         assert_eq!(http.metrics.timeout, Duration::from_secs(10));
         assert_eq!(http.metrics.compression, None);
         let grpc = layer(&[("protocol", "grpc")]);
-        let grpc = Otlp::resolve(&grpc, &Layers::default(), &Layers::default()).unwrap();
+        let grpc = Layers::resolve(&grpc, &Layers::default(), &Layers::default()).unwrap();
         assert_eq!(grpc.logs.url, "http://localhost:4317");
     }
 
@@ -334,7 +322,7 @@ mod tests {
         );
         let env = layers(&[("endpoint", "http://env"), ("compression", "none")], &[("headers", "b=env")]);
         let none = Layer::default();
-        let otlp = Otlp::resolve(&none, &env, &file).unwrap();
+        let otlp = Layers::resolve(&none, &env, &file).unwrap();
         assert_eq!(otlp.traces.url, "http://env/v1/traces");
         assert_eq!(otlp.traces.compression, None);
         assert_eq!(otlp.traces.timeout, Duration::from_millis(250));
@@ -342,14 +330,14 @@ mod tests {
         assert!(otlp.traces.headers.contains_key("b") && otlp.traces.headers.len() == 1);
         assert_eq!(otlp.logs.headers["a"], "file");
 
-        let otlp = Otlp::resolve(&none, &Layers::default(), &file).unwrap();
+        let otlp = Layers::resolve(&none, &Layers::default(), &file).unwrap();
         assert_eq!(otlp.traces.url, "http://file/own");
         assert_eq!(otlp.logs.url, "http://localhost:4318/v1/logs");
         assert_eq!(otlp.logs.compression, Some(Compression::Gzip));
 
         let own = layers(&[], &[("endpoint", "http://env/own")]);
         let option = layer(&[("endpoint", "http://option")]);
-        let otlp = Otlp::resolve(&option, &own, &file).unwrap();
+        let otlp = Layers::resolve(&option, &own, &file).unwrap();
         assert_eq!(otlp.traces.url, "http://option/v1/traces");
     }
 
@@ -358,7 +346,7 @@ mod tests {
     #[test]
     fn headers_are_secret() {
         let layers = layers(&[("headers", "Authorization=Bearer secret")], &[]);
-        let otlp = Otlp::resolve(&Layer::default(), &layers, &Layers::default()).unwrap();
+        let otlp = Layers::resolve(&Layer::default(), &layers, &Layers::default()).unwrap();
         assert_eq!(otlp.logs.headers["authorization"], "Bearer secret");
         assert!(!format!("{layers:?} {otlp:?}").contains("secret"));
         for text in ["Bearer secret", "Bearer secret==", "a=secret%0a", "a=secret%00"] {
@@ -384,6 +372,6 @@ mod tests {
             assert!(Layer::default().set(key, text, origin).is_err(), "{key}");
         }
         let half = layers(&[("client_key", "/key.pem")], &[]);
-        assert!(Otlp::resolve(&Layer::default(), &half, &Layers::default()).is_err());
+        assert!(Layers::resolve(&Layer::default(), &half, &Layers::default()).is_err());
     }
 }

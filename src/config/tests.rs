@@ -84,6 +84,7 @@ fn the_environment_of_a_command_is_the_commands() {
         ("OTEL_SDK_DISABLED", "TRUE"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "1500"),
         ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "LowMemory"),
+        ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit_bucket_histogram"),
     ];
     let host = loaded("--signals traces,logs,metrics", &variables, "");
     assert_eq!(host.signals, Signals { traces: false, logs: true, metrics: true });
@@ -98,6 +99,7 @@ fn the_environment_of_a_command_is_the_commands() {
     assert!(command.sdk_disabled);
     assert_eq!(command.metric_interval, Duration::from_millis(1500));
     assert_eq!(command.temporality, Temporality::LowMemory);
+    assert_eq!(command.histograms, HistogramAggregation::Explicit);
 }
 
 /// Prevents defaults from drifting away from the contract's.
@@ -108,6 +110,7 @@ fn defaults() {
     assert_eq!(settings.filters.call.len(), 6);
     assert_eq!(settings.metric_interval, Duration::from_secs(60));
     assert_eq!(settings.temporality, Temporality::Cumulative);
+    assert_eq!(settings.histograms, HistogramAggregation::Exponential);
     assert_eq!(settings.metric_limits, MetricLimits { max_series: 2000, max_processes: 1000 });
     assert_eq!(settings.verbosity, Verbosity::Normal);
     assert!(settings.hooks.is_empty() && !settings.sdk_disabled && settings.rate.most == 0);
@@ -137,13 +140,20 @@ fn wrong_values() {
     let endpoint = |value| [("OTEL_EXPORTER_OTLP_ENDPOINT", value)];
     for (arguments, variables, yaml, status, says) in [
         ("--endpoint c:1", &[][..], "", 2, "--endpoint: the URL must begin"),
-        ("--spool /s", &[], "", 1, "otlp is not among the outputs"),
-        ("--endpoint http://c --output none", &[], "spool: /s", 1, "otlp is not among the outputs"),
+        ("--spool /s", &[], "", 2, "--spool keeps what can't be sent by OTLP"),
+        ("--endpoint http://c --output none", &[], "spool: /s", 2, "--spool keeps what can't be sent by OTLP"),
         ("--user nobody", &[], "", 2, "--user needs a command"),
         ("", &endpoint("c:1"), "", 1, "OTEL_EXPORTER_OTLP_ENDPOINT: the URL must begin"),
         ("", &[], "\nendpoint: c:1", 1, "m.yaml:2: endpoint: the URL must begin"),
         ("", &[("OTEL_METRIC_EXPORT_INTERVAL", "1s")], "", 1, "OTEL_METRIC_EXPORT_INTERVAL: "),
         ("", &[("OTEL_RESOURCE_ATTRIBUTES", "a")], "", 1, "OTEL_RESOURCE_ATTRIBUTES: entry 1"),
+        (
+            "",
+            &[("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "explicit")],
+            "",
+            1,
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION: ",
+        ),
         ("--output otlp", &[("OTEL_EXPORTER_OTLP_COMPRESSION", "lz4")], "", 1, "none of none, gzip, zstd"),
     ] {
         let error = load(arguments, variables, yaml).expect_err(says);

@@ -25,6 +25,7 @@ use tracing::warn;
 use super::batch::Encoding;
 use super::endpoint::{ClientIdentity, Endpoint};
 use super::files::{self, Watched};
+use super::headers;
 use super::reply::{self, Accepted, Failure};
 use crate::model::error::Error;
 use crate::model::values::{Compression, Protocol, Signal};
@@ -114,13 +115,13 @@ impl OtlpClient {
         let result = tokio::time::timeout(timeout, attempt)
             .await
             .unwrap_or_else(|_| Err(Failure::Retry { after: None, why: format!("no answer within {timeout:?}") }));
-        result.map_err(|failure| failure.explained(|why| self.explain(&why)))
+        result.map_err(|failure| failure.with(|why| self.explain(&why)))
     }
 
     /// Why an attempt failed, with the URL that was tried.
     fn explain(&self, why: &str) -> String {
         let hint = reply::wrong_protocol(self.endpoint.protocol, why).map(|hint| format!("; {hint}"));
-        format!("{}: {why}{}", self.endpoint.place(), hint.unwrap_or_default())
+        format!("{}: {why}{}", self.endpoint.name(), hint.unwrap_or_default())
     }
 
     /// A request in JSON as protobuf, the one encoding of gRPC.
@@ -195,7 +196,7 @@ impl OtlpClient {
             && !self.told.swap(true, Relaxed)
         {
             let status = response.status();
-            warn!("otlp.{}: {}: {status} with {what}: taken as success", self.signal.name(), self.endpoint.place());
+            warn!("otlp.{}: {}: {status} with {what}: taken as success", self.signal.name(), self.endpoint.name());
         }
         Ok(accepted)
     }
@@ -203,7 +204,7 @@ impl OtlpClient {
 
 fn connection(endpoint: &Endpoint) -> Result<Connection, Error> {
     Ok(Connection {
-        headers: headers(endpoint)?,
+        headers: headers_of(endpoint)?,
         carrier: match endpoint.protocol {
             Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
             Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http(http(endpoint)?),
@@ -212,14 +213,15 @@ fn connection(endpoint: &Endpoint) -> Result<Connection, Error> {
 }
 
 /// The headers of an endpoint with those of its file, which come first.
-pub fn headers(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
+pub fn headers_of(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
     let mut headers = endpoint.headers.clone();
     if let Some(path) = &endpoint.headers_file {
-        let text = files::read(path, "headers_file")?;
-        let of_file = files::headers(&text).map_err(|why| {
+        let wrong = |why: String| {
             let message = format!("OTLP: headers_file {}: {why}", path.display());
-            Error::cannot_run(message, "write a line `NAME: value` for each header there")
-        })?;
+            Error::cannot_run(message, "write a line `NAME: value` for each header there, in UTF-8")
+        };
+        let text = String::from_utf8(files::read(path, "headers_file")?).map_err(|_| wrong("not UTF-8".into()))?;
+        let of_file = headers::from_file(&text).map_err(wrong)?;
         headers.extend(of_file);
     }
     Ok(headers)

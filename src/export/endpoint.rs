@@ -65,8 +65,8 @@ impl Otlp {
 }
 
 impl Endpoint {
-    /// Where requests go, for messages: without a query, which may hold a token.
-    pub fn place(&self) -> String {
+    /// As messages name it: without a query, which may hold a token.
+    pub fn name(&self) -> String {
         match &self.socket {
             Some(path) => format!("unix://{}", path.display()),
             None => self.url.split('?').next().unwrap_or_default().to_owned(),

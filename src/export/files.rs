@@ -7,8 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-
 use super::endpoint::Endpoint;
 use crate::model::error::Error;
 
@@ -58,29 +56,6 @@ pub fn is_encrypted(pem: &[u8]) -> bool {
     text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") || text.contains("Proc-Type: 4,ENCRYPTED")
 }
 
-/// Headers as a file has them: a line `NAME: value` for each, empty lines, and comments behind `#` at the line's
-/// beginning. The error names the line, and the header at most: never a value.
-pub fn headers(text: &[u8]) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
-    for (number, line) in text.split(|byte| *byte == b'\n').enumerate() {
-        let line = line.trim_ascii();
-        if line.is_empty() || line.starts_with(b"#") {
-            continue;
-        }
-        let colon = line.iter().position(|byte| *byte == b':');
-        let (name, value) = line.split_at(colon.ok_or_else(|| format!("line {} is not NAME: value", number + 1))?);
-        let name =
-            HeaderName::from_bytes(name.trim_ascii()).map_err(|_| format!("line {} has no valid name", number + 1))?;
-        let mut value = std::str::from_utf8(value[1..].trim_ascii())
-            .ok()
-            .and_then(|value| HeaderValue::from_str(value).ok())
-            .ok_or_else(|| format!("the value of {name} has characters that no header can hold"))?;
-        value.set_sensitive(true);
-        headers.insert(name, value);
-    }
-    Ok(headers)
-}
-
 /// What was made of files, made again when they change.
 #[derive(Debug)]
 pub struct Watched<T> {
@@ -128,27 +103,6 @@ impl<T> Watched<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Prevents a token from showing in an error, and a comment from becoming a header.
-    #[test]
-    fn header_files() {
-        let read = headers(b"# tokens\n\nAuthorization: Bearer a:b \r\nx-scope:  1\nempty:\n").unwrap();
-        assert_eq!(
-            (read.len(), &read["authorization"], &read["x-scope"]),
-            (3, &"Bearer a:b".parse().unwrap(), &"1".parse().unwrap())
-        );
-        assert!(!format!("{read:?}").contains("Bearer"));
-        for (text, says) in [
-            (&b"ok: 1\nsecret"[..], "line 2 is not NAME: value"),
-            (b"sec ret: 1", "line 1 has no valid name"),
-            (b": secret", "line 1 has no valid name"),
-            (b"a: secret\x01", "the value of a has characters"),
-            (b"a: secret\xff", "the value of a has characters"),
-        ] {
-            let why = headers(text).unwrap_err();
-            assert!(why.starts_with(says) && !why.contains("sec"), "{why}");
-        }
-    }
 
     /// Prevents a rotated token from being used until the next start, a broken file from stopping what works or being
     /// told of with each request, and files from being asked after with each request.

@@ -1,35 +1,39 @@
-//! SIGHUP, told to the outputs: files are opened anew, for logrotate(8), and what a backend did not take is tried again.
+//! SIGHUP, passed to the outputs: files are opened anew, for logrotate(8), and what a backend did not take is tried again.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokio::sync::watch;
 
-/// Tells of each hangup.
+/// Counts the hangups.
 #[derive(Clone, Debug, Default)]
-pub struct Hangup(Arc<AtomicU64>);
+pub struct Hangup(watch::Sender<u64>);
 
-/// Hears of each hangup once.
+/// Notices each hangup once.
 #[derive(Debug)]
-pub struct Listener {
-    hangup: Hangup,
-    heard: u64,
-}
+pub struct Listener(watch::Receiver<u64>);
 
 impl Hangup {
     /// There was one.
-    pub fn tell(&self) {
-        self.0.fetch_add(1, Relaxed);
+    pub fn raise(&self) {
+        self.0.send_modify(|count| *count = count.wrapping_add(1));
     }
 
-    /// Hears of those from now on.
+    /// Notices those from now on.
     pub fn listener(&self) -> Listener {
-        Listener { hangup: self.clone(), heard: self.0.load(Relaxed) }
+        Listener(self.0.subscribe())
     }
 }
 
 impl Listener {
     /// Whether there was one since the last time.
-    pub fn hears(&mut self) -> bool {
-        let told = self.hangup.0.load(Relaxed);
-        std::mem::replace(&mut self.heard, told) != told
+    pub fn noticed(&mut self) -> bool {
+        let noticed = self.0.has_changed().unwrap_or(false);
+        self.0.mark_unchanged();
+        noticed
+    }
+
+    /// Returns at the next one; never where none can come any more.
+    pub async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
     }
 }

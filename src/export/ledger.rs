@@ -2,6 +2,7 @@
 //! requests of its own; a call counts once, as exported where any output took it. Pure counting.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -23,6 +24,8 @@ pub enum Stage {
     Ring,
     /// A record that does not hold what it says.
     Malformed,
+    /// An output's queue was full, and there is another output.
+    Queue,
     /// The backend took the request but not this part (OTLP partial success).
     Rejected,
     /// The backend refused the request for good.
@@ -33,6 +36,8 @@ pub enum Stage {
     SwitchedOff,
     /// It had to make room in the spool.
     SpoolFull,
+    /// It could not be read from the spool any more.
+    SpoolDamaged,
     /// A file or stdout could not be written.
     Write,
     /// mqspan ended before the call was delivered.
@@ -41,17 +46,19 @@ pub enum Stage {
 
 impl Stage {
     /// All of them, in the order of the way.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::State,
         Self::NoExit,
         Self::Missed,
         Self::Ring,
         Self::Malformed,
+        Self::Queue,
         Self::Rejected,
         Self::Refused,
         Self::GivenUp,
         Self::SwitchedOff,
         Self::SpoolFull,
+        Self::SpoolDamaged,
         Self::Write,
         Self::Shutdown,
     ];
@@ -64,11 +71,13 @@ impl Stage {
             Self::Missed => "missed",
             Self::Ring => "ring",
             Self::Malformed => "malformed",
+            Self::Queue => "queue",
             Self::Rejected => "rejected",
             Self::Refused => "refused",
             Self::GivenUp => "given_up",
             Self::SwitchedOff => "switched_off",
             Self::SpoolFull => "spool_full",
+            Self::SpoolDamaged => "spool_damaged",
             Self::Write => "write",
             Self::Shutdown => "shutdown",
         }
@@ -77,7 +86,7 @@ impl Stage {
 
 /// What became of the records of one signal at one output.
 #[derive(Debug, Default)]
-pub struct Output {
+pub struct OutputCounts {
     sent: AtomicU64,
     rejected: AtomicU64,
     lost: AtomicU64,
@@ -93,7 +102,7 @@ pub struct Ledger {
     spool: Option<Spooled>,
     lost: [AtomicU64; Stage::ALL.len()],
     kernel: KernelCounts,
-    outputs: Vec<(String, Output)>,
+    outputs: Vec<(String, OutputCounts)>,
 }
 
 /// Calls that went to another run, and that came from one.
@@ -151,7 +160,7 @@ impl Ledger {
             spool: has_spool.then(Spooled::default),
             lost: Default::default(),
             kernel: KernelCounts::default(),
-            outputs: outputs.into_iter().map(|name| (name, Output::default())).collect(),
+            outputs: outputs.into_iter().map(|name| (name, OutputCounts::default())).collect(),
         })
     }
 
@@ -169,6 +178,36 @@ impl Ledger {
     /// The time for deliveries is over: what comes now is counted, and lost.
     pub fn hurry(&self) {
         self.hurries.store(true, Relaxed);
+    }
+
+    /// So many calls were found in the spool at the start: until they are under way they count as left in it.
+    pub fn restored(&self, calls: u64) {
+        if let Some(spool) = &self.spool {
+            spool.restored.fetch_add(calls, Relaxed);
+            spool.spooled.fetch_add(calls, Relaxed);
+        }
+    }
+
+    /// These calls are with another request that is left in the spool.
+    pub fn back_in_spool(&self, calls: u64) {
+        if let Some(spool) = &self.spool {
+            spool.spooled.fetch_add(calls, Relaxed);
+        }
+    }
+
+    /// A request that counted as left in the spool had to make room, and its calls are lost, unless another request
+    /// `still` carries them.
+    pub fn dropped_from_spool(&self, calls: u64, still: bool) {
+        if let (Some(spool), false) = (&self.spool, still) {
+            spool.spooled.fetch_sub(calls, Relaxed);
+            self.lose(Stage::SpoolFull, calls);
+        }
+    }
+
+    /// What is left in the spool can't be read any more.
+    pub fn spool_damaged(&self) {
+        let calls = self.spool.as_ref().map_or(0, |spool| spool.spooled.swap(0, Relaxed));
+        self.lose(Stage::SpoolDamaged, calls);
     }
 
     /// A filter of user space refused a call.
@@ -385,10 +424,10 @@ impl Tally {
         Self::of(ledger, 0, rand::random())
     }
 
-    /// A batch that an earlier run has left in the spool.
-    pub fn restored(ledger: &Arc<Ledger>, calls: u64, batch: u64) -> Arc<Self> {
+    /// A batch that comes back from the spool: its calls, which count as left in it so far, are under way again.
+    pub fn from_spool(ledger: &Arc<Ledger>, calls: u64, batch: u64) -> Arc<Self> {
         if let Some(spool) = &ledger.spool {
-            spool.restored.fetch_add(calls, Relaxed);
+            spool.spooled.fetch_sub(calls, Relaxed);
         }
         Self::of(ledger, calls, batch)
     }
@@ -424,6 +463,29 @@ impl Drop for Tally {
     }
 }
 
+/// What is to be done once an output has all records of a batch; done once, whichever output is the first.
+pub struct OnExport(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl OnExport {
+    /// `what` is done on the thread that settles.
+    pub fn new(what: impl FnOnce() + Send + 'static) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(Box::new(what)))))
+    }
+
+    fn run(&self) {
+        let what = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(what) = what {
+            what();
+        }
+    }
+}
+
+impl fmt::Debug for OnExport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OnExport").finish_non_exhaustive()
+    }
+}
+
 /// Some records of one signal on their way to one output. One that is dropped on its way is lost at the end.
 #[derive(Debug)]
 pub struct Share {
@@ -431,17 +493,24 @@ pub struct Share {
     ledger: Arc<Ledger>,
     output: usize,
     records: u64,
+    on_export: Option<Arc<OnExport>>,
 }
 
 impl Share {
     /// `records` of the calls of `tally`, for an output by its place in the ledger.
     pub fn of_calls(tally: &Arc<Tally>, output: usize, records: u64) -> Self {
-        Self { tally: Some(tally.clone()), ledger: tally.ledger.clone(), output, records }
+        Self { tally: Some(tally.clone()), ledger: tally.ledger.clone(), output, records, on_export: None }
     }
 
     /// Records that are no calls.
     pub fn of_metrics(ledger: &Arc<Ledger>, output: usize, records: u64) -> Self {
-        Self { tally: None, ledger: ledger.clone(), output, records }
+        Self { tally: None, ledger: ledger.clone(), output, records, on_export: None }
+    }
+
+    /// `what` is done if the output takes all of them.
+    pub fn on_export(mut self, what: Option<Arc<OnExport>>) -> Self {
+        self.on_export = what;
+        self
     }
 
     /// How many records.
@@ -461,6 +530,13 @@ impl Share {
         if is_counted { 0 } else { tally.calls.load(Relaxed) }
     }
 
+    /// Its calls are counted with another request of their batch.
+    pub fn forfeit_calls(&mut self) {
+        if let Some(tally) = &self.tally {
+            tally.calls.store(0, Relaxed);
+        }
+    }
+
     /// A later point stands for so many.
     pub fn supersede(&mut self, records: u64) {
         self.records = self.records.saturating_sub(records);
@@ -474,6 +550,10 @@ impl Share {
     fn count(&mut self, outcome: Outcome) {
         let records = std::mem::take(&mut self.records);
         self.ledger.settle_output(self.output, records, outcome);
+        // Which records a partial success leaves out is not told.
+        if let Some(what) = self.on_export.take().filter(|_| outcome == Outcome::Sent { rejected: 0 }) {
+            what.run();
+        }
         let Some(tally) = self.tally.take() else { return };
         match outcome {
             Outcome::Sent { rejected } => {

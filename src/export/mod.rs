@@ -1,14 +1,15 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
-//! requests, [`metrics`] encodes those of metrics, [`queue`] bounds them, [`sender`] delivers them over OTLP
-//! through [`client`] to an [`endpoint`], whose `files` it watches, by [`retry`] and [`reply`];
+//! requests, [`metrics`] encodes those of metrics, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
 //! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
 //! anew, [`ledger`] counts what became of it all, and [`traffic`] what is under way.
 
+pub mod backend;
 pub mod batch;
 pub mod client;
 pub mod endpoint;
 mod files;
 pub mod hangup;
+pub mod headers;
 pub mod ledger;
 pub mod metrics;
 pub mod queue;
@@ -19,7 +20,6 @@ pub mod spool;
 pub mod traffic;
 pub mod writer;
 
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -27,19 +27,20 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle as Task;
 
+use self::backend::Backend;
 use self::batch::Encoding;
 use self::client::OtlpClient;
 use self::endpoint::Otlp;
 use self::hangup::Hangup;
 use self::ledger::{Ledger, Outcome, Share};
-use self::queue::{Queue, Queued, Request};
-use self::sender::Sender;
+use self::queue::{OutputQueue, Queued, Request, WhenFull};
+use self::sender::Deliverer;
 use self::traffic::Traffic;
 use self::writer::Target;
-use crate::model::error::Error;
+use crate::model::error::{Error, no_thread};
 use crate::model::values::Signals;
 use crate::model::values::{Output, Signal};
 
@@ -69,16 +70,32 @@ pub struct Sink {
     /// Its place in the ledger.
     pub output: usize,
     /// None for the output `none`: what is made is delivered by being dropped.
-    pub queue: Option<Queue>,
+    pub queue: Option<OutputQueue>,
+    /// What becomes of calls where the queue is full.
+    pub when_full: WhenFull,
 }
 
 impl Sink {
-    /// Hands over a request, waiting for room where the queue is full.
-    pub fn hand_over(&self, body: Bytes, share: Share) {
+    /// Enqueues a request of calls.
+    pub fn enqueue(&self, body: Bytes, share: Share) {
+        self.put(body, share, self.when_full);
+    }
+
+    /// Enqueues a request of metrics, which never waits.
+    pub fn enqueue_metrics(&self, body: Bytes, share: Share) {
+        self.put(body, share, WhenFull::Drop);
+    }
+
+    fn put(&self, body: Bytes, share: Share, when_full: WhenFull) {
         match &self.queue {
-            Some(queue) => queue.push(Request { signal: self.signal, body, share }),
+            Some(queue) => queue.enqueue(Request { signal: self.signal, body, share }, when_full),
             None => share.settle(Outcome::Sent { rejected: 0 }),
         }
+    }
+
+    /// Whether so much waits that metrics are better added up where they are.
+    pub fn is_waiting(&self) -> bool {
+        self.queue.as_ref().is_some_and(OutputQueue::is_waiting)
     }
 }
 
@@ -102,7 +119,7 @@ pub struct Deliveries {
     spool: Option<JoinHandle<()>>,
     tasks: Vec<Task<()>>,
     threads: Vec<JoinHandle<()>>,
-    queues: Vec<Queue>,
+    queues: Vec<OutputQueue>,
     hangup: Hangup,
 }
 
@@ -111,7 +128,7 @@ pub fn start(
     outputs: &[Output],
     signals: Signals,
     otlp: &Otlp,
-    spool: Option<&spool::Settings>,
+    spool: Option<&spool::SpoolSettings>,
     runtime: &Handle,
     closed: impl Fn() + Clone + Send + 'static,
 ) -> Result<Outputs, Error> {
@@ -122,6 +139,8 @@ pub fn start(
         sinks: Vec::new(),
         senders: Vec::new(),
         deliveries: Deliveries::default(),
+        // Pressure goes back to the kernel's ring only where nothing else is held up by it.
+        when_full: if outputs.len() == 1 { WhenFull::Wait } else { WhenFull::Drop },
         runtime,
     };
     for output in outputs {
@@ -155,17 +174,18 @@ pub fn start(
     for Unstarted { signal, output, client, requests } in senders {
         let of_signal = Arc::new(Traffic::new(signal, otlp.of(signal).protocol));
         traffic.push(of_signal.clone());
-        let sender = Sender {
+        let deliverer = Deliverer {
             name: names.get(output).cloned().unwrap_or_default(),
             signal,
             client,
             traffic: of_signal,
             spool: keeper.clone(),
             hurry: deliveries.hurry.subscribe(),
-            state: Mutex::default(),
+            backend: Mutex::new(Backend::new(keeper.is_some())),
+            resumed: Notify::new(),
         };
         let hangup = deliveries.hangup.listener();
-        deliveries.tasks.push(runtime.spawn(sender::run(sender, requests, hangup)));
+        deliveries.tasks.push(runtime.spawn(sender::run(deliverer, requests, hangup)));
     }
     Ok(Outputs { sinks, ledger, traffic, deliveries })
 }
@@ -183,18 +203,20 @@ struct Starting<'a> {
     sinks: Vec<Sink>,
     senders: Vec<Unstarted>,
     deliveries: Deliveries,
+    when_full: WhenFull,
     runtime: &'a Handle,
 }
 
 impl Starting<'_> {
-    fn sink(&mut self, output: &str, signal: Signal, form: Form, queue: Option<Queue>) {
-        self.sinks.push(Sink { signal, form, output: self.names.len(), queue });
+    fn sink(&mut self, output: &str, signal: Signal, form: Form, queue: Option<OutputQueue>) {
+        let when_full = self.when_full;
+        self.sinks.push(Sink { signal, form, output: self.names.len(), queue, when_full });
         self.names.push(format!("{output}.{}", signal.name()));
     }
 
     fn otlp(&mut self, signal: Signal, otlp: &Otlp) -> Result<(), Error> {
         let client = OtlpClient::new(signal, otlp.of(signal))?;
-        let (queue, requests) = Queue::new(OTLP_QUEUE, self.runtime.clone());
+        let (queue, requests) = OutputQueue::new(OTLP_QUEUE, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
         let output = self.names.len();
         self.sink("otlp", signal, Form::Otlp(client.encoding()), Some(queue));
@@ -209,18 +231,18 @@ impl Starting<'_> {
         Ok(())
     }
 
-    fn writer(&mut self, bytes: usize, target: Target, closed: impl FnOnce() + Send + 'static) -> Result<Queue, Error> {
-        let (queue, requests) = Queue::new(bytes, self.runtime.clone());
+    fn writer(
+        &mut self,
+        bytes: usize,
+        target: Target,
+        closed: impl FnOnce() + Send + 'static,
+    ) -> Result<OutputQueue, Error> {
+        let (queue, requests) = OutputQueue::new(bytes, self.runtime.clone());
         self.deliveries.queues.push(queue.clone());
         let thread = writer::start(target, requests, self.deliveries.hangup.listener(), closed).map_err(no_thread)?;
         self.deliveries.threads.push(thread);
         Ok(queue)
     }
-}
-
-/// What stands in the way of a thread.
-pub fn no_thread(error: io::Error) -> Error {
-    Error::cannot_run(format!("no thread could be started: {error}"), "raise the limit of tasks (ulimit -u, TasksMax=)")
 }
 
 impl Deliveries {
@@ -256,7 +278,7 @@ impl Deliveries {
 
     /// What ends deliveries early: what is not done counts as lost.
     pub fn aborter(&self) -> impl FnOnce() + Send + use<> {
-        let shutters: Vec<_> = self.queues.iter().map(Queue::shutter).collect();
+        let shutters: Vec<_> = self.queues.iter().map(OutputQueue::shutter).collect();
         let tasks: Vec<_> = self.tasks.iter().map(Task::abort_handle).collect();
         move || {
             shutters.iter().for_each(|shut| shut());
@@ -265,12 +287,12 @@ impl Deliveries {
     }
 }
 
-/// Hands a request of metrics over to each sink, as it encodes it.
-pub fn hand_over_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest) {
+/// Enqueues a request of metrics for each sink, as it encodes it.
+pub fn enqueue_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest) {
     let records = metrics::points(request);
     for sink in sinks {
         let Form::Otlp(encoding) = sink.form else { continue };
         let share = Share::of_metrics(ledger, sink.output, records);
-        sink.hand_over(metrics::encode(encoding, request).into(), share);
+        sink.enqueue_metrics(metrics::encode(encoding, request).into(), share);
     }
 }

@@ -41,7 +41,7 @@ pub enum Failure {
 
 impl Failure {
     /// The same with more said about it.
-    pub fn explained(self, explain: impl FnOnce(String) -> String) -> Self {
+    pub fn with(self, explain: impl FnOnce(String) -> String) -> Self {
         match self {
             Self::Retry { after, why } => Self::Retry { after, why: explain(why) },
             Self::Refused(why) => Self::Refused(explain(why)),

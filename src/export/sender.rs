@@ -1,37 +1,34 @@
 //! Delivers the requests of one signal over OTLP: several at a time, each until it is taken, refused, or given up. Where
-//! there is a spool, what can't be delivered soon goes there, and comes back in order once the backend takes it.
+//! there is a spool, what can't be delivered soon goes there, and comes back in order once the backend takes it. What an
+//! answer leads to is decided in [`backend`](super::backend).
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use tracing::{Instrument, debug, debug_span, info, warn};
 
+use super::backend::{Backend, Next, Said, switched_off_for};
 use super::batch::Encoding;
 use super::client::OtlpClient;
 use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
 use super::reply::{Accepted, Failure};
-use super::retry::{Backoff, GIVE_UP_AFTER};
 use super::spool::Spool;
 use super::traffic::Traffic;
 use crate::model::values::Signal;
 
-/// A signal that the backend does not take is tried again after this long.
-const SWITCHED_OFF: Duration = Duration::from_secs(300);
-/// The same trouble is told of at most this often.
-const SAY_EVERY: Duration = Duration::from_secs(60);
 /// A request that is not answered by then goes into the spool, besides.
 const SPOOL_AFTER: Duration = Duration::from_secs(2);
 
 /// What a signal is delivered by.
 #[derive(Debug)]
-pub struct Sender {
+pub struct Deliverer {
     /// As the statistics name it, `otlp.traces`.
     pub name: String,
     /// Which signal.
@@ -45,38 +42,42 @@ pub struct Sender {
     /// True once mqspan is about to end: what is not delivered goes into the spool at once.
     pub hurry: watch::Receiver<bool>,
     /// What is known of the backend.
-    pub state: Mutex<State>,
-}
-
-/// What is known of a backend.
-#[derive(Debug, Default)]
-pub struct State {
-    off_until: Option<Instant>,
-    failing_since: Option<Instant>,
-    said: Option<(Instant, String)>,
+    pub backend: Mutex<Backend>,
+    /// Tells those that pause that the pause is over.
+    pub resumed: Notify,
 }
 
 /// Delivers whatever comes, and ends when the queue has ended and its last request has come to its end.
-pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangup: Listener) {
-    let sender = Arc::new(sender);
+pub async fn run(deliverer: Deliverer, mut queue: UnboundedReceiver<Queued>, mut hangup: Listener) {
+    let deliverer = Arc::new(deliverer);
     let (closing, is_closing) = watch::channel(false);
-    let drain = sender.spool.clone().map(|spool| tokio::spawn(sender.clone().drain(spool, is_closing)));
+    let drain = deliverer.spool.clone().map(|spool| tokio::spawn(deliverer.clone().drain(spool, is_closing)));
+    let resuming = deliverer.clone();
+    let resumer = tokio::spawn(async move {
+        loop {
+            hangup.next().await;
+            resuming.client.reload();
+            resuming.resume();
+        }
+    });
     // Points of a stream must arrive in their order; spans and log records need not.
-    let at_a_time = if sender.signal == Signal::Metrics { 1 } else { 4 };
+    let at_a_time = if deliverer.signal == Signal::Metrics { 1 } else { 4 };
     let slots = Arc::new(Semaphore::new(at_a_time));
     let mut under_way = JoinSet::new();
-    while let Some(queued) = queue.recv().await {
-        while under_way.try_join_next().is_some() {}
-        if hangup.hears() {
-            sender.state().off_until = None;
+    loop {
+        // Without a spool what comes meanwhile waits in the queue, and is given up for nothing that was said before.
+        if deliverer.spool.is_none() {
+            deliverer.pause_over().await;
         }
-        let sender = sender.clone();
-        let slot = match &sender.spool {
+        let Some(queued) = queue.recv().await else { break };
+        while under_way.try_join_next().is_some() {}
+        let deliverer = deliverer.clone();
+        let slot = match &deliverer.spool {
             None => slots.clone().acquire_owned().await,
             Some(spool) => tokio::select! {
                 biased;
-                () = spool.backlog(sender.signal) => {
-                    if let Some(put) = sender.put_behind(spool, queued) {
+                () = spool.backlog(deliverer.signal) => {
+                    if let Some(put) = deliverer.put_behind(spool, queued) {
                         under_way.spawn(put);
                     }
                     continue;
@@ -87,8 +88,8 @@ pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangu
         // The semaphore is never closed.
         let Ok(slot) = slot else { return };
         under_way.spawn(async move {
-            let span = debug_span!("export", output = sender.name, records = queued.request.share.records());
-            sender.deliver(queued).instrument(span).await;
+            let span = debug_span!("export", output = deliverer.name, records = queued.request.share.records());
+            deliverer.deliver(queued).instrument(span).await;
             drop(slot);
         });
     }
@@ -97,6 +98,7 @@ pub async fn run(sender: Sender, mut queue: UnboundedReceiver<Queued>, mut hangu
     if let Some(drain) = drain {
         let _ = drain.await;
     }
+    resumer.abort();
 }
 
 /// Returns once the flag is set.
@@ -105,17 +107,17 @@ async fn is_set(flag: &watch::Receiver<bool>) {
     let _ = flag.clone().wait_for(|set| *set).await;
 }
 
-impl Sender {
+impl Deliverer {
     /// Requests wait on disk already: this one gets its place behind them at once. What is left to do about it.
     fn put_behind(self: &Arc<Self>, spool: &Spool, queued: Queued) -> Option<impl Future<Output = ()> + Send + use<>> {
         if self.is_off() {
             queued.settle(Outcome::Lost(Stage::SwitchedOff));
             return None;
         }
-        let (sender, put) = (self.clone(), spool.put(queued, self.client.encoding(), false));
+        let (deliverer, put) = (self.clone(), spool.put(queued, self.client.encoding(), false));
         Some(async move {
             if let Err(Some(queued)) = put.await {
-                sender.deliver(queued).await;
+                deliverer.deliver(queued).await;
             }
         })
     }
@@ -124,14 +126,14 @@ impl Sender {
         if self.is_off() {
             return queued.settle(Outcome::Lost(Stage::SwitchedOff));
         }
-        let (first, mut backoff) = (Instant::now(), Backoff::default());
+        let first = Instant::now();
         let outcome = loop {
             let result = match &self.spool {
                 None => {
                     let request = &queued.request;
                     self.attempt(request.share.records(), request.body.clone(), self.client.encoding()).await
                 }
-                Some(spool) => match self.send_or_spool(spool, queued).await {
+                Some(spool) => match self.send_or_spool(spool, queued, first).await {
                     Some((unspooled, result)) => {
                         queued = unspooled;
                         result
@@ -139,22 +141,16 @@ impl Sender {
                     None => return,
                 },
             };
-            match self.outcome(result) {
-                Ok(outcome) => break outcome,
-                Err((after, why)) => {
+            match self.answered(result, first) {
+                Next::Settle(outcome) => break outcome,
+                Next::Again => {
                     if let Some(spool) = &self.spool {
                         match spool.put(queued, self.client.encoding(), false).await {
                             Err(Some(unspooled)) => queued = unspooled,
                             _ => return,
                         }
                     }
-                    match backoff.next(after, first.elapsed(), rand::random()) {
-                        Some(pause) => sleep(pause).await,
-                        None => {
-                            self.say(&format!("given up after {} s", GIVE_UP_AFTER.as_secs()), &why);
-                            break Outcome::Lost(Stage::GivenUp);
-                        }
-                    }
+                    self.pause_over().await;
                 }
             }
         };
@@ -167,7 +163,12 @@ impl Sender {
 
     /// One attempt; where it takes too long the request goes into the spool meanwhile. None: the spool has it, and
     /// knows what came of the attempt.
-    async fn send_or_spool(&self, spool: &Spool, queued: Queued) -> Option<(Queued, Result<Accepted, Failure>)> {
+    async fn send_or_spool(
+        &self,
+        spool: &Spool,
+        queued: Queued,
+        first: Instant,
+    ) -> Option<(Queued, Result<Accepted, Failure>)> {
         let encoding = self.client.encoding();
         let attempt = self.attempt(queued.request.share.records(), queued.request.body.clone(), encoding);
         tokio::pin!(attempt);
@@ -182,9 +183,9 @@ impl Sender {
             Err(None) => return None,
         };
         tokio::select! {
-            result = attempt => match self.outcome(result) {
-                Ok(outcome) => spool.done(id, outcome),
-                Err(_) => spool.back(id),
+            result = attempt => match self.answered(result, first) {
+                Next::Settle(outcome) => spool.done(id, outcome),
+                Next::Again => spool.back(id),
             },
             () = is_set(&self.hurry) => spool.back(id),
         }
@@ -193,115 +194,82 @@ impl Sender {
 
     /// Delivers what is in the spool, the oldest first. Once nothing more comes it ends with the first failure.
     async fn drain(self: Arc<Self>, spool: Spool, closing: watch::Receiver<bool>) {
-        let mut backoff = Backoff::default();
         loop {
+            tokio::select! {
+                () = self.pause_over() => {}
+                () = is_set(&closing) => return,
+            }
             let Some(kept) = spool.next(self.signal).await else {
                 tokio::select! {
                     () = spool.grown(self.signal) => continue,
                     () = is_set(&closing) => return,
                 }
             };
+            let first = Instant::now();
             let result = tokio::select! {
                 result = self.attempt(kept.records, kept.body, kept.encoding) => result,
                 () = is_set(&self.hurry) => return spool.back(kept.id),
             };
-            match self.outcome(result) {
-                Ok(outcome) => {
-                    backoff = Backoff::default();
-                    spool.done(kept.id, outcome);
-                }
-                Err((after, _)) => {
-                    // Meanwhile it may be thinned.
+            match self.answered(result, first) {
+                // Left out of what comes now; what is on disk is tried again.
+                Next::Settle(Outcome::Lost(Stage::SwitchedOff)) | Next::Again => {
                     spool.back(kept.id);
-                    // What is on disk is never given up.
-                    let pause = backoff.next(after, Duration::ZERO, rand::random()).unwrap_or_default();
-                    tokio::select! {
-                        () = sleep(pause) => {}
-                        () = is_set(&closing) => return,
+                    if *closing.borrow() {
+                        return;
                     }
                 }
+                Next::Settle(outcome) => spool.done(kept.id, outcome),
             }
         }
     }
 
-    /// What came of an attempt, and is said of it; an error where it is worth another one.
-    fn outcome(&self, result: Result<Accepted, Failure>) -> Result<Outcome, (Option<Duration>, String)> {
-        match result {
-            Ok(Accepted { rejected, message }) => {
-                self.works();
-                if rejected > 0 || !message.is_empty() {
-                    self.say(&format!("the backend rejected {rejected} records"), &message);
-                }
-                debug!(output = self.name, "delivered");
-                Ok(Outcome::Sent { rejected })
-            }
-            Err(Failure::Retry { after, why }) => {
-                self.fails(&why);
-                Err((after, why))
-            }
-            Err(Failure::Refused(why)) => {
-                self.say("the backend refuses what it is sent", &why);
-                Ok(Outcome::Lost(Stage::Refused))
-            }
-            Err(Failure::Backend(why)) => {
-                self.say("the backend takes nothing from here", &why);
-                Ok(Outcome::Lost(Stage::Refused))
-            }
-            Err(Failure::Unimplemented(why)) => {
-                self.switch_off(&why);
-                Ok(Outcome::Lost(Stage::SwitchedOff))
+    /// Returns once the backend may be asked.
+    async fn pause_over(&self) {
+        loop {
+            let resumed = self.resumed.notified();
+            let Some(until) = self.backend().pause(Instant::now()) else { return };
+            tokio::select! {
+                () = sleep_until(until.into()) => {}
+                () = resumed => {}
             }
         }
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is to be done after an attempt; says what is to be said.
+    fn answered(&self, answer: Result<Accepted, Failure>, first: Instant) -> Next {
+        let (next, said) = self.backend().answered(answer, first, Instant::now(), rand::random());
+        if let Next::Settle(Outcome::Sent { .. }) = next {
+            debug!(output = self.name, "delivered");
+        }
+        match said {
+            Some(Said::Works(line)) => {
+                info!("{}: {line}", self.name);
+                self.resumed.notify_waiters();
+            }
+            Some(Said::Warning(line)) if next == Next::Settle(Outcome::Lost(Stage::SwitchedOff)) => warn!(
+                "{}: {line}: left out for {} minutes; send {signal} elsewhere (OTEL_EXPORTER_OTLP_{}_ENDPOINT) or leave \
+                 them out with --signals",
+                self.name,
+                switched_off_for().as_secs() / 60,
+                self.signal.name().to_uppercase(),
+                signal = self.signal.name(),
+            ),
+            Some(Said::Warning(line)) => warn!("{}: {line}", self.name),
+            None => {}
+        }
+        next
+    }
+
+    fn resume(&self) {
+        self.backend().try_at_once();
+        self.resumed.notify_waiters();
+    }
+
+    fn backend(&self) -> MutexGuard<'_, Backend> {
+        self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_off(&self) -> bool {
-        self.state().off_until.is_some_and(|until| Instant::now() < until)
-    }
-
-    fn switch_off(&self, why: &str) {
-        let mut state = self.state();
-        let now = Instant::now();
-        if state.off_until.is_none_or(|until| until <= now) {
-            state.off_until = Some(now + SWITCHED_OFF);
-            let signal = self.signal.name();
-            warn!(
-                "{}: the backend does not take {signal} ({why}): left out for {} minutes; send them elsewhere \
-                 (OTEL_EXPORTER_OTLP_{}_ENDPOINT) or leave them out with --signals",
-                self.name,
-                SWITCHED_OFF.as_secs() / 60,
-                signal.to_uppercase(),
-            );
-        }
-    }
-
-    fn works(&self) {
-        let mut state = self.state();
-        state.off_until = None;
-        if let Some(since) = state.failing_since.take() {
-            state.said = None;
-            info!("{}: delivering again after {} s", self.name, since.elapsed().as_secs());
-        }
-    }
-
-    fn fails(&self, why: &str) {
-        self.state().failing_since.get_or_insert_with(Instant::now);
-        self.say("the backend can't be reached or is overloaded, trying again", why);
-    }
-
-    /// Says something that may come with every request: the same only once a minute.
-    fn say(&self, what: &str, why: &str) {
-        let mut state = self.state();
-        let now = Instant::now();
-        if state.said.as_ref().is_none_or(|(at, said)| said != what || now - *at >= SAY_EVERY) {
-            state.said = Some((now, what.to_owned()));
-            match why.is_empty() {
-                true => warn!("{}: {what}", self.name),
-                false => warn!("{}: {what}: {why}", self.name),
-            }
-        }
+        self.backend().is_off(Instant::now())
     }
 }

@@ -67,8 +67,7 @@ impl Traffic {
             let error = match &result {
                 Ok(_) => None,
                 Err(Failure::Retry { .. }) => Some("retryable"),
-                Err(Failure::Refused(_)) => Some("refused"),
-                Err(Failure::Backend(_)) => Some("backend"),
+                Err(Failure::Backend(_) | Failure::Refused(_)) => Some("refused"),
                 Err(Failure::Unimplemented(_)) => Some("unimplemented"),
             };
             let mut attributes = self.component().to_vec();

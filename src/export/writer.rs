@@ -100,7 +100,7 @@ pub fn start(
     thread::Builder::new().name("mqspan-writer".into()).spawn(move || {
         let mut said = false;
         while let Some(queued) = queue.blocking_recv() {
-            if hangup.hears() {
+            if hangup.noticed() {
                 target.reopen();
             }
             match target.write(&queued.request.body) {

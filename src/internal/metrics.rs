@@ -17,7 +17,7 @@ use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider, Temporality};
 use crate::config::Settings;
 use crate::export::ledger::Ledger;
 use crate::export::traffic::Traffic;
-use crate::export::{Outputs, Sink, hand_over_metrics};
+use crate::export::{Outputs, Sink, enqueue_metrics};
 use crate::model::values::{self, Signal};
 use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
 
@@ -154,7 +154,7 @@ impl fmt::Debug for Exporter {
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let request = ExportMetricsServiceRequest::from(metrics);
-        hand_over_metrics(&self.sinks, &self.ledger, &request);
+        enqueue_metrics(&self.sinks, &self.ledger, &request);
         Ok(())
     }
 

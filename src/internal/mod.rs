@@ -130,7 +130,7 @@ fn headers(endpoint: &Endpoint) -> Result<HashMap<String, String>, Error> {
     let text = |(name, value): (&::http::HeaderName, &::http::HeaderValue)| {
         Some((name.to_string(), value.to_str().ok()?.to_owned()))
     };
-    Ok(client::headers(endpoint)?.iter().filter_map(text).collect())
+    Ok(client::headers_of(endpoint)?.iter().filter_map(text).collect())
 }
 
 fn protocol(endpoint: &Endpoint) -> opentelemetry_otlp::Protocol {
@@ -148,7 +148,7 @@ macro_rules! exporter {
             Protocol::Grpc => $exporter::builder()
                 .with_tonic()
                 .with_channel(client::grpc($endpoint)?)
-                .with_metadata(MetadataMap::from_headers(client::headers($endpoint)?))
+                .with_metadata(MetadataMap::from_headers(client::headers_of($endpoint)?))
                 .with_timeout($endpoint.timeout)
                 .build(),
             _ => $exporter::builder()

@@ -8,7 +8,7 @@ use super::skel::types::{
 };
 use crate::model::call::{
     Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Notice, Passed, Queue,
-    QueueKey, Sender, Source, Turn, unpadded,
+    QueueKey, Root, Sender, Source, Turn, unpadded,
 };
 use crate::model::values::Op;
 
@@ -54,6 +54,8 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
     let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
     let message = || {
         let raw: message_args = head(bytes);
+        let before = raw.turn.saturating_sub(1);
+        let before = if op == Op::MqTimedsend { [before, raw.begun_before] } else { [raw.begun_before, before] };
         let deadline = Deadline { s: raw.deadline_s, ns: raw.deadline_ns };
         let ids = Ids { trace: trace_id(raw.sent_trace_id), span: raw.sent_span_id.to_ne_bytes() };
         Message {
@@ -71,13 +73,12 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
             tracked: has(call_flag::CALL_TRACKED),
             limited: raw.limited_calls,
             turn: Turn {
-                alone: has(call_flag::CALL_ALONE),
-                quiet: has(call_flag::CALL_QUIET),
-                opposite: raw.opposite,
                 number: raw.turn,
                 begun: raw.begun,
-                begun_before: raw.begun_before,
-                losses,
+                quiet: has(call_flag::CALL_QUIET),
+                empty: has(call_flag::CALL_EMPTY).then_some(before),
+                only_priority: raw.only_priority.checked_sub(1),
+                losses: [losses, raw.lost_receives],
             },
         }
     };
@@ -233,6 +234,12 @@ impl Image {
                 path => path,
             }),
             comm: unpadded(comm).into(),
+            root: Root {
+                mount_namespace: number(offset_of!(image, mnt_ns))?,
+                // The kernel's own dev_t: twelve bits and twenty.
+                device: (number(offset_of!(image, root_dev))? >> 20, number(offset_of!(image, root_dev))? & 0xf_ffff),
+                inode: long(offset_of!(image, root_ino))?,
+            },
         })
     }
 }

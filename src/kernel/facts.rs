@@ -21,7 +21,7 @@ pub const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_DAC_OVERRIDE", DAC_OVERRIDE, "makes kprobes, by writing to tracefs"),
 ];
 /// Needed for one kind of hooks only.
-pub const DAC_OVERRIDE: u32 = 1;
+pub use crate::capability::DAC_OVERRIDE;
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// What `run` rests on.
@@ -111,7 +111,7 @@ impl Facts {
 }
 
 fn capabilities() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }

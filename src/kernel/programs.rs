@@ -23,6 +23,7 @@ use super::ring::Ring;
 use super::skel::types::{counter, image_key, rule};
 use super::skel::{self, MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
 use super::{btf, containers, detach};
+use crate::capability;
 use crate::model::buckets::{duration_bounds, size_bounds};
 use crate::model::call::{ImageKey, QueueKey};
 use crate::model::counts::Counts;
@@ -265,6 +266,7 @@ impl Programs {
 
     /// Detaches, without waiting for the kernel to have done so. To be called at the end of the process.
     pub fn detach(self: Arc<Self>) {
+        capability::take_up(capability::DAC_OVERRIDE);
         let (file, undo) = self.probes.as_ref().map(Probes::removal).unzip();
         detach::leave_to_another(file.as_deref(), &undo.unwrap_or_default());
         // Closed by the end of the process, when that costs nothing any more.

@@ -96,6 +96,11 @@ impl Ring {
         }
     }
 
+    /// Whether there is nothing to take, not even a record that is still being written.
+    pub fn is_empty(&self) -> bool {
+        self.position().load(Ordering::Relaxed) == self.written().load(Ordering::Acquire)
+    }
+
     fn position(&self) -> &AtomicUsize {
         // SAFETY: an aligned word at the beginning of the mapping, which both sides use atomically.
         unsafe { self.reader.cast().as_ref() }
@@ -184,8 +189,10 @@ mod tests {
         assert_eq!(ring.take(9, |bytes| taken.push(bytes.to_vec())), 2, "a discarded one has a place, too");
         assert_eq!(taken, [&b"abc"[..], b"ABCDEFGH"]);
         assert_eq!(ring.position().load(Ordering::Relaxed), 48);
+        assert!(!ring.is_empty(), "one is still being written");
         write(&ring, 48, 4, b"late");
         assert_eq!(ring.take(9, |bytes| taken.push(bytes.to_vec())), 1);
         assert_eq!((taken.last().map(Vec::as_slice), ring.take(9, |_| panic!())), (Some(&b"late"[..]), 0));
+        assert!(ring.is_empty());
     }
 }

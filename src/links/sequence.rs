@@ -1,405 +1,275 @@
-//! Links inferred from the order of calls, where the kernel side sees no message itself. A queue is a FIFO for each
-//! priority, so the nth receive of a priority gets the nth send of it; but when a call took effect between its entry and
-//! its exit does not show. So a link is made only where no other pairing is possible:
+//! Takes the calls of the host in the order of their records and gives them back, receives with their links. A receive
+//! waits for its link at most [`PATIENCE`], and holds up later calls of its own thread alone. What
+//! is certain of a queue, and when, is in [`history`](super::history).
 //!
-//! - A call that had no other of its kind beside it on the queue ("alone", bpf/turn.h) has a certain number: all before
-//!   it have ended, and their records come before its own.
-//! - A receive that was not alone is certain where only one message can have been there for it.
-//! - A message may be received before its send's record comes: that receive waits for it, for some milliseconds.
-//! - A receive that did not ask for the priority is taken for the one priority that there is, and waits until the sends
-//!   under way beside it have shown theirs.
-//!
-//! A queue is trusted from when it was surely empty: no message in it and no other call under way. A call that was not
-//! seen whole ends all trust, as does a depth, a size or an order of records that does not agree with the calls seen. A
-//! thread that is in a receive since before mqspan attached keeps its queue from being trusted: what it takes does not
-//! show.
+//! Trust in a queue begins where it was surely empty: no message in it and no other call under way, at the entry or at
+//! the exit of a call. It ends with whatever disagrees: a depth, a size, more messages received than sent; a receive that
+//! failed with EFAULT and may have taken one; a descriptor that meant another queue when the call had ended; a send that
+//! was not numbered.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::HashMap;
+use std::time::Instant;
 
-use crate::model::call::{Args, Call, Ids, Message, Method, QueueKey, Sender, Turn};
+pub use super::held::PATIENCE;
+use super::held::{HeldCalls, Ticket};
+use super::history::{History, Receipt, SentMessage, Settled, Sides};
+use super::table::QueueTable;
+use crate::model::call::{Args, Call, Message, Method, Queue, QueueKey, Sender};
 use crate::model::reading::QueueName;
 use crate::model::text::utf8;
 
-/// Queues that are followed at a time; more than that and all are begun anew.
-const QUEUES: usize = 4096;
-/// Messages of a queue that are remembered: the kernel's own limit (ipc/mqueue.c, HARD_MSGMAX).
-const MESSAGES: usize = 65_536;
-
 /// Where the kernel side counts the calls of a queue (TURNS of bpf/turn.h).
 const PLACES: usize = 4096;
+/// So many threads in a receive since before their calls were followed are told apart at most.
+const EARLY: usize = 16_384;
 
 fn place(key: QueueKey) -> usize {
     ((key.inode ^ key.number).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize
 }
 
-/// What is known of the records of one place.
-#[derive(Clone, Copy, Debug, Default)]
-struct Place {
-    /// The highest number of the sends, and of the receives, whose records came.
-    highest: [u64; 2],
-    /// The records of all sends up to this number came.
-    known: u64,
-}
-
-impl Place {
-    /// Takes a record; returns whether that of a later call of its kind came before.
-    fn take(&mut self, turn: Turn, is_receive: bool) -> bool {
-        let highest = &mut self.highest[usize::from(is_receive)];
-        let is_late = turn.number < *highest;
-        *highest = turn.number.max(*highest);
-        let known = match is_receive {
-            true if turn.opposite == 0 => turn.begun,
-            false if turn.alone => turn.number,
-            _ => 0,
-        };
-        self.known = self.known.max(known);
-        is_late
-    }
-}
-
-/// Stands for a priority until the first send shows it; no message has it (include/linux/mqueue.h, MQ_PRIO_MAX).
-const UNKNOWN: u32 = u32::MAX;
-
-/// A message whose place in the queue is certain.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    ids: Ids,
-    comm: [u8; 16],
-    left_ns: u64,
-    size: u64,
-    /// Whether its send has a record.
-    is_kept: bool,
-}
-
-/// The messages of one priority.
-#[derive(Debug, Default)]
-struct Lane {
-    /// Sent and not received, the oldest first; None where the order of its send among others is not certain.
-    sent: VecDeque<Option<Sent>>,
-    /// Received before the record of their send came; the receive's number, None where its order is not certain.
-    received: VecDeque<Option<u64>>,
-    /// Whether the receives so far need not have taken the first messages: one under way may have taken one of these.
-    is_mixed: bool,
-}
-
-/// A trusted queue.
-#[derive(Debug, Default)]
-struct Queue {
-    /// By priority.
-    lanes: BTreeMap<u32, Lane>,
-    /// The most sends that had begun when one of the receives so far ended.
-    begun: u64,
-    /// Until all sends that had begun by this number have shown their priority, links are not certain.
-    doubt: Option<u64>,
-    /// Receives that wait for that, what they got, and the number of the send that they wait for; in its order.
-    doubted: VecDeque<(u64, Sent, u64)>,
-}
-
-/// Something disagrees with the calls seen.
-struct Distrusted;
-
-/// Takes all calls in the order of their records and gives them back in it, receives with their links.
+/// Links receives to sends, and keeps the order of each thread's calls.
 #[derive(Debug)]
 pub struct Sequence {
-    queues: HashMap<QueueKey, Queue>,
+    queues: QueueTable,
     /// Where the kernel side counts, by [`place`].
-    places: Vec<Place>,
-    losses: u32,
-    stream: Stream,
-    /// Threads in a receive since before their calls were followed, and at which queue: its ipc namespace and name; None
-    /// where that is not known.
-    early: HashMap<u32, Option<QueueName>>,
+    places: Vec<Sides>,
+    held: HeldCalls,
+    early: EarlyReceivers,
+    /// Of the next call that waits.
+    next_ticket: u64,
 }
 
-/// The calls on their way through, numbered.
+/// Threads that are in a receive since before their calls were followed: what they take does not show.
 #[derive(Debug, Default)]
-struct Stream {
-    /// Calls from the first that waits on.
-    held: VecDeque<Call>,
-    /// The number of the first of them.
-    first: u64,
-    /// The numbers of those that wait.
-    waiting: BTreeSet<u64>,
-    /// Messages received whose send could not be told.
-    unlinked: u64,
+struct EarlyReceivers {
+    /// At which queue; None where that is not known.
+    threads: HashMap<u32, Option<QueueName>>,
+    /// How many at each.
+    at: HashMap<Option<QueueName>, usize>,
+    /// They have been looked for, and there were not more than are told apart.
+    are_known: bool,
+    /// There were some.
+    were_there: bool,
+}
+
+impl EarlyReceivers {
+    fn add(&mut self, tid: u32, queue: Option<QueueName>) {
+        self.were_there = true;
+        self.are_known &= self.threads.len() < EARLY;
+        if self.are_known && self.threads.insert(tid, queue.clone()).is_none() {
+            *self.at.entry(queue).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, tid: u32) {
+        if let Some(queue) = self.threads.remove(&tid)
+            && let Some(count) = self.at.get_mut(&queue)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.at.remove(&queue);
+            }
+        }
+    }
+
+    /// Whether one of them may be at this queue.
+    fn are_at(&self, ipc_ns: u32, queue: &Queue) -> bool {
+        let is_at = |queue: &Queue| {
+            let name = format!("/{}", utf8(&queue.name));
+            self.at.contains_key(&None) || self.at.contains_key(&Some((ipc_ns, name.into())))
+        };
+        !self.are_known || !self.at.is_empty() && is_at(queue)
+    }
 }
 
 impl Default for Sequence {
     fn default() -> Self {
         Self {
-            queues: HashMap::new(),
-            places: vec![Place::default(); PLACES],
-            losses: 0,
-            stream: Stream::default(),
-            early: HashMap::new(),
+            queues: QueueTable::default(),
+            places: (0..PLACES).map(|_| Sides::default()).collect(),
+            held: HeldCalls::default(),
+            early: EarlyReceivers::default(),
+            next_ticket: 0,
         }
     }
 }
 
 impl Sequence {
-    /// These threads are in a receive whose beginning was not seen.
+    /// These threads are in a receive whose beginning was not seen, and no others.
     pub fn found(&mut self, early: impl IntoIterator<Item = (u32, Option<QueueName>)>) {
-        self.early.extend(early);
+        self.early.are_known = true;
+        for (tid, queue) in early {
+            self.early.add(tid, queue);
+        }
     }
 
     /// Threads that are gone, as `is_gone` says, are in no receive any more.
     pub fn forget(&mut self, is_gone: impl Fn(u32) -> bool) {
-        self.early.retain(|tid, _| !is_gone(*tid));
+        let gone: Vec<u32> = self.early.threads.keys().copied().filter(|tid| is_gone(*tid)).collect();
+        gone.into_iter().for_each(|tid| self.early.remove(tid));
     }
 
-    /// Takes a call; gives back those that are ready.
-    pub fn offer(&mut self, mut call: Call, out: &mut impl FnMut(Call)) {
+    /// Takes a call at the time `now`; gives back those that are ready.
+    pub fn offer(&mut self, mut call: Call, now: Instant, out: &mut impl FnMut(Call)) {
         // Another call of the thread: the one that was not seen has ended.
-        self.early.remove(&call.tid);
+        self.early.remove(call.tid);
+        let mut waits = None;
         if let (Args::Send(message) | Args::Receive(message), Some(queue)) = (call.args, &call.queue)
             && message.turn.number > 0
         {
-            if message.turn.losses != self.losses {
-                self.losses = message.turn.losses;
-                self.distrust_all();
+            let ticket = Ticket { number: self.next_ticket, tid: call.tid, queue: queue.key };
+            self.next_ticket += 1;
+            let is_receipt = call.ret >= 0 && matches!(call.args, Args::Receive(_));
+            waits = is_receipt.then_some(ticket);
+            let mut settled = Vec::new();
+            let is_tracked = self.follow(&call, message, ticket, &mut settled);
+            if let Args::Send(message) = &mut call.args {
+                message.tracked = is_tracked;
             }
-            let (key, depth) = (queue.key, queue.curmsgs);
-            self.follow(&mut call, message, key, depth);
+            // This call is not held yet, so that it is completed here.
+            settled.retain(|(of, message)| {
+                if *of == ticket {
+                    waits = None;
+                    link(&mut call, message.as_ref());
+                }
+                *of != ticket
+            });
+            self.complete(settled, out);
         }
-        self.stream.held.push_back(call);
-        self.stream.give(out);
+        let given_up = self.held.take(call, waits, now, out);
+        self.give_up(given_up, out);
     }
 
-    /// Gives back everything: nothing more has come for a while.
-    pub fn release(&mut self, out: &mut impl FnMut(Call)) {
-        self.stream.waiting.clear();
-        self.stream.give(out);
+    /// The time is `now`: gives back the calls that have waited long enough.
+    pub fn expire(&mut self, now: Instant, out: &mut impl FnMut(Call)) {
+        let given_up = self.held.expire(now, out);
+        self.give_up(given_up, out);
+    }
+
+    /// When [`Self::expire`] has something to do again, unless a call is offered before.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.held.deadline()
     }
 
     /// Messages received so far whose send could not be told.
     pub fn unlinked(&self) -> u64 {
-        self.stream.unlinked
+        self.held.unlinked()
     }
 
-    /// Whether a thread may take messages of the call's queue unseen.
-    fn has_early(&self, call: &Call) -> bool {
-        let is_here = |(ipc_ns, name): &QueueName| {
-            *ipc_ns == call.ipc_ns
-                && call.queue.as_ref().is_some_and(|queue| **name == *format!("/{}", utf8(&queue.name)))
-        };
-        self.early.values().any(|queue| queue.as_ref().is_none_or(is_here))
+    /// Follows what a call did to its queue; returns whether the receiver of what it sent can be told, as far as is known
+    /// by now.
+    fn follow(&mut self, call: &Call, message: Message, ticket: Ticket, settled: &mut Vec<Settled>) -> bool {
+        let (turn, Some(queue)) = (message.turn, &call.queue) else { return false };
+        let has_unseen = self.early.are_at(call.ipc_ns, queue);
+        let had_unseen = has_unseen || self.early.were_there;
+        let sides = &mut self.places[place(queue.key)];
+        let (history, mut given_up) =
+            self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses, had_unseen));
+        let before = history.len();
+        sides[0].begun(turn.begun[0]);
+        sides[1].begun(turn.begun[1]);
+        history.watch(has_unseen, sides);
+        history.lost(turn.losses, sides, settled);
+        if let Some(at) = turn.empty {
+            was_empty(history, sides, at, settled);
+        }
+        let side = usize::from(matches!(call.args, Args::Receive(_)));
+        sides[side].came(turn.number);
+        let is_sure = take_effect(history, call, message, ticket, settled);
+        // Nothing of what came disagrees, as far as the depth shows.
+        let is_latest = [0, 1].map(|side| sides[side].highest()) == turn.begun;
+        let is_complete = [0, 1].iter().all(|side| sides[*side].are_complete_until(turn.begun[*side]));
+        let depth = queue.curmsgs.filter(|_| turn.quiet && is_latest);
+        let agrees = depth.is_none_or(|depth| !history.is_trusted() || !is_complete || history.agrees(depth));
+        if !is_sure || !agrees || history.settle(sides, settled).is_err() {
+            history.distrust(sides, settled);
+        }
+        if turn.quiet && queue.curmsgs == Some(0) {
+            was_empty(history, sides, turn.begun, settled);
+        }
+        let is_tracked = call.ret >= 0 && history.is_trusted() && sides[0].are_complete_until(turn.begun[0]);
+        if side == 1 && !history.is_trusted() {
+            // Its queue may be trusted by a record that comes later, but it does not wait for that.
+            history.give_up(&ticket);
+            settled.push((ticket, None));
+        }
+        given_up.append(&mut self.queues.changed(&queue.key, before));
+        settled.extend(given_up.into_iter().map(|ticket| (ticket, None)));
+        is_tracked
     }
 
-    fn distrust_all(&mut self) {
-        self.queues.clear();
-        self.stream.waiting.clear();
-    }
-
-    fn distrust(&mut self, key: QueueKey) {
-        let Some(queue) = self.queues.remove(&key) else { return };
-        let received = queue.lanes.into_values().flat_map(|lane| lane.received).flatten();
-        for number in received.chain(queue.doubted.into_iter().map(|(number, ..)| number)) {
-            self.stream.waiting.remove(&number);
+    fn complete(&mut self, settled: Vec<Settled>, out: &mut impl FnMut(Call)) {
+        for (ticket, message) in settled {
+            self.held.settle(&ticket, |call| link(call, message.as_ref()), out);
         }
     }
 
-    /// Follows what a call did to its queue. Between its last look at the others and its record the call may have been
-    /// held up: where records of others came first that it did not see begin, what it saw is stale.
-    fn follow(&mut self, call: &mut Call, message: Message, key: QueueKey, depth: Option<i64>) {
-        let turn = message.turn;
-        let is_receive = matches!(call.args, Args::Receive(_));
-        let place = &mut self.places[place(key)];
-        let is_late = place.take(turn, is_receive);
-        let is_fresh = turn.quiet && !is_late && place.highest[usize::from(!is_receive)] <= turn.begun;
-        let (known, depth) = (place.known, depth.filter(|_| is_fresh));
-        if is_late && turn.alone {
-            self.distrust(key);
-        }
-        let is_trusted = self.queues.get_mut(&key).map(|queue| {
-            queue.follow(call, message, known, &mut self.stream).is_ok()
-                && depth.is_none_or(|depth| queue.agrees(depth))
-        });
-        if is_trusted == Some(true) {
-            return;
-        }
-        self.distrust(key);
-        // A single message is this send's, unless a receive meanwhile left another's.
-        let is_undisturbed = turn.begun == turn.begun_before;
-        let is_first = depth == Some(1) && is_undisturbed && call.ret >= 0 && matches!(call.args, Args::Send(_));
-        if (depth == Some(0) || is_first) && !self.has_early(call) {
-            if self.queues.len() >= QUEUES {
-                self.distrust_all();
+    /// These receives wait no more: others of their queues may have waited for them.
+    fn give_up(&mut self, given_up: Vec<Ticket>, out: &mut impl FnMut(Call)) {
+        for ticket in given_up {
+            let Some(history) = self.queues.get(&ticket.queue) else { continue };
+            let (sides, before, mut settled) = (&self.places[place(ticket.queue)], history.len(), Vec::new());
+            history.give_up(&ticket);
+            if history.settle(sides, &mut settled).is_err() {
+                history.distrust(sides, &mut settled);
             }
-            let queue = self.queues.entry(key).or_default();
-            if is_first {
-                // The first message of a queue agrees with whatever was seen.
-                let _ = queue.follow(call, message, known, &mut self.stream);
-            }
+            settled.extend(self.queues.changed(&ticket.queue, before).into_iter().map(|ticket| (ticket, None)));
+            self.complete(settled, out);
         }
     }
 }
 
-impl Stream {
-    fn give(&mut self, out: &mut impl FnMut(Call)) {
-        while !self.waiting.contains(&self.first)
-            && let Some(call) = self.held.pop_front()
-        {
-            self.first += 1;
-            let is_unlinked = matches!(call.args, Args::Receive(Message { wait_ns: None, .. }) if call.ret >= 0);
-            self.unlinked += u64::from(is_unlinked && !call.filtered);
-            out(call);
-        }
-    }
-
-    /// The number of the call that is taken just now.
-    fn next(&self) -> u64 {
-        self.first + self.held.len() as u64
-    }
-
-    /// Links a receive that waited, unless it was released.
-    fn link(&mut self, number: u64, sent: &Sent) -> Result<(), Distrusted> {
-        let held = number.checked_sub(self.first).and_then(|at| self.held.get_mut(at as usize));
-        match held.filter(|_| self.waiting.remove(&number)) {
-            Some(receive) => link(receive, sent),
-            None => Ok(()),
-        }
-    }
+/// When so many had begun, the queue was empty and nobody else at it.
+fn was_empty(history: &mut History, sides: &mut Sides, at: [u64; 2], settled: &mut Vec<Settled>) {
+    sides.iter_mut().zip(at).for_each(|(records, number)| records.all_ended(number));
+    history.was_empty(at, settled);
 }
 
-impl Queue {
-    /// Whether a depth, read when nothing else was under way, is what the calls so far leave.
-    fn agrees(&self, depth: i64) -> bool {
-        let count: usize = self.lanes.values().map(|lane| lane.sent.len()).sum();
-        self.lanes.values().all(|lane| lane.received.is_empty()) && usize::try_from(depth) == Ok(count)
+/// Adds what a call did; returns whether that is known.
+fn take_effect(
+    history: &mut History,
+    call: &Call,
+    message: Message,
+    ticket: Ticket,
+    settled: &mut Vec<Settled>,
+) -> bool {
+    let turn = message.turn;
+    let failed_late = call.ret == -i64::from(libc::EFAULT) && matches!(call.args, Args::Receive(_));
+    if call.ret < 0 {
+        return !failed_late;
     }
-
-    /// `known`: the records of all sends up to this number came.
-    fn follow(&mut self, call: &mut Call, message: Message, known: u64, stream: &mut Stream) -> Result<(), Distrusted> {
-        if let Args::Receive(_) = call.args {
-            self.settle(known, stream)?;
-            return match call.ret {
-                0.. => self.receive(call, message, known, stream),
-                // One that fails so may have taken a message all the same.
-                ret if ret == -i64::from(libc::EFAULT) => Err(Distrusted),
-                _ => Ok(()),
-            };
-        }
-        if call.ret >= 0 {
-            self.send(call, message, stream)?;
-        }
-        self.settle(known, stream)
-    }
-
-    /// All sends up to this number have shown their priority.
-    fn settle(&mut self, known: u64, stream: &mut Stream) -> Result<(), Distrusted> {
-        if self.doubt.is_some() && self.lanes.len() > 1 {
-            return Err(Distrusted);
-        }
-        while let Some((number, sent, until)) = self.doubted.front().copied()
-            && until <= known
-        {
-            self.doubted.pop_front();
-            stream.link(number, &sent)?;
-        }
-        self.doubt = self.doubt.filter(|doubt| *doubt > known);
-        Ok(())
-    }
-
-    fn send(&mut self, call: &mut Call, message: Message, stream: &mut Stream) -> Result<(), Distrusted> {
-        let priority = message.priority.ok_or(Distrusted)?;
-        if let Some(lane) = self.lanes.remove(&UNKNOWN) {
-            self.lanes.insert(priority, lane);
-        }
-        let lane = self.lanes.entry(priority).or_default();
-        let sent = message.turn.alone.then_some(Sent {
-            ids: call.ids,
-            comm: call.comm,
-            left_ns: call.left_ns,
-            size: message.size,
-            is_kept: !call.filtered,
-        });
-        if let Args::Send(message) = &mut call.args {
-            message.tracked = sent.is_some();
-        }
-        match (lane.received.pop_front(), sent) {
-            (None, _) => lane.sent.push_back(sent),
-            (Some(Some(number)), Some(sent)) => match self.doubt {
-                None => stream.link(number, &sent)?,
-                Some(until) => self.doubted.push_back((number, sent, until)),
+    match (call.args, message.priority) {
+        (Args::Send(_), Some(priority)) => history.sent(
+            priority,
+            SentMessage {
+                number: turn.number,
+                begun: turn.begun[0],
+                ids: call.ids,
+                comm: call.comm,
+                left_ns: call.left_ns,
+                size: message.size,
+                is_kept: !call.filtered,
             },
-            (Some(Some(number)), None) => _ = stream.waiting.remove(&number),
-            (Some(None), _) => {}
+        ),
+        (Args::Receive(_), priority) => {
+            let size = call.ret.cast_unsigned();
+            let receipt = Receipt { number: turn.number, begun: turn.begun, size, ticket: Some(ticket) };
+            history.received(priority.or(turn.only_priority), receipt, settled);
         }
-        if lane.sent.len() > MESSAGES { Err(Distrusted) } else { Ok(()) }
+        _ => {}
     }
-
-    fn receive(
-        &mut self,
-        call: &mut Call,
-        message: Message,
-        known: u64,
-        stream: &mut Stream,
-    ) -> Result<(), Distrusted> {
-        let Turn { alone, begun, opposite, .. } = message.turn;
-        // Whether sends that may have passed the message are still to show.
-        let under_way = if known >= begun { 0 } else { opposite as usize };
-        let priority = match message.priority {
-            Some(priority) => priority,
-            None => self.only_priority(begun, under_way).ok_or(Distrusted)?,
-        };
-        let lane = self.lanes.entry(priority).or_default();
-        let is_only_one = !lane.is_mixed && lane.sent.len() + under_way == 1 && lane.received.is_empty();
-        let is_certain = alone || is_only_one;
-        let number = stream.next();
-        match lane.sent.pop_front() {
-            Some(Some(sent)) if is_certain => match self.doubt {
-                None => link(call, &sent)?,
-                Some(until) => {
-                    stream.waiting.insert(number);
-                    self.doubted.push_back((number, sent, until));
-                }
-            },
-            Some(_) => {}
-            None => {
-                lane.received.push_back(is_certain.then_some(number));
-                if is_certain {
-                    stream.waiting.insert(number);
-                }
-            }
-        }
-        // Where all messages that the receives so far can have taken are known, and as many as they: they took these.
-        let is_even = under_way == 0 && begun >= self.begun && lane.sent.is_empty() && lane.received.is_empty();
-        lane.is_mixed = !is_certain && !is_even;
-        self.begun = self.begun.max(begun);
-        let early: usize = self.lanes.values().map(|lane| lane.received.len()).sum();
-        if early > under_way { Err(Distrusted) } else { Ok(()) }
-    }
-
-    /// The priority of a message whose receiver did not ask for it: where all that can have been there are of one. What
-    /// is under way is taken to be of that one, until it has shown its own.
-    fn only_priority(&mut self, begun: u64, under_way: usize) -> Option<u32> {
-        let mut with_messages = self.lanes.iter().filter(|(_, lane)| !lane.sent.is_empty());
-        if under_way == 0
-            && let (Some((priority, _)), None) = (with_messages.next(), with_messages.next())
-        {
-            return Some(*priority);
-        }
-        let mut all = self.lanes.keys();
-        let priority = match (all.next(), all.next()) {
-            (first, None) => *first.unwrap_or(&UNKNOWN),
-            _ => return None,
-        };
-        self.doubt = self.doubt.max(Some(begun));
-        Some(priority)
-    }
+    // The descriptor must have meant this queue all the time.
+    call.queue.as_ref().is_some_and(|queue| queue.curmsgs.is_some())
 }
 
-/// Links a receive to the send of its message; the size must be the same.
-fn link(receive: &mut Call, sent: &Sent) -> Result<(), Distrusted> {
-    let (ret, entered_ns) = (receive.ret, receive.entered_ns);
-    let Args::Receive(message) = &mut receive.args else { return Err(Distrusted) };
-    if u64::try_from(ret) != Ok(sent.size) {
-        return Err(Distrusted);
+/// Tells a receive whose message it got.
+fn link(receive: &mut Call, sent: Option<&SentMessage>) {
+    let entered_ns = receive.entered_ns;
+    if let (Args::Receive(message), Some(sent)) = (&mut receive.args, sent) {
+        // Without seeing the message: from when it was surely there until when someone was there to take it.
+        message.wait_ns = Some(entered_ns.saturating_sub(sent.left_ns));
+        message.sent_by = sent.is_kept.then_some(Sender { ids: sent.ids, comm: sent.comm, method: Method::Sequence });
     }
-    // Without seeing the message: from when it was surely there until when someone was there to take it.
-    message.wait_ns = Some(entered_ns.saturating_sub(sent.left_ns));
-    message.sent_by = sent.is_kept.then_some(Sender { ids: sent.ids, comm: sent.comm, method: Method::Sequence });
-    Ok(())
 }
 
 #[cfg(test)]

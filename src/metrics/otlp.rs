@@ -1,113 +1,214 @@
-//! Streams as an OTLP request, by the contract's names and OpenTelemetry's conventions for messaging. Pure code.
+//! Streams and gauges as OTLP points, by the contract's names and OpenTelemetry's conventions for messaging. Pure code.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::exemplar;
 use opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets;
-use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Exemplar, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
-    NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum,
+    Exemplar, ExponentialHistogramDataPoint, HistogramDataPoint, NumberDataPoint,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
-use super::queues::{self, Gauges};
-use super::streams::{self, Destination, Of, Process, Stream, Streams, Total};
+use super::distribution::Distribution;
+use super::queues::Gauge;
+use super::streams::{self, AttributeSet, Destination, Export, Series};
 use crate::model::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
 use crate::model::container::Container;
 use crate::model::reading::Measure;
 use crate::model::resource::{Resource, Value};
-use crate::model::values::Op;
-use crate::telemetry::record::{SCHEMA_URL, SCOPE, VERSION};
+use crate::model::values::{HistogramAggregation, Op};
+use crate::telemetry::record::{SCOPE, VERSION};
 use crate::telemetry::terms::{errno_name, is_error, operation, operation_type};
 use crate::who::resource::{CONTAINER_ID, POD_UID};
 
-/// A request of all current streams. `now_ns` is the time of the collection.
-pub fn request(streams: &Streams, now_ns: u64) -> ExportMetricsServiceRequest {
-    let resource_metrics = streams.current().map(|process| of_process(process, streams, now_ns)).collect();
-    ExportMetricsServiceRequest { resource_metrics }
+/// A metric by its name, unit and description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instrument {
+    /// `Metric.name`.
+    pub name: &'static str,
+    /// `Metric.unit`.
+    pub unit: &'static str,
+    /// `Metric.description`.
+    pub description: &'static str,
 }
 
-/// The gauges of queues and of the threads that wait at them; None where there is no queue to tell of.
-/// They carry the container and the pod that an ipc namespace belongs to.
-pub fn of_queues(
-    gauges: &Gauges,
-    containers: &HashMap<u32, Container>,
-    own: &Resource,
-    now_ns: u64,
-) -> Option<ResourceMetrics> {
-    let point = |attributes, value| NumberDataPoint {
-        attributes,
-        time_unix_nano: now_ns,
-        value: Some(Number::AsInt(value)),
-        ..Default::default()
+const fn instrument(name: &'static str, unit: &'static str, description: &'static str) -> Instrument {
+    Instrument { name, unit, description }
+}
+
+const DURATION: Instrument =
+    instrument("messaging.client.operation.duration", "s", "Duration of the calls, from entry to exit.");
+const WAIT: Instrument = instrument("posix_mq.message.wait", "s", "How long received messages lay in the queue.");
+const SIZE: Instrument = instrument("posix_mq.message.size", "By", "Size of the messages that were passed.");
+const SENT: Instrument =
+    instrument("messaging.client.sent.messages", "{message}", "Messages that were tried to be sent.");
+const CONSUMED: Instrument =
+    instrument("messaging.client.consumed.messages", "{message}", "Messages that were received.");
+const DEPTH: Instrument = instrument("posix_mq.queue.depth", "{message}", "Messages in the queue.");
+const PEAK: Instrument =
+    instrument("posix_mq.queue.peak_depth", "{message}", "The most messages in the queue since the last collection.");
+const CAPACITY: Instrument = instrument("posix_mq.queue.capacity", "{message}", "The most messages that fit.");
+const BLOCKED: Instrument = instrument("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.");
+
+/// A point of some metric.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Point {
+    /// Of an exponential histogram.
+    Exponential(ExponentialHistogramDataPoint),
+    /// Of a histogram with explicit bounds.
+    Explicit(HistogramDataPoint),
+    /// Of a counter.
+    Count(NumberDataPoint),
+    /// Of a gauge.
+    Gauge(NumberDataPoint),
+}
+
+/// The points of what is exported at once, which time is its end (ns since 1970).
+pub fn points(export: &Export<'_>, time_ns: u64, aggregation: HistogramAggregation) -> Vec<(Instrument, Point)> {
+    match export {
+        Export::Stream(series, distribution, exemplars) => {
+            let (instrument, attributes) = of_series(series);
+            let histogram = histogram(series.measure, distribution, attributes, exemplars, time_ns, aggregation);
+            let counter = counter(series.op, series.set.errno).filter(|_| series.measure == Measure::Duration);
+            let count = counter.map(|counter| (counter, count(distribution, of_call(series, false), time_ns)));
+            [Some((instrument, histogram)), count].into_iter().flatten().collect()
+        }
+        Export::Overflow(of) => of_overflow(of, time_ns, aggregation),
+    }
+}
+
+/// One point of each metric takes what found no room for one of its own.
+fn of_overflow(
+    of: &BTreeMap<(Measure, Op), Distribution>,
+    time_ns: u64,
+    aggregation: HistogramAggregation,
+) -> Vec<(Instrument, Point)> {
+    let total = |is: &dyn Fn(Measure, Op) -> bool| {
+        let mut all = of.iter().filter(|((measure, op), _)| is(*measure, *op)).map(|(_, distribution)| distribution);
+        let mut total = all.next()?.clone();
+        all.for_each(|distribution| total.merge(distribution));
+        Some(total)
     };
-    let gauge = |name: &str, unit: &str, description: &str, data_points: Vec<NumberDataPoint>| Metric {
-        name: name.into(),
-        unit: unit.into(),
-        description: description.into(),
-        data: Some(Data::Gauge(Gauge { data_points })),
-        ..Default::default()
-    };
-    let attributes = |(ipc_ns, destination): &(u32, Destination)| {
-        let container = containers.get(ipc_ns);
-        let id = container.and_then(|container| Some(text(CONTAINER_ID, container.id.as_ref()?)));
-        let pod_uid = container.and_then(|container| Some(text(POD_UID, container.pod_uid.as_ref()?)));
-        of_queue(Some(destination), *ipc_ns).into_iter().chain(id).chain(pod_uid).collect::<Vec<_>>()
-    };
-    let of_each = |value: fn(&queues::Gauge) -> i64| {
-        gauges.0.iter().map(|(queue, gauge)| point(attributes(queue), value(gauge))).collect::<Vec<_>>()
-    };
-    // A queue at which nobody waits has a real zero; one of which that is not known has no point.
-    let waiting = gauges.0.iter().flat_map(|(queue, gauge)| {
-        [Op::MqTimedsend, Op::MqTimedreceive].into_iter().zip(gauge.waiting).filter_map(move |(op, threads)| {
-            let operation = text("messaging.operation.name", operation(op));
-            Some(point([attributes(queue), vec![operation]].concat(), threads?))
-        })
+    let histograms = [(Measure::Duration, DURATION), (Measure::Wait, WAIT), (Measure::Size, SIZE)];
+    let histograms = histograms.into_iter().filter_map(|(measure, instrument)| {
+        let total = total(&|of, _| of == measure)?;
+        Some((instrument, histogram(measure, &total, overflow(), &[], time_ns, aggregation)))
     });
-    let mut metrics = vec![
-        gauge("posix_mq.queue.depth", "{message}", "Messages in the queue.", of_each(|queue| queue.depth)),
-        gauge(
-            "posix_mq.queue.peak_depth",
-            "{message}",
-            "The most messages in the queue since the last collection.",
-            of_each(|queue| queue.peak),
-        ),
-        gauge("posix_mq.queue.capacity", "{message}", "The most messages that fit.", of_each(|queue| queue.capacity)),
-        gauge("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.", waiting.collect()),
-    ];
-    metrics.retain(|metric| !matches!(&metric.data, Some(Data::Gauge(gauge)) if gauge.data_points.is_empty()));
-    (!gauges.0.is_empty()).then(|| ResourceMetrics {
-        resource: Some(resource(own)),
-        scope_metrics: vec![ScopeMetrics { scope: Some(scope()), metrics, schema_url: SCHEMA_URL.into() }],
-        schema_url: String::new(),
+    // Whether a receive succeeded is not known any more; the kernel side has no overflow point for each errno.
+    let counters = [(Op::MqTimedsend, SENT), (Op::MqTimedreceive, CONSUMED)];
+    let counters = counters.into_iter().filter_map(|(op, instrument)| {
+        Some((instrument, count(&total(&|measure, of| measure == Measure::Duration && of == op)?, overflow(), time_ns)))
+    });
+    histograms.chain(counters).collect()
+}
+
+fn of_series(series: &Series) -> (Instrument, Vec<KeyValue>) {
+    let AttributeSet { destination, ipc_ns, .. } = &series.set;
+    match series.measure {
+        Measure::Duration => (DURATION, of_call(series, true)),
+        Measure::Wait => (WAIT, of_queue(destination.as_ref(), *ipc_ns)),
+        Measure::Size => {
+            let mut attributes = of_queue(destination.as_ref(), *ipc_ns);
+            attributes.push(text("messaging.operation.name", operation(series.op)));
+            (SIZE, attributes)
+        }
+    }
+}
+
+/// The counter that a call counts in.
+fn counter(op: Op, errno: i32) -> Option<Instrument> {
+    match op {
+        Op::MqTimedsend => Some(SENT),
+        Op::MqTimedreceive if errno == 0 => Some(CONSUMED),
+        _ => None,
+    }
+}
+
+fn histogram(
+    measure: Measure,
+    distribution: &Distribution,
+    attributes: Vec<KeyValue>,
+    exemplars: &[streams::Exemplar],
+    time_ns: u64,
+    aggregation: HistogramAggregation,
+) -> Point {
+    // Explicit bounds by powers of two: 2^-20 to 2^5 s, 1 B to 16 MiB.
+    let (first, factor, low, high) = match measure {
+        Measure::Duration | Measure::Wait => (FIRST_DURATION, 1e-9, -20, 5),
+        Measure::Size => (FIRST_SIZE, 1.0, 0, 24),
+    };
+    let exemplars = exemplars.iter().map(exemplar).collect();
+    let (count, sum) = (distribution.count(), Some(distribution.sum as f64 * factor));
+    match aggregation {
+        HistogramAggregation::Exponential => Point::Exponential(ExponentialHistogramDataPoint {
+            attributes,
+            start_time_unix_nano: distribution.start_ns,
+            time_unix_nano: time_ns,
+            count,
+            sum,
+            scale: SCALE,
+            zero_count: distribution.zeros,
+            exemplars,
+            positive: Some(Buckets {
+                offset: first + distribution.first as i32,
+                bucket_counts: distribution.buckets.to_vec(),
+            }),
+            ..Default::default()
+        }),
+        HistogramAggregation::Explicit => Point::Explicit(HistogramDataPoint {
+            attributes,
+            start_time_unix_nano: distribution.start_ns,
+            time_unix_nano: time_ns,
+            count,
+            sum,
+            bucket_counts: distribution.between_powers_of_two(first, low, high),
+            explicit_bounds: (low..=high).map(|power| f64::from(power).exp2()).collect(),
+            exemplars,
+            ..Default::default()
+        }),
+    }
+}
+
+fn count(distribution: &Distribution, attributes: Vec<KeyValue>, time_ns: u64) -> Point {
+    Point::Count(NumberDataPoint {
+        attributes,
+        start_time_unix_nano: distribution.start_ns,
+        time_unix_nano: time_ns,
+        value: Some(Number::AsInt(distribution.count().cast_signed())),
+        ..Default::default()
     })
 }
 
-/// The points of one process, by metric.
-struct Points<'a> {
-    process: &'a Process,
-    cumulative: bool,
-    since_ns: u64,
-    now_ns: u64,
-}
-
-fn of_process(process: &Process, streams: &Streams, now_ns: u64) -> ResourceMetrics {
-    let points = Points { process, cumulative: streams.is_cumulative(), since_ns: streams.since_ns(), now_ns };
-    let schema_url = if process.resource.has_schema { SCHEMA_URL } else { "" };
-    ResourceMetrics {
-        resource: Some(resource(&process.resource)),
-        scope_metrics: vec![ScopeMetrics {
-            scope: Some(scope()),
-            metrics: points.metrics(),
-            schema_url: SCHEMA_URL.into(),
-        }],
-        schema_url: schema_url.into(),
+/// The gauges of a queue and of the threads that wait at it, with the container and the pod that its ipc namespace
+/// belongs to.
+pub fn of_gauge(
+    (ipc_ns, destination): &(u32, Destination),
+    of: &Gauge,
+    container: Option<&Container>,
+    time_ns: u64,
+) -> Vec<(Instrument, Point)> {
+    let id = container.and_then(|container| Some(text(CONTAINER_ID, container.id.as_ref()?)));
+    let pod_uid = container.and_then(|container| Some(text(POD_UID, container.pod_uid.as_ref()?)));
+    let attributes: Vec<KeyValue> = of_queue(Some(destination), *ipc_ns).into_iter().chain(id).chain(pod_uid).collect();
+    let point = |attributes, value| {
+        let value = Some(Number::AsInt(value));
+        Point::Gauge(NumberDataPoint { attributes, time_unix_nano: time_ns, value, ..Default::default() })
+    };
+    let mut points = vec![
+        (DEPTH, point(attributes.clone(), of.depth)),
+        (PEAK, point(attributes.clone(), of.peak)),
+        (CAPACITY, point(attributes.clone(), of.capacity)),
+    ];
+    // A queue at which nobody waits has a real zero; one of which that is not known has no point.
+    for (op, threads) in [Op::MqTimedsend, Op::MqTimedreceive].into_iter().zip(of.waiting) {
+        let operation = text("messaging.operation.name", operation(op));
+        let of_operation = [attributes.clone(), vec![operation]].concat();
+        points.extend(threads.map(|threads| (BLOCKED, point(of_operation, threads))));
     }
+    points
 }
 
 /// The instrumentation scope of everything that mqspan makes.
@@ -130,18 +231,15 @@ fn attribute(key: &str, value: Any) -> KeyValue {
     KeyValue { key: key.into(), value: Some(AnyValue { value: Some(value) }), ..Default::default() }
 }
 
-/// An attribute with a string.
-pub fn text(key: &str, value: &str) -> KeyValue {
+fn text(key: &str, value: &str) -> KeyValue {
     attribute(key, Any::StringValue(value.into()))
 }
 
-/// An attribute with an integer.
-pub fn int(key: &str, value: i64) -> KeyValue {
+fn int(key: &str, value: i64) -> KeyValue {
     attribute(key, Any::IntValue(value))
 }
 
-/// The queue's attributes.
-pub fn of_queue(destination: Option<&Destination>, ipc_ns: u32) -> Vec<KeyValue> {
+fn of_queue(destination: Option<&Destination>, ipc_ns: u32) -> Vec<KeyValue> {
     let destination = destination.map(|destination| match destination {
         Destination::Name(name) => text("messaging.destination.name", name),
         Destination::Template(template) => text("messaging.destination.template", template),
@@ -159,141 +257,23 @@ fn exemplar(of: &streams::Exemplar) -> Exemplar {
     }
 }
 
-/// One point takes what found no room for one of its own.
 fn overflow() -> Vec<KeyValue> {
     vec![attribute("otel.metric.overflow", Any::BoolValue(true))]
 }
 
-fn of_call(op: Op, of: &Of, with_type: bool) -> Vec<KeyValue> {
-    let mut attributes = vec![text("messaging.system", "posix_mq"), text("messaging.operation.name", operation(op))];
-    if let Some(kind) = operation_type(op).filter(|_| with_type) {
+fn of_call(series: &Series, with_type: bool) -> Vec<KeyValue> {
+    let Series { op, set: AttributeSet { destination, ipc_ns, errno }, .. } = series;
+    let mut attributes = vec![text("messaging.system", "posix_mq"), text("messaging.operation.name", operation(*op))];
+    if let Some(kind) = operation_type(*op).filter(|_| with_type) {
         attributes.push(text("messaging.operation.type", kind));
     }
-    attributes.extend(of_queue(of.destination.as_ref(), of.ipc_ns));
-    if of.errno != 0 {
-        let name = errno_name(of.errno);
+    attributes.extend(of_queue(destination.as_ref(), *ipc_ns));
+    if *errno != 0 {
+        let name = errno_name(*errno);
         attributes.push(text("posix_mq.errno", &name));
-        if is_error(of.errno) {
+        if is_error(*errno) {
             attributes.push(text("error.type", &name));
         }
     }
     attributes
-}
-
-impl Points<'_> {
-    fn metrics(&self) -> Vec<Metric> {
-        [
-            self.histogram(
-                ("messaging.client.operation.duration", "s", "Duration of the calls, from entry to exit."),
-                (Measure::Duration, FIRST_DURATION, 1e-9),
-                |stream, of| of_call(stream.op, of, true),
-            ),
-            self.histogram(
-                ("posix_mq.message.wait", "s", "How long received messages lay in the queue."),
-                (Measure::Wait, FIRST_DURATION, 1e-9),
-                |_, of| of_queue(of.destination.as_ref(), of.ipc_ns),
-            ),
-            self.histogram(
-                ("posix_mq.message.size", "By", "Size of the messages that were passed."),
-                (Measure::Size, FIRST_SIZE, 1.0),
-                |stream, of| {
-                    let mut attributes = of_queue(of.destination.as_ref(), of.ipc_ns);
-                    attributes.push(text("messaging.operation.name", operation(stream.op)));
-                    attributes
-                },
-            ),
-            self.counter(("messaging.client.sent.messages", "Messages that were tried to be sent."), |stream| {
-                stream.op == Op::MqTimedsend
-            }),
-            self.counter(("messaging.client.consumed.messages", "Messages that were received."), |stream| {
-                stream.op == Op::MqTimedreceive && stream.of.as_ref().is_none_or(|of| of.errno == 0)
-            }),
-        ]
-        .into_iter()
-        .flatten()
-        .collect()
-    }
-
-    fn start_ns(&self, total: &Total) -> u64 {
-        if self.cumulative { total.start_ns } else { self.since_ns }
-    }
-
-    fn temporality(&self) -> i32 {
-        let temporality = match self.cumulative {
-            true => AggregationTemporality::Cumulative,
-            false => AggregationTemporality::Delta,
-        };
-        temporality.into()
-    }
-
-    /// The streams of a measure, those without attributes of their own in one.
-    fn totals(&self, measure: Measure, of_interest: impl Fn(&Stream) -> bool) -> BTreeMap<Option<&Stream>, Total> {
-        let mut totals: BTreeMap<Option<&Stream>, Total> = BTreeMap::new();
-        for (stream, total) in &self.process.streams {
-            if stream.measure == measure && of_interest(stream) {
-                let key = stream.of.is_some().then_some(stream);
-                totals.entry(key).and_modify(|sum| sum.merge(total)).or_insert_with(|| total.clone());
-            }
-        }
-        totals
-    }
-
-    fn histogram(
-        &self,
-        (name, unit, description): (&str, &str, &str),
-        (measure, first, factor): (Measure, i32, f64),
-        attributes: impl Fn(&Stream, &Of) -> Vec<KeyValue>,
-    ) -> Option<Metric> {
-        let totals = self.totals(measure, |_| true);
-        let point = |(stream, total): (Option<&Stream>, Total)| ExponentialHistogramDataPoint {
-            attributes: match stream.and_then(|stream| Some((stream, stream.of.as_ref()?))) {
-                Some((stream, of)) => attributes(stream, of),
-                None => overflow(),
-            },
-            start_time_unix_nano: self.start_ns(&total),
-            time_unix_nano: self.now_ns,
-            count: total.count(),
-            sum: Some(total.sum as f64 * factor),
-            scale: SCALE,
-            zero_count: total.zeros,
-            exemplars: stream
-                .and_then(|stream| self.process.exemplars.get(stream))
-                .map_or(Vec::new(), |exemplars| exemplars.iter().map(exemplar).collect()),
-            positive: Some(Buckets { offset: first + total.first as i32, bucket_counts: total.buckets }),
-            ..Default::default()
-        };
-        let data_points: Vec<_> = totals.into_iter().map(point).collect();
-        (!data_points.is_empty()).then(|| Metric {
-            name: name.into(),
-            unit: unit.into(),
-            description: description.into(),
-            data: Some(Data::ExponentialHistogram(ExponentialHistogram {
-                data_points,
-                aggregation_temporality: self.temporality(),
-            })),
-            ..Default::default()
-        })
-    }
-
-    fn counter(&self, (name, description): (&str, &str), of_interest: impl Fn(&Stream) -> bool) -> Option<Metric> {
-        let totals = self.totals(Measure::Duration, of_interest);
-        let point = |(stream, total): (Option<&Stream>, Total)| NumberDataPoint {
-            attributes: match stream.and_then(|stream| Some((stream.op, stream.of.as_ref()?))) {
-                Some((op, of)) => of_call(op, of, false),
-                None => overflow(),
-            },
-            start_time_unix_nano: self.start_ns(&total),
-            time_unix_nano: self.now_ns,
-            value: Some(Number::AsInt(total.count().cast_signed())),
-            ..Default::default()
-        };
-        let data_points: Vec<_> = totals.into_iter().map(point).collect();
-        (!data_points.is_empty()).then(|| Metric {
-            name: name.into(),
-            unit: "{message}".into(),
-            description: description.into(),
-            data: Some(Data::Sum(Sum { data_points, aggregation_temporality: self.temporality(), is_monotonic: true })),
-            ..Default::default()
-        })
-    }
 }

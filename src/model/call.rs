@@ -3,7 +3,7 @@
 use super::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ImageKey {
     /// Process id (thread group) on the host.
     pub pid: u32,
@@ -125,23 +125,23 @@ pub enum Method {
     Sequence,
 }
 
-/// What was under way on the queue beside a call, by tracepoints.
+/// When a send or receive began and ended, among the others of its queue, by tracepoints. Pairs are of sends and of
+/// receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Turn {
-    /// No other call of its kind meanwhile.
-    pub alone: bool,
-    /// No other call at all when the depth was read.
-    pub quiet: bool,
-    /// Receives at a send's exit, sends at a receive's; at most one too many.
-    pub opposite: u32,
-    /// Its number among the calls of its kind, on this queue rising; from 1, 0 where none was given.
+    /// Its number among the calls of its kind, in the order in which they began: from 1 without gaps on the queue and
+    /// those that share its counters; 0 where it was not counted.
     pub number: u64,
-    /// Calls of the other kind that had begun at its exit, by such numbers.
-    pub begun: u64,
-    /// At its entry; `u64::MAX` where one was under way then.
-    pub begun_before: u64,
-    /// Calls of the host that were not seen whole, until now.
-    pub losses: u32,
+    /// How many had begun at its exit.
+    pub begun: [u64; 2],
+    /// No other call was under way when the depth was read.
+    pub quiet: bool,
+    /// At its entry the queue was empty and no other call on it under way: how many had begun before it.
+    pub empty: Option<[u64; 2]>,
+    /// The priority of all sends that had begun at its exit, where they have one in common.
+    pub only_priority: Option<u32>,
+    /// Calls until its exit that may have passed a message and got no number.
+    pub losses: [u32; 2],
 }
 
 /// What a call was passed.
@@ -286,6 +286,19 @@ pub struct Image {
     pub cgroup: Option<Vec<u8>>,
     /// Name of the thread that made the first call.
     pub comm: Vec<u8>,
+    /// What it sees as `/`.
+    pub root: Root,
+}
+
+/// What a process sees as `/`: all zero where that is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    /// The number of its mount namespace.
+    pub mount_namespace: u32,
+    /// The device, as major and minor number.
+    pub device: (u32, u32),
+    /// The inode's number.
+    pub inode: u64,
 }
 
 /// What became of an image that was sent.

@@ -1,8 +1,8 @@
 //! What is wrong with a setting, in the two lines that the user gets to see, and the exit status
 //! that goes with it. Where a value came from decides all three. Prints nothing itself.
 
-use std::fmt;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 /// Why mqspan cannot run as asked.
 ///
@@ -28,6 +28,11 @@ impl Error {
     pub fn cannot_run(message: impl Into<String>, hint: impl Into<String>) -> Self {
         Self { status: 1, message: message.into(), hint: Some(hint.into()) }
     }
+}
+
+/// What stands in the way of a thread.
+pub fn no_thread(error: io::Error) -> Error {
+    Error::cannot_run(format!("no thread could be started: {error}"), "raise the limit of tasks (ulimit -u, TasksMax=)")
 }
 
 impl fmt::Display for Error {

@@ -88,6 +88,15 @@ pub enum Temporality {
     LowMemory,
 }
 
+/// OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HistogramAggregation {
+    /// Exponential histograms of one fixed scale.
+    Exponential,
+    /// Histograms with bounds at powers of two.
+    Explicit,
+}
+
 /// A kind of hook, see `--hooks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookKind {

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 use super::child::Child;
+use super::metrics::MetricsStage;
 use super::reader::Reader;
 use super::signals::{SignalQueue, Wakeup};
+use crate::export::Deliveries;
 use crate::export::ledger::Ledger;
-use crate::export::{Deliveries, no_thread};
 use crate::internal::Internal;
 use crate::kernel::programs::Programs;
-use crate::model::error::Error;
+use crate::model::error::{Error, no_thread};
 
 /// The end takes at most this long, all of it.
 const FLUSH: Duration = Duration::from_secs(10);
@@ -33,6 +34,8 @@ pub struct Running {
     pub programs: Arc<Programs>,
     /// The thread that takes its records.
     pub reader: Reader,
+    /// The stage of metrics.
+    pub metrics: Option<MetricsStage>,
     /// mqspan's own telemetry.
     pub internal: Internal,
     /// What is still to be delivered.
@@ -49,7 +52,7 @@ pub fn finish(
     runtime: &Handle,
     status: &mut u8,
 ) -> Result<(), Error> {
-    let Running { programs, reader, mut internal, deliveries, ledger } = running;
+    let Running { programs, reader, metrics, mut internal, deliveries, ledger } = running;
     programs.close();
     let (aborter, hurry, has_spool) = (deliveries.aborter(), deliveries.hurrier(), deliveries.has_spool());
     let (bell, handle) = (signals.bell(), runtime.clone());
@@ -57,6 +60,9 @@ pub fn finish(
     let at_end = ledger.clone();
     let ending = thread::Builder::new().name("mqspan-end".into()).spawn(move || {
         reader.stop();
+        if let Some(metrics) = metrics {
+            metrics.stop();
+        }
         // The last counts are those of all calls, but for those that may stay in the spool.
         let patience = Instant::now() + if has_spool { SETTLE } else { FLUSH };
         while !at_end.is_settled() && Instant::now() < patience {

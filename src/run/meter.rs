@@ -1,84 +1,91 @@
-//! Metrics of the calls on their way to the outputs: readings from the kernel side get their names, pass the filters
-//! on names, and leave as requests.
+//! Metrics of the calls on their way to the outputs: readings from the kernel side get their names, pass the filters on
+//! names, add up to streams, and leave as requests, one at a time and only where an output has room. What waits for room is
+//! no request but the streams themselves: so a newer reading replaces the older one, and a delta grows. Waits for nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
 
 use nix::time::ClockId;
-use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 
 use crate::clock;
 use crate::export::ledger::Ledger;
-use crate::export::{Sink, hand_over_metrics};
-use crate::kernel::aggregates::Taken;
+use crate::live::Surroundings;
+use crate::metrics::intake::{Intake, Replaced};
 use crate::metrics::otlp;
-use crate::metrics::queues::{self, Gauges};
-use crate::metrics::streams::{Destination, Exemplar, Of, Stream, Streams};
-use crate::metrics::waits::Waits;
-use crate::model::call::{Call, Ids, ImageKey, Name};
+use crate::metrics::queues::{self, Gauge, Gauges};
+use crate::metrics::requests::RequestBuilder;
+use crate::metrics::streams::{Cursor, Destination, StreamTable};
+use crate::model::call::ImageKey;
+use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
-use crate::model::reading::Measure;
+use crate::model::reading::{Measure, QueueReading, Reading, Waiting};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
-use crate::model::values::MetricLimits;
-use crate::model::values::{Op, Temporality};
-use crate::telemetry::record::Record;
-use crate::telemetry::view::View;
-use crate::who::host;
+use crate::model::values::{HistogramAggregation, MetricLimits, Temporality};
 
-/// So many names are remembered; beyond them, those that were in use at the last collection.
-const NAMES: usize = 16_384;
-
-/// So many spans are kept as candidates for exemplars, drawn from all since the collection before.
-const CANDIDATES: usize = 1024;
+/// All streams take so many bytes at most, about.
+pub const STREAM_BYTES: usize = 16 << 20;
 
 /// Collections are at least so far apart by their times, in ns: some backends keep one point of a stream for each
 /// millisecond (Prometheus), and the last collection may follow right after another.
 const APART: u64 = 1_000_000;
 
-/// A span that may become an exemplar.
-#[derive(Debug)]
-struct Candidate {
-    image: ImageKey,
-    op: Op,
-    name: Option<Arc<str>>,
-    ipc_ns: u32,
-    errno: i32,
-    time_ns: u64,
-    duration_ns: u64,
-    wait_ns: Option<u64>,
-    ids: Ids,
+/// A time of day that moves by more than this against the time since boot was set, in ns: slewing moves it by 30 ms a
+/// minute.
+const STEP: u64 = 1_000_000_000;
+
+/// Who and what the kernel side's numbers stand for.
+pub trait Directory {
+    /// Takes what the kernel has sent of images and names.
+    fn catch_up(&self);
+    /// The name of a queue, with its slash.
+    fn name(&self, number: u64) -> Option<Arc<str>>;
+    /// The Resource of an image; None while it is being found out.
+    fn resource(&self, image: ImageKey) -> Option<Arc<Resource>>;
+    /// Whether its process has ended.
+    fn has_ended(&self, image: &ImageKey) -> bool;
 }
 
-/// What makes metrics of readings.
-#[derive(Debug)]
-pub struct Meter {
-    streams: Streams,
-    waits: Waits,
-    sinks: Vec<Sink>,
-    ledger: Arc<Ledger>,
-    filters: Arc<Filters>,
-    names: HashMap<u64, Known>,
-    only_matched: bool,
-    templates: Templates,
-    own: Arc<Resource>,
-    /// Whether calls have no records, so that they are counted here.
-    alone: bool,
-    candidates: Vec<Candidate>,
-    /// Spans since the collection before.
-    spans: u64,
-    /// The time of the collection before, ns since 1970.
-    collected_ns: u64,
-    random: SmallRng,
+/// Where requests go.
+pub trait Outlet {
+    /// Whether it has no room for another request now.
+    fn is_waiting(&self) -> bool;
+    /// Takes a request with so many points; never waits. Called only where there is room.
+    fn enqueue(&self, request: &ExportMetricsServiceRequest, points: u64);
+}
+
+/// A moment by both clocks, in ns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Since 1970.
+    pub wall_ns: u64,
+    /// Since boot, suspended or not.
+    pub boot_ns: u64,
+}
+
+impl Moment {
+    /// Now: of some tries the one with the least time between the clocks.
+    pub fn now() -> Self {
+        let read = |id| clock::now_ns(id).max(0).unsigned_abs();
+        let look = |_| {
+            let boot_ns = read(ClockId::CLOCK_BOOTTIME);
+            let wall_ns = read(ClockId::CLOCK_REALTIME);
+            (read(ClockId::CLOCK_BOOTTIME).saturating_sub(boot_ns), Self { wall_ns, boot_ns })
+        };
+        let best = (0..5).map(look).min_by_key(|(took, _)| *took);
+        best.map_or(Self { wall_ns: 0, boot_ns: 0 }, |(_, moment)| moment)
+    }
 }
 
 /// What a meter is made of.
 #[derive(Debug)]
-pub struct Parts {
-    /// Where metrics go.
-    pub sinks: Vec<Sink>,
+pub struct MeterParts {
+    /// What other threads add to.
+    pub intake: Intake,
     /// Where everything is counted.
     pub ledger: Arc<Ledger>,
     /// The filters on names are applied here.
@@ -87,180 +94,263 @@ pub struct Parts {
     pub limits: MetricLimits,
     /// Whether streams add up from their start.
     pub temporality: Temporality,
+    /// What histograms look like.
+    pub histograms: HistogramAggregation,
     /// mqspan's own Resource, under which queues stand.
     pub own: Arc<Resource>,
     /// Whether a queue is shown only once a call that passes the filters on whose calls reached it.
     pub only_matched: bool,
     /// What queues go by.
     pub templates: Templates,
-    /// Whether calls have no records.
+    /// Whether calls have no records, so that they are counted here.
     pub alone: bool,
 }
 
-#[derive(Debug)]
-struct Known {
-    /// With its slash.
-    name: Arc<str>,
-    used: bool,
+/// What makes metrics of readings.
+pub struct Meter<D, O> {
+    parts: MeterParts,
+    directory: D,
+    accounts: Vec<Account<O>>,
+    gauges: Gauges,
+    containers: HashMap<u32, Container>,
+    /// The collection before.
+    before: Moment,
+    /// Its time as points have it, ns since 1970.
+    time_ns: u64,
 }
 
-impl Meter {
-    /// A meter that gives to its sinks.
-    pub fn new(parts: Parts) -> Self {
-        let Parts { sinks, ledger, filters, limits, temporality, own, only_matched, templates, alone } = parts;
-        let cumulative = temporality == Temporality::Cumulative;
-        Self {
-            streams: Streams::new(limits, cumulative, own.clone(), now_ns()),
-            waits: Waits::default(),
-            sinks,
-            ledger,
-            filters,
-            names: HashMap::new(),
-            only_matched,
-            templates,
-            own,
-            alone,
-            candidates: Vec::new(),
-            spans: 0,
-            collected_ns: 0,
-            random: SmallRng::from_os_rng(),
-        }
+impl<D, O> fmt::Debug for Meter<D, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Meter").field("parts", &self.parts).field("time_ns", &self.time_ns).finish_non_exhaustive()
+    }
+}
+
+/// Streams and the outputs that they go to. Cumulative ones are the same for all; of deltas each output has its own, since
+/// one may be slower than another.
+struct Account<O> {
+    table: StreamTable,
+    passes: Vec<Pass<O>>,
+}
+
+/// How far an output has come with the streams.
+struct Pass<O> {
+    outlet: O,
+    phase: Phase,
+    /// The collection at which it began.
+    began: u64,
+    /// Everything up to this collection was exported.
+    exported: u64,
+    /// There was another collection since it began.
+    again: bool,
+}
+
+enum Phase {
+    Idle,
+    Streams(Cursor),
+    /// The gauges behind this one.
+    Gauges(Option<(u32, Destination)>),
+}
+
+/// What [`Meter::pump`] came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pumped {
+    /// Requests that were enqueued.
+    pub requests: u64,
+    /// Whether more is to be enqueued once there is room.
+    pub more: bool,
+}
+
+impl<D: Directory, O: Outlet> Meter<D, O> {
+    /// A meter with these outputs, from `now` on.
+    pub fn new(parts: MeterParts, directory: D, outlets: Vec<O>, now: Moment) -> Self {
+        let cumulative = parts.temporality == Temporality::Cumulative;
+        let pass = |outlet| Pass { outlet, phase: Phase::Idle, began: 0, exported: 0, again: false };
+        let passes: Vec<Vec<Pass<O>>> = match cumulative {
+            true => vec![outlets.into_iter().map(pass).collect()],
+            false => outlets.into_iter().map(|outlet| vec![pass(outlet)]).collect(),
+        };
+        let bytes = STREAM_BYTES / passes.len().max(1);
+        let table = || StreamTable::new(parts.limits, bytes, cumulative, parts.own.clone(), now.wall_ns);
+        let accounts = passes.into_iter().map(|passes| Account { table: table(), passes }).collect();
+        let (gauges, containers) = (Gauges::default(), HashMap::new());
+        Self { parts, directory, accounts, gauges, containers, before: now, time_ns: now.wall_ns }
     }
 
-    /// A span was made of a call: it may be drawn as an exemplar, each as likely as any other.
-    pub fn offer(&mut self, view: &View<'_>, record: &Record<'_>) {
-        let Some(ids) = record.span() else { return };
-        self.spans += 1;
-        let place = match self.candidates.len() {
-            len @ 0..CANDIDATES => len,
-            _ => self.random.random_range(0..self.spans) as usize,
-        };
-        if place >= CANDIDATES {
-            return;
-        }
-        let call = view.call;
-        let candidate = Candidate {
-            image: call.image,
-            op: call.op,
-            name: view.destination.as_deref().map(Arc::from),
-            ipc_ns: call.ipc_ns,
-            errno: view.errno().unwrap_or(0),
-            time_ns: record.end_ns(),
-            duration_ns: call.duration_ns(),
-            wait_ns: call.wait_ns(),
-            ids,
-        };
-        match self.candidates.get_mut(place) {
-            Some(old) => *old = candidate,
-            None => self.candidates.push(candidate),
-        }
-    }
-
-    /// Gives the drawn spans to their streams.
-    fn exemplify(&mut self) {
-        self.spans = 0;
-        for candidate in self.candidates.drain(..) {
-            let Candidate { image, op, name, ipc_ns, errno, time_ns, duration_ns, wait_ns, ids } = candidate;
-            let destination = name.map(|name| Destination::of(name, &self.templates));
-            let of = Of { destination, ipc_ns, errno };
-            for (measure, ns) in [(Measure::Duration, Some(duration_ns)), (Measure::Wait, wait_ns)] {
-                let Some(ns) = ns else { continue };
-                let stream = Stream { measure, op, of: Some(of.clone()) };
-                self.streams.exemplify(image, &stream, Exemplar { time_ns, seconds: ns as f64 / 1e9, ids });
+    /// Takes what was added since the collection before: `series` calls back with each reading. What it finds is exported
+    /// by [`Self::pump`]. Without `surroundings` it is not known who waits at queues.
+    pub fn collect<E>(
+        &mut self,
+        now: Moment,
+        queues: &[QueueReading],
+        surroundings: Option<&Surroundings>,
+        series: impl FnOnce(&mut dyn FnMut(&Reading)) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.directory.catch_up();
+        self.begin(now);
+        self.replace();
+        let result = series(&mut |reading| self.add_series(reading));
+        for (reading, name) in self.parts.intake.take_waits().take() {
+            if name.is_none() || self.parts.filters.queue.keeps_name(name.as_deref()) {
+                self.add(&reading, name);
             }
         }
-    }
-
-    /// The image has another Resource from now on.
-    pub fn replace(&mut self, image: &ImageKey) {
-        self.streams.replace(image);
-    }
-
-    /// Remembers the name behind a number.
-    pub fn name(&mut self, name: Name) {
-        if self.names.len() >= NAMES {
-            self.names.retain(|_, known| known.used);
+        for (image, series, exemplar) in
+            self.parts.intake.take_candidates().iter().flat_map(|candidate| candidate.exemplars(&self.parts.templates))
+        {
+            self.accounts.iter_mut().for_each(|account| account.table.exemplify(image, &series, exemplar));
         }
-        let known = Known { name: format!("/{}", utf8(&name.bytes)).into(), used: true };
-        self.names.insert(name.number, known);
+        self.look_at_queues(queues, surroundings);
+        for account in &mut self.accounts {
+            for pass in &mut account.passes {
+                match pass.phase {
+                    Phase::Idle => pass.phase = Phase::Streams(Cursor::default()),
+                    _ => pass.again = true,
+                }
+            }
+        }
+        result
     }
 
-    /// Adds how long the message that a receive got lay in its queue, where that was inferred.
-    pub fn waited(&mut self, call: &Call) {
-        let (Some(queue), Some(wait_ns)) = (&call.queue, call.inferred_wait_ns()) else { return };
-        if self.filters.comm.keeps_name(Some(&utf8(call.comm()))) {
-            let name = || format!("/{}", utf8(&queue.name)).into();
-            self.waits.add(call.image, queue.key, call.ipc_ns, wait_ns, name);
+    /// A collection begins. Where the time of day was set since the one before, streams begin anew.
+    fn begin(&mut self, now: Moment) {
+        let elapsed = now.boot_ns.saturating_sub(self.before.boot_ns).max(APART);
+        let was_set = now.wall_ns.abs_diff(self.before.wall_ns.saturating_add(elapsed)) > STEP + APART
+            || self.time_ns > now.wall_ns.saturating_add(STEP);
+        if was_set {
+            self.time_ns = now.wall_ns.saturating_sub(elapsed);
+            self.accounts.iter_mut().for_each(|account| account.table.clock_was_set(self.time_ns));
+        }
+        self.time_ns = now.wall_ns.max(self.time_ns.saturating_add(APART));
+        self.before = now;
+        for Account { table, .. } in &mut self.accounts {
+            table.begin(self.time_ns);
+            table.confirm(|image| self.directory.resource(image));
         }
     }
 
-    /// Takes what was added since the last time, and hands over what there is to tell.
-    pub fn collect(&mut self, taken: Taken, mut resource: impl FnMut(ImageKey) -> Arc<Resource>) {
-        let Taken { series, queues, waiting, containers } = taken;
-        let queue_names = queues.iter().map(|queue| queue.name).collect::<HashSet<_>>();
-        self.names.iter_mut().for_each(|(number, known)| known.used = queue_names.contains(number));
-        for reading in &series {
-            let name = self.names.get_mut(&reading.name).map(|known| {
-                known.used = true;
-                known.name.clone()
+    fn replace(&mut self) {
+        let Self { parts, directory, accounts, .. } = self;
+        let replaced = parts.intake.take_replaced();
+        for Account { table, .. } in accounts {
+            let images: Vec<ImageKey> = match &replaced {
+                Replaced::Images(images) => images.iter().copied().collect(),
+                Replaced::Any => {
+                    let is_other = |(image, before): &(ImageKey, &Arc<Resource>)| {
+                        directory.resource(*image).as_ref() != Some(before)
+                    };
+                    table.images().filter(is_other).map(|(image, _)| image).collect()
+                }
+            };
+            images.iter().for_each(|image| table.replace(image));
+        }
+    }
+
+    fn add_series(&mut self, reading: &Reading) {
+        let name = self.directory.name(reading.name);
+        let Filters { queue, comm, .. } = &*self.parts.filters;
+        // What found no room for a series of its own has neither name nor thread. Else both are asked, whatever the other
+        // says: each remembers which of its values matched.
+        let passes =
+            reading.image.is_none() || queue.keeps_name(name.as_deref()) & comm.keeps_name(Some(&utf8(&reading.comm)));
+        if self.parts.alone && reading.measure == Measure::Duration {
+            self.parts.ledger.aggregated(reading.points.count(), passes);
+        }
+        if passes {
+            self.add(reading, name);
+        }
+    }
+
+    fn add(&mut self, reading: &Reading, name: Option<Arc<str>>) {
+        let destination = name.map(|name| Destination::of(name, &self.parts.templates));
+        for account in &mut self.accounts {
+            account.table.add(reading, destination.clone(), |image| self.directory.resource(image));
+        }
+    }
+
+    fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>) {
+        let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
+        points.retain(|(_, name), _| self.parts.filters.queue.keeps_name(Some(name)));
+        let nobody_seen = Waiting::default();
+        let waiting = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.waiting);
+        self.gauges = Gauges::new(points, waiting, |name| Destination::of(name, &self.parts.templates));
+        if let Some(surroundings) = surroundings {
+            self.containers.clone_from(&surroundings.containers);
+        }
+    }
+
+    /// Enqueues what the last collection found, as far as the outputs have room. To be called again while there is more.
+    pub fn pump(&mut self) -> Pumped {
+        let mut pumped = Pumped::default();
+        let gauges = GaugeSource {
+            gauges: &self.gauges.0,
+            containers: &self.containers,
+            own: &self.parts.own,
+            time_ns: self.time_ns,
+        };
+        for Account { table, passes } in &mut self.accounts {
+            for pass in &mut *passes {
+                while !matches!(pass.phase, Phase::Idle) && !pass.outlet.is_waiting() {
+                    pumped.requests += u64::from(pass.advance(table, &gauges, self.parts.histograms));
+                }
+                pumped.more |= !matches!(pass.phase, Phase::Idle);
+            }
+            let settled = passes.iter().map(|pass| pass.exported).min().unwrap_or(table.collection());
+            table.settle(settled, |image| self.directory.has_ended(image));
+        }
+        pumped
+    }
+}
+
+/// The gauges of a collection.
+struct GaugeSource<'a> {
+    gauges: &'a BTreeMap<(u32, Destination), Gauge>,
+    containers: &'a HashMap<u32, Container>,
+    own: &'a Resource,
+    time_ns: u64,
+}
+
+impl<O: Outlet> Pass<O> {
+    /// Enqueues the next request; returns whether there was one.
+    fn advance(&mut self, table: &mut StreamTable, source: &GaugeSource<'_>, histograms: HistogramAggregation) -> bool {
+        let mut builder = RequestBuilder::new(table.is_cumulative());
+        if let Phase::Streams(cursor) = &mut self.phase {
+            if *cursor == Cursor::default() {
+                (self.began, self.again) = (table.collection(), false);
+            }
+            let is_done = table.pass(cursor, self.exported, |resource, time_ns, export| {
+                builder.add(resource, otlp::points(&export, time_ns, histograms));
+                !builder.is_full()
             });
-            let Filters { queue, comm, .. } = &*self.filters;
-            // What found no room for a series of its own has neither name nor thread.
-            let passes = reading.image.is_none()
-                || queue.keeps_name(name.as_deref()) && comm.keeps_name(Some(&utf8(&reading.comm)));
-            if self.alone && reading.measure == Measure::Duration {
-                self.ledger.aggregated(reading.points.count(), passes);
-            }
-            if passes {
-                self.streams.add(reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+            if is_done {
+                self.phase = Phase::Gauges(None);
             }
         }
-        for (reading, name) in self.waits.take() {
-            if name.is_none() || self.filters.queue.keeps_name(name.as_deref()) {
-                self.streams.add(&reading, name.map(|name| Destination::of(name, &self.templates)), &mut resource);
+        if let Phase::Gauges(after) = &mut self.phase {
+            let mut rest = source.gauges.range((after.clone().map_or(Unbounded, Excluded), Unbounded));
+            while !builder.is_full() {
+                let Some((queue, gauge)) = rest.next() else { break };
+                let container = source.containers.get(&queue.0);
+                builder.add(source.own, otlp::of_gauge(queue, gauge, container, source.time_ns));
+                *after = Some(queue.clone());
+            }
+            if !builder.is_full() {
+                self.end();
             }
         }
-        self.exemplify();
-        let now_ns = apart(self.collected_ns, now_ns());
-        self.collected_ns = now_ns;
-        let known = |number| self.names.get(&number).map(|known| known.name.clone());
-        let mut points = queues::points(&queues, self.only_matched, known);
-        points.retain(|(_, name), _| self.filters.queue.keeps_name(Some(name)));
-        let mut request = otlp::request(&self.streams, now_ns);
-        let gauges = Gauges::new(points, &waiting, |name| Destination::of(name, &self.templates));
-        request.resource_metrics.extend(otlp::of_queues(&gauges, &containers, &self.own, now_ns));
-        if !request.resource_metrics.is_empty() {
-            hand_over_metrics(&self.sinks, &self.ledger, &request);
-        }
-        self.streams.exported(now_ns, |key| !host::is_running(key));
+        let Some((request, points)) = builder.take() else { return false };
+        self.outlet.enqueue(&request, points);
+        true
     }
-}
 
-/// A time [`APART`] from the one before, which it may be just behind; a clock that was set is followed.
-fn apart(before_ns: u64, now_ns: u64) -> u64 {
-    if now_ns.abs_diff(before_ns) < APART { before_ns.saturating_add(APART) } else { now_ns }
-}
-
-fn now_ns() -> u64 {
-    clock::now_ns(ClockId::CLOCK_REALTIME).unsigned_abs()
+    /// All that there was when the pass began was exported.
+    fn end(&mut self) {
+        self.exported = self.began;
+        self.phase = match std::mem::take(&mut self.again) {
+            true => Phase::Streams(Cursor::default()),
+            false => Phase::Idle,
+        };
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{APART, apart};
-
-    /// Prevents two points of a stream from falling into one millisecond, and a clock that was set back from being ignored.
-    #[test]
-    fn collections_are_apart() {
-        for (before, now, expected) in [
-            (0, 5 * APART, 5 * APART),
-            (5 * APART, 5 * APART, 6 * APART),
-            (5 * APART, 5 * APART + 1, 6 * APART),
-            (5 * APART + 1, 5 * APART, 6 * APART + 1),
-            (5 * APART, 6 * APART, 6 * APART),
-            (500 * APART, 5 * APART, 5 * APART),
-        ] {
-            assert_eq!(apart(before, now), expected, "{before} {now}");
-        }
-    }
-}
+mod tests;

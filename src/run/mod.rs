@@ -1,8 +1,11 @@
 //! `run`: puts the parts together, waits for the end, and ends in an order in which nothing is lost.
 
 mod child;
+pub mod directory;
 mod end;
 pub mod meter;
+pub mod metrics;
+pub mod outlet;
 mod panics;
 pub mod pipeline;
 mod reader;
@@ -22,27 +25,34 @@ use tokio::runtime::{Builder, Runtime};
 use tracing::{debug, info, warn};
 
 use self::child::Child;
+use self::directory::SharedDirectory;
 use self::end::{Running, finish};
-use self::meter::Meter;
+use self::meter::{Meter, MeterParts, Moment};
+use self::metrics::{Collecting, MetricsStage};
+use self::outlet::SinkOutlet;
 use self::pipeline::{Parts, Pipeline};
 use self::reader::{Reader, ReaderOptions};
 use self::signals::{SignalQueue, Wakeup};
+use crate::capability::{self, DAC_OVERRIDE, DAC_READ_SEARCH};
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::export::hangup::Hangup;
-use crate::export::{self, Outputs, no_thread};
+use crate::export::{self, Outputs};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
+use crate::kernel::aggregates::Aggregates;
 use crate::kernel::plan::plan;
 use crate::kernel::programs::{Config, Programs};
 use crate::kernel::trial;
-use crate::live::calls;
-use crate::model::error::Error;
+use crate::live::{Surroundings, calls};
+use crate::metrics::intake::Intake;
+use crate::model::error::{Error, no_thread};
 use crate::model::resource::Resource;
 use crate::model::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
-use crate::who::contexts::Contexts;
 use crate::who::host::Host;
-use crate::who::{Registry, resource};
+use crate::who::prober::Prober;
+use crate::who::registry::Registry;
+use crate::who::resource;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
@@ -67,7 +77,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let facts = trial::facts(&settings.hooks);
+    let facts = privileged(|| trial::facts(&settings.hooks));
     let hooks = plan(&facts, &settings.hooks)?.kind;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
@@ -82,31 +92,37 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let of_signal =
         |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
     let makes_records = settings.signals.traces || settings.signals.logs;
+    let clock = Clock::start().map_err(no_thread)?;
+    let directory = SharedDirectory::new(Registry::new(host, clock.boot_offset_ns()));
+    let intake = Intake::default();
     let meter = settings.signals.metrics.then(|| {
-        let only_matched = child.is_some() || filters.picks_callers();
-        Meter::new(meter::Parts {
-            sinks: of_signal(|signal| signal == CallSignal::Metrics),
+        let parts = MeterParts {
+            intake: intake.clone(),
             ledger: ledger.clone(),
             filters: filters.clone(),
             limits: settings.metric_limits,
             temporality: settings.temporality,
-            own: Arc::new(Resource { attributes: own, ..Resource::default() }),
-            only_matched,
+            histograms: settings.histograms,
+            own: Arc::new(Resource { attributes: own, has_schema: true, ..Resource::default() }),
+            only_matched: child.is_some() || filters.picks_callers(),
             templates: settings.templates.clone(),
             alone: !makes_records,
-        })
+        };
+        let outlets = of_signal(|signal| signal == CallSignal::Metrics).into_iter();
+        let outlets = outlets.filter_map(|sink| SinkOutlet::of(sink, &ledger)).collect();
+        Meter::new(parts, directory.clone(), outlets, Moment::now())
     });
     let pipeline = Pipeline::new(Parts {
         ledger: ledger.clone(),
         sinks: of_signal(|signal| signal != CallSignal::Metrics),
         filters: filters.clone(),
         templates: settings.templates.clone(),
-        clock: Clock::start().map_err(no_thread)?,
-        registry: Registry::new(host),
-        contexts: Contexts::start().map_err(no_thread)?,
+        directory: directory.clone(),
+        clock,
+        prober: Prober::start(makes_records).map_err(no_thread)?,
         traces: settings.signals.traces,
         receive: settings.receive,
-        meter,
+        metrics: meter.is_some().then_some(intake),
         pulse: pulse.clone(),
         color: is_colored(settings.color),
     });
@@ -133,12 +149,14 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if settings.signals.metrics {
         calls::each_queue(|queue| _ = programs.keep_queue(queue));
     }
-    let options = ReaderOptions {
-        infers: hooks == HookKind::Tracepoint && makes_records,
-        makes_records,
-        metrics: settings.signals.metrics.then_some(settings.metric_interval),
-    };
+    let options = ReaderOptions { infers: hooks == HookKind::Tracepoint && makes_records, directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
+    let metrics = meter.map(|meter| {
+        let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
+        let collecting = Collecting { aggregates, looker: Surroundings::looker().map_err(no_thread)?, meter };
+        MetricsStage::start(collecting, settings.metric_interval).map_err(no_thread)
+    });
+    let metrics = metrics.transpose()?;
     // Before it is said: whoever reads the line may ask at once.
     pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
@@ -164,7 +182,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     pulse.set_ready(false);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
-    let running = Running { programs: programs.clone(), reader, internal, deliveries, ledger: ledger.clone() };
+    let running = Running { programs: programs.clone(), reader, metrics, internal, deliveries, ledger: ledger.clone() };
     finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
     let totals = ledger.close();
     report::end(&totals, ledger.unseen(), &programs.unmatched(&filters, own_ipc_namespace), &filters);
@@ -189,12 +207,25 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     started.map(|()| status)
 }
 
+/// Does it with what passes over the permissions of the kernel's own files, on a thread of its own.
+fn privileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let with_capabilities = || {
+        [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
+        work()
+    };
+    match thread::scope(|scope| scope.spawn(with_capabilities).join()) {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
 /// Attaches on a thread of its own, since that may take a second; returns the signal that asked for the end meanwhile.
 fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, String>, Option<Signal>) {
     let mut asked = None;
     let programs = thread::scope(|scope| {
         let bell = signals.bell();
         let attaching = scope.spawn(move || {
+            [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
             let programs = Programs::attach(config);
             bell.ring();
             programs
@@ -226,7 +257,7 @@ fn watch(
             Wakeup::Rung if panics::happened() => return 1,
             Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
             Wakeup::Rung => return 0,
-            Wakeup::Hangup => hangup.tell(),
+            Wakeup::Hangup => hangup.raise(),
             Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;

@@ -1,7 +1,6 @@
 //! The way of a call through user space, on the driver thread: filter, who made it, its time of day, its ids, and into
 //! the batch of each output. Waits only where an output's queue is full.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,32 +9,29 @@ use jiff::tz::TimeZone;
 
 use crate::clock::Clock;
 use crate::export::batch::Batch;
-use crate::export::ledger::{Ledger, Share, Tally};
+use crate::export::ledger::{Ledger, OnExport, Share, Tally};
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
-use crate::kernel::aggregates::Taken;
+use crate::metrics::intake::Intake;
+use crate::metrics::reservoir::Candidates;
 use crate::model::call::{Call, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
+use crate::model::slot::Slot;
 use crate::model::text::utf8;
-use crate::model::values::Receive;
-use crate::run::meter::Meter;
+use crate::model::values::{Receive, Signal};
+use crate::run::directory::SharedDirectory;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
 use crate::telemetry::view::View;
-use crate::who::Registry;
-use crate::who::contexts::Contexts;
-use crate::who::process_context::Published;
+use crate::who::prober::{Answer, Prober};
+use crate::who::waiting::{PATIENCE, WaitingRoom};
 
 /// A request goes out at this size, well below the 4 MiB that gRPC servers take.
 const REQUEST: usize = 512 << 10;
 /// A call waits for others at most this long.
 const GATHER: Duration = Duration::from_secs(1);
-/// As many calls at most wait for what their process has published.
-const HELD: usize = 4096;
-/// How often these are looked at.
-const LOOK: Duration = Duration::from_millis(5);
 /// With nothing to do there is nothing to come back for.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -46,15 +42,16 @@ pub struct Pipeline {
     filters: Arc<Filters>,
     templates: Templates,
     clock: Clock,
-    registry: Registry,
-    contexts: Contexts,
-    /// The first calls of images of which it is not known yet what they have published, in their order.
-    held: HashMap<ImageKey, Vec<Call>>,
-    /// How many these are.
-    holding: usize,
+    directory: SharedDirectory,
+    prober: Prober,
+    /// The first calls of images that are asked about.
+    waiting: WaitingRoom,
+    /// Where the threads of images publish their spans.
+    slots: Vec<(ImageKey, Option<Slot>)>,
     traces: bool,
     receive: Receive,
-    meter: Option<Meter>,
+    metrics: Option<Intake>,
+    candidates: Candidates,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
     tally: Arc<Tally>,
@@ -82,15 +79,15 @@ pub struct Parts {
     /// What makes times of day.
     pub clock: Clock,
     /// Who made a call.
-    pub registry: Registry,
-    /// What processes publish.
-    pub contexts: Contexts,
+    pub directory: SharedDirectory,
+    /// What asks about other processes.
+    pub prober: Prober,
     /// Whether spans are made: without them log records have no ids.
     pub traces: bool,
     /// Where a receive span hangs.
     pub receive: Receive,
-    /// What makes metrics, where they are made.
-    pub meter: Option<Meter>,
+    /// What metrics are told, where they are made.
+    pub metrics: Option<Intake>,
     /// Beats while the pipeline is at work.
     pub pulse: Pulse,
     /// Whether lines are coloured.
@@ -100,8 +97,8 @@ pub struct Parts {
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
-        let Parts { ledger, sinks, filters, templates, clock, registry, contexts, .. } = parts;
-        let Parts { traces, receive, meter, pulse, color, .. } = parts;
+        let Parts { ledger, sinks, filters, templates, clock, directory, prober, .. } = parts;
+        let Parts { traces, receive, metrics, pulse, color, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -112,40 +109,68 @@ impl Pipeline {
             filters,
             templates,
             clock,
-            registry,
-            contexts,
-            held: HashMap::new(),
-            holding: 0,
+            directory,
+            prober,
+            waiting: WaitingRoom::default(),
+            slots: Vec::new(),
             traces,
             receive,
-            meter,
+            metrics,
+            candidates: Candidates::default(),
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
             since: None,
         }
     }
 
-    /// Takes what processes have published: their Resources are others from now on.
-    fn learn(&mut self, answers: Vec<(ImageKey, Published)>) {
-        for (image, published) in answers {
-            let replaced = self.registry.publish(image, published);
-            if let Some(meter) = self.meter.as_mut().filter(|_| replaced) {
-                meter.replace(&image);
+    /// Takes the prober's answers that have come.
+    fn learn(&mut self) {
+        while let Some(answer) = self.prober.answer() {
+            self.take(answer);
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        match answer {
+            Answer::Facts(key, facts) => {
+                let replaced = self.directory.registry().learn(&key, facts);
+                self.replaced(&key, replaced);
             }
+            Answer::Published(key, published) => {
+                let replaced = self.directory.registry().publish(&key, published);
+                self.replaced(&key, replaced);
+            }
+            Answer::Described(image) => {
+                let key = image.key;
+                let inquiry = self.directory.registry().add(*image);
+                if !inquiry.is_some_and(|inquiry| self.prober.introduce(inquiry)) {
+                    self.arrived(&key);
+                }
+            }
+            Answer::Introduced(key) => self.arrived(&key),
+            Answer::Slot(key, slot) => self.slots.push((key, slot)),
+            Answer::Ended(key) => self.directory.registry().ended(&key),
         }
     }
 
-    /// Lets calls go on that need not wait any more.
-    fn release(&mut self, all: bool) {
-        let ready = self.held.extract_if(|image, _| all || !self.contexts.awaits(image));
-        for (_, calls) in ready.collect::<Vec<_>>() {
-            self.tell_all(&calls);
+    fn replaced(&mut self, key: &ImageKey, replaced: bool) {
+        if let Some(metrics) = self.metrics.as_ref().filter(|_| replaced) {
+            metrics.replace(*key);
         }
     }
 
-    /// Calls that waited.
-    fn tell_all(&mut self, calls: &[Call]) {
-        self.holding -= calls.len();
+    /// An image's first calls wait.
+    fn expect(&mut self, key: ImageKey) {
+        let now = Instant::now();
+        self.waiting.expect(key, now);
+        self.directory.expect(key, now + PATIENCE);
+    }
+
+    /// An image's calls need not wait any more.
+    fn arrived(&mut self, key: &ImageKey) {
+        let mut calls = Vec::new();
+        self.waiting.arrived(key, &mut calls);
+        self.directory.arrived(key);
         calls.iter().for_each(|call| self.tell(call));
     }
 
@@ -154,14 +179,15 @@ impl Pipeline {
         let Filters { queue, comm, .. } = &*self.filters;
         let start_ns = self.clock.wall_ns(call.entered_ns);
         let view = View::new(call, start_ns).received_as(self.receive).by_template(&self.templates);
-        if !(queue.keeps_name(view.destination.as_deref()) && comm.keeps_name(Some(&utf8(call.comm())))) {
+        // Both are asked, whatever the other says: each remembers which of its values matched.
+        if !(queue.keeps_name(view.destination.as_deref()) & comm.keeps_name(Some(&utf8(call.comm())))) {
             return self.ledger.filtered();
         }
-        let resource = self.registry.resource(call.image);
+        let resource = self.directory.registry().resource(call.image);
         let view = view.started_in(resource.started_in);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
-        if let Some(meter) = &mut self.meter {
-            meter.offer(&view, &record);
+        if self.metrics.is_some() {
+            self.candidates.offer(&view, &record);
         }
         for gatherer in &mut self.gatherers {
             match gatherer {
@@ -179,14 +205,25 @@ impl Pipeline {
         }
     }
 
+    fn release_all(&mut self) {
+        let mut calls = Vec::new();
+        self.waiting.clear(&mut calls);
+        self.directory.all_arrived();
+        calls.iter().for_each(|call| self.tell(call));
+    }
+
     /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
     fn cut(&mut self) {
         self.flush_lines();
+        let candidates = self.candidates.take();
+        let on_export = self.metrics.clone().filter(|_| !candidates.is_empty());
+        let on_export = on_export.map(|metrics| OnExport::new(move || metrics.exported(candidates)));
         for gatherer in &mut self.gatherers {
             let Gatherer::Batch(sink, batch) = gatherer else { continue };
             let Some((body, records)) = batch.take() else { continue };
-            let share = Share::of_calls(&self.tally, sink.output, records);
-            hand_over(&self.pulse, sink, body, share);
+            let on_export = on_export.clone().filter(|_| sink.signal == Signal::Traces);
+            let share = Share::of_calls(&self.tally, sink.output, records).on_export(on_export);
+            enqueue(&self.pulse, sink, body, share);
         }
         self.tally = Tally::new(&self.ledger);
         self.since = None;
@@ -198,7 +235,7 @@ impl Pipeline {
             let Gatherer::Lines { sink, lines, count, .. } = gatherer else { continue };
             if *count > 0 {
                 let share = Share::of_calls(&self.tally, sink.output, std::mem::take(count));
-                hand_over(&self.pulse, sink, std::mem::take(lines).into(), share);
+                enqueue(&self.pulse, sink, std::mem::take(lines).into(), share);
             }
         }
     }
@@ -212,34 +249,64 @@ impl Pipeline {
 }
 
 /// May wait as long as the backend does.
-fn hand_over(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
+fn enqueue(pulse: &Pulse, sink: &Sink, body: Bytes, share: Share) {
     pulse.wait();
-    sink.hand_over(body, share);
+    sink.enqueue(body, share);
     pulse.beat(Instant::now());
 }
 
 impl Pipeline {
+    /// The reader follows what comes: `wake` has [`Self::tick`] called soon.
+    pub fn started(&mut self, wake: Box<dyn Fn() + Send + Sync>) {
+        self.prober.wake_with(wake);
+    }
+
     /// What the kernel side recorded of a process image.
     pub fn image(&mut self, image: Image) {
-        self.contexts.first_call(&image);
-        self.registry.add(image);
+        let key = image.key;
+        let inquiry = self.directory.registry().add(image);
+        if let Some(inquiry) = inquiry
+            && self.prober.introduce(inquiry)
+        {
+            self.expect(key);
+        }
     }
 
     /// An image has published its process context.
     pub fn published(&mut self, key: ImageKey) {
-        if let Some(image) = self.registry.image(&key) {
-            self.contexts.published(image);
+        let subject = self.directory.registry().subject(&key);
+        if let Some(subject) = subject {
+            self.prober.published(subject);
         }
+    }
+
+    /// The process of an image has ended.
+    pub fn ended(&mut self, key: ImageKey) {
+        self.directory.registry().ended(&key);
+        self.prober.ended(key);
     }
 
     /// Whether the image is known.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
-        self.registry.knows(key)
+        self.directory.registry().knows(key)
     }
 
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
     pub fn no_image(&mut self, call: &Call) {
-        self.registry.add_from_proc(call);
+        self.directory.registry().add_bare(call);
+        if self.prober.describe(call) {
+            self.expect(call.image);
+        }
+    }
+
+    /// The images that are not known any more, which the kernel side is to record again.
+    pub fn take_evicted(&mut self) -> Vec<ImageKey> {
+        self.directory.registry().take_evicted()
+    }
+
+    /// Where the threads of images hold what they publish, as far as that has changed.
+    pub fn take_slots(&mut self) -> Vec<(ImageKey, Option<Slot>)> {
+        std::mem::take(&mut self.slots)
     }
 
     /// A call; its image came before where it could.
@@ -249,42 +316,28 @@ impl Pipeline {
         }
         // A send that is filtered here has no span to link to; its queue is the receive's.
         call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
-        if self.contexts.awaits(&call.image) {
-            let answers = self.contexts.answers();
-            self.learn(answers);
-            if self.contexts.awaits(&call.image) && self.holding < HELD {
-                self.holding += 1;
-                return self.held.entry(call.image).or_default().push(call);
-            }
-        }
-        if self.holding > 0
-            && let Some(earlier) = self.held.remove(&call.image)
-        {
-            self.tell_all(&earlier);
-        }
-        self.tell(&call);
+        self.prober.called(&call.image, call.left_ns);
+        let mut calls = Vec::new();
+        self.waiting.offer(call, Instant::now(), &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
     }
 
     /// The name behind a number of the kernel side's series.
-    pub fn name(&mut self, name: Name) {
-        if let Some(meter) = &mut self.meter {
-            meter.name(name);
+    pub fn name(&mut self, name: &Name) {
+        if self.metrics.is_some() {
+            self.directory.learn(name);
         }
     }
 
     /// A receive, with a record or without, whose message's wait was inferred and is in no metric of the kernel side.
     pub fn waited(&mut self, call: &Call) {
-        if let Some(meter) = &mut self.meter {
-            meter.waited(call);
+        let (Some(metrics), Some(queue), Some(wait_ns)) = (&self.metrics, &call.queue, call.inferred_wait_ns()) else {
+            return;
+        };
+        if self.filters.comm.keeps_name(Some(&utf8(call.comm()))) {
+            let name = || format!("/{}", utf8(&queue.name)).into();
+            metrics.waits().add(call.image, queue.key, call.ipc_ns, wait_ns, name);
         }
-    }
-
-    /// What the kernel side's metrics show.
-    pub fn metrics(&mut self, taken: Taken) {
-        let Some(meter) = &mut self.meter else { return };
-        self.pulse.wait();
-        meter.collect(taken, |key| self.registry.resource(key));
-        self.pulse.beat(Instant::now());
     }
 
     /// A record of a call that is none.
@@ -294,24 +347,36 @@ impl Pipeline {
 
     /// What the kernel side counted so far.
     pub fn counts(&mut self, counts: &Counts) {
-        self.ledger.kernel(counts);
+        self.ledger.kernel(&Counts { context_files: self.prober.bad_files(), ..counts.clone() });
     }
 
     /// No more calls come: waits, not for long, for what is still to be known of those that came.
     pub fn settle(&mut self) {
-        let answers = self.contexts.settle();
-        self.learn(answers);
-        self.release(true);
+        self.learn();
+        while let Some(until) = self.waiting.last_deadline()
+            && let Some(answer) = self.prober.answer_until(until)
+        {
+            self.take(answer);
+        }
+        self.prober.report();
+        self.release_all();
     }
 
     /// Time has passed; returns when to come again at the latest.
     pub fn tick(&mut self, now: Instant) -> Duration {
         self.pulse.beat(now);
-        let answers = self.contexts.answers();
-        self.learn(answers);
-        self.release(false);
+        self.learn();
+        let mut calls = Vec::new();
+        self.waiting.ready(now, &mut calls);
+        calls.iter().for_each(|call| self.tell(call));
+        if self.clock.stepped().is_some() {
+            let replaced = self.directory.registry().clock_stepped(self.clock.boot_offset_ns());
+            for key in replaced {
+                self.replaced(&key, true);
+            }
+        }
         self.flush_lines();
-        let again = if self.held.is_empty() { IDLE } else { LOOK };
+        let again = self.waiting.deadline().map_or(IDLE, |until| until.saturating_duration_since(now));
         let Some(since) = self.since else { return again };
         let age = now.saturating_duration_since(since);
         if age >= GATHER {
@@ -324,7 +389,7 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        self.release(true);
+        self.release_all();
         self.cut();
     }
 }

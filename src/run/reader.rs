@@ -14,18 +14,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::directory::SharedDirectory;
 use super::pipeline::Pipeline;
-use crate::kernel::aggregates::{Aggregates, Taken};
+use crate::capability::{self, DAC_READ_SEARCH};
 use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
 use crate::kernel::ring::Ring;
-use crate::links::sequence::Sequence;
+use crate::links::sequence::{PATIENCE, Sequence};
 use crate::live::calls;
 use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
 use crate::model::reading::QueueName;
 use crate::model::values::Op;
-use crate::who::publishers::Publishers;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -42,10 +42,8 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 pub struct ReaderOptions {
     /// Whether links are inferred from the order of calls.
     pub infers: bool,
-    /// Whether calls become records.
-    pub makes_records: bool,
-    /// How often metrics are read; None: there are none.
-    pub metrics: Option<Duration>,
+    /// What metrics ask.
+    pub directory: SharedDirectory,
 }
 
 /// The running thread.
@@ -82,9 +80,13 @@ impl Reader {
         let stop = Arc::new(Stop { asked: AtomicBool::new(false), event });
         let (ready, follows) = mpsc::channel();
         let seen = stop.clone();
-        let read = move || match Rings::open(programs, &options, pipeline, &seen) {
-            Ok(rings) => rings.follow(&options, &ready),
-            Err(error) => _ = ready.send(Err(error)),
+        let read = move || {
+            // What kprobes missed stands in a file of tracefs.
+            capability::take_up(DAC_READ_SEARCH);
+            match Rings::open(programs, &options, pipeline, &seen) {
+                Ok(rings) => rings.follow(&options, &ready),
+                Err(error) => _ = ready.send(Err(error)),
+            }
         };
         let thread =
             thread::Builder::new().name("mqspan-reader".into()).spawn(read).map_err(|error| error.to_string())?;
@@ -107,8 +109,8 @@ struct Rings {
     images: Ring,
     notices: Ring,
     sequence: Sequence,
-    publishers: Option<Publishers>,
-    aggregates: Option<Aggregates>,
+    contexts: Contexts,
+    directory: SharedDirectory,
     pipeline: Pipeline,
     stop: Arc<Stop>,
 }
@@ -121,22 +123,18 @@ impl Rings {
         stop: &Arc<Stop>,
     ) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        let publishers = match options.makes_records {
-            true => {
-                let mut contexts = Contexts::of(&programs).map_err(|error| error.to_string())?;
-                Some(Publishers::start(move |image, slot| contexts.put(image, slot)).map_err(text)?)
-            }
-            false => None,
-        };
         let woken = stop.clone();
-        let start = |interval| Aggregates::start(&programs, interval, move || woken.wake());
+        let mut pipeline = pipeline;
+        pipeline.started(Box::new(move || woken.wake()));
+        let woken = stop.clone();
+        options.directory.wake_by(move || woken.wake());
         Ok(Self {
             calls: programs.calls().map_err(text)?,
             images: programs.images().map_err(text)?,
             notices: programs.notices().map_err(text)?,
             sequence: Sequence::default(),
-            publishers,
-            aggregates: options.metrics.map(start).transpose()?,
+            contexts: Contexts::of(&programs).map_err(|error| error.to_string())?,
+            directory: options.directory.clone(),
             pipeline,
             stop: stop.clone(),
             programs,
@@ -160,7 +158,6 @@ impl Rings {
             }
             let taken = self.take_calls();
             self.take_others();
-            self.take_metrics();
             let now = Instant::now();
             if now - counted >= COUNT_EVERY {
                 counted = now;
@@ -168,7 +165,14 @@ impl Rings {
                 let counts = self.counts();
                 self.pipeline.counts(&counts);
             }
+            self.expire(now);
             let again = self.pipeline.tick(now);
+            for (image, slot) in self.pipeline.take_slots() {
+                self.contexts.put(&image, slot);
+            }
+            for image in self.pipeline.take_evicted() {
+                self.programs.unmark_image(&image);
+            }
             if taken >= AT_ONCE {
                 continue;
             }
@@ -176,13 +180,14 @@ impl Rings {
                 wait(&[self.stop.event.as_fd()], GATHER);
                 continue;
             }
-            self.release();
+            let expiry = self.sequence.deadline().map(|deadline| deadline.saturating_duration_since(now));
+            let again = again.min(expiry.unwrap_or(COUNT_EVERY)).min(COUNT_EVERY);
             self.programs.armed().store(1, Ordering::Relaxed);
             // The kernel side writes its record and then reads the flag: whichever comes first, one of both sees the other.
             fence(Ordering::SeqCst);
             if self.take_calls() == 0 {
                 let rings = [self.stop.event.as_fd(), self.calls.as_fd(), self.notices.as_fd()];
-                wait(&rings, again.min(COUNT_EVERY));
+                wait(&rings, again);
             }
             self.programs.armed().store(0, Ordering::Relaxed);
         }
@@ -191,42 +196,36 @@ impl Rings {
 
     fn end(mut self) {
         while self.take_calls() > 0 {}
-        self.release();
+        // Nothing more comes that could be waited for.
+        self.expire(Instant::now() + PATIENCE);
         self.take_others();
         self.pipeline.settle();
-        let last = self.aggregates.take().map(Aggregates::stop).unwrap_or_default();
-        for taken in last {
-            self.take_others();
-            self.pipeline.metrics(taken);
-        }
+        self.directory.has_taken(u64::MAX);
         let counts = self.counts();
         self.pipeline.counts(&counts);
     }
 
     fn counts(&self) -> Counts {
-        Counts {
-            unlinked: self.sequence.unlinked(),
-            context_files: self.publishers.as_ref().map_or(0, Publishers::failures),
-            ..self.programs.counts()
-        }
+        Counts { unlinked: self.sequence.unlinked(), ..self.programs.counts() }
     }
 
     /// How many records there were, up to [`AT_ONCE`].
     fn take_calls(&mut self) -> usize {
         let mut ready = Vec::new();
         let Self { calls, sequence, pipeline, .. } = self;
+        let now = Instant::now();
         let taken = calls.take(AT_ONCE, |bytes| match Call::decode(bytes) {
-            Ok(call) => sequence.offer(call, &mut |call| ready.push(call)),
+            Ok(call) => sequence.offer(call, now, &mut |call| ready.push(call)),
             Err(_) => pipeline.malformed(),
         });
         ready.into_iter().for_each(|call| self.pass(call));
         taken
     }
 
-    /// Passes on what waited for more.
-    fn release(&mut self) {
+    /// Passes on what has waited long enough for its link.
+    fn expire(&mut self, now: Instant) {
         let mut ready = Vec::new();
-        self.sequence.release(&mut |call| ready.push(call));
+        self.sequence.expire(now, &mut |call| ready.push(call));
         ready.into_iter().for_each(|call| self.pass(call));
     }
 
@@ -240,48 +239,41 @@ impl Rings {
         }
     }
 
-    /// Takes images until the call's is among them. Its record was complete before the call's; where the ring of images
-    /// was full it never comes, and the call is described without.
+    /// Takes images until the call's is among them. Its record was complete before the call's: it is not in the ring, or
+    /// stands behind one that another CPU is still writing. Where it never comes the call is described without.
     fn learn(&mut self, call: &Call) {
-        for attempt in 0..IMAGE_TRIES {
+        for _ in 0..IMAGE_TRIES {
             if self.pipeline.knows(&call.image) {
                 return;
             }
-            if attempt > 0 {
-                thread::sleep(IMAGE_PAUSE);
-            }
             self.take_others();
+            if self.images.is_empty() {
+                break;
+            }
+            thread::sleep(IMAGE_PAUSE);
         }
-        self.pipeline.no_image(call);
+        if !self.pipeline.knows(&call.image) {
+            self.pipeline.no_image(call);
+        }
     }
 
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
-        let Self { images, notices, pipeline, publishers, .. } = self;
+        let turn = self.directory.turn();
+        let Self { images, notices, pipeline, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
-                pipeline.name(name);
+                pipeline.name(&name);
             } else if let Ok(image) = Image::decode(bytes) {
-                if let Some(publishers) = publishers {
-                    publishers.offer(image.key);
-                }
                 pipeline.image(image);
             }
         });
-        notices.take(usize::MAX, |bytes| {
-            if let Ok(Notice::Published(key)) = Notice::decode(bytes) {
-                pipeline.published(key);
-            }
+        notices.take(usize::MAX, |bytes| match Notice::decode(bytes) {
+            Ok(Notice::Published(key)) => pipeline.published(key),
+            Ok(Notice::Ended(key)) => pipeline.ended(key),
+            Err(_) => {}
         });
-    }
-
-    /// The images and names that the readings speak of came before them.
-    fn take_metrics(&mut self) {
-        let taken: Vec<Taken> = self.aggregates.as_ref().map(|of| of.fetch().collect()).unwrap_or_default();
-        for taken in taken {
-            self.take_others();
-            self.pipeline.metrics(taken);
-        }
+        self.directory.has_taken(turn);
     }
 }
 

@@ -95,9 +95,15 @@ impl Attributes for KeyValues<'_> {
         self.out.extend_from_slice(b"\"}}");
     }
 
+    /// JSON has no other numbers: the mapping writes them as strings, which not every receiver reads (serde's f64), and one
+    /// that is refused costs all that is in the request.
     fn double(&mut self, key: &str, value: f64) {
+        if !value.is_finite() {
+            return;
+        }
         self.start(key);
-        put!(self.out, "doubleValue\":{value}}}}}");
+        // Large and small ones with an exponent: of hundreds of digits some readers make a number that is out of range.
+        put!(self.out, "doubleValue\":{value:?}}}}}");
     }
 
     fn boolean(&mut self, key: &str, value: bool) {

@@ -2,19 +2,14 @@
 
 use std::fs;
 
-use super::host;
 use crate::model::call::Image;
 use crate::model::container::Container;
 
-/// The path of the caller's group. What the kernel recorded is the path from the root of the hierarchy, where
-/// /proc/PID/cgroup leaves out what is above mqspan's own cgroup namespace; but there systemd's hierarchy is seen too.
-pub fn path(image: &Image) -> Option<String> {
+/// The path that the kernel side recorded, from the root of the hierarchy, where /proc/PID/cgroup leaves out what is
+/// above mqspan's own cgroup namespace; but there systemd's hierarchy is seen too, which helps where this one says `/`.
+pub fn recorded(image: &Image) -> Option<String> {
     // As it stands: systemd's own escapes are `\xNN`.
-    let recorded = image.cgroup.as_deref().map(|path| String::from_utf8_lossy(path).into_owned());
-    if recorded.as_ref().is_some_and(|path| path != "/") {
-        return recorded;
-    }
-    of_process(image.key.pid).filter(|_| host::is_running(&image.key)).or(recorded)
+    image.cgroup.as_deref().map(|path| String::from_utf8_lossy(path).into_owned())
 }
 
 /// The path of the group of the process that has this id now.
@@ -25,7 +20,7 @@ pub fn of_process(pid: u32) -> Option<String> {
 
 /// Of the lines of /proc/PID/cgroup (cgroups(7)), the one that names a container, else that of the unified hierarchy
 /// unless it says nothing, else that of systemd.
-fn from_lines(lines: &str) -> Option<&str> {
+pub fn from_lines(lines: &str) -> Option<&str> {
     let parsed: Vec<(&str, &str)> = lines
         .lines()
         .filter_map(|line| {

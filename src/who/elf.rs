@@ -15,12 +15,12 @@ const MOST_RELOCATIONS: u64 = 1 << 20;
 const RELOCATIONS: usize = 2048;
 
 /// Where a file's bytes come from.
-pub trait Source {
+pub trait ElfSource {
     /// Fills the buffer from this place on; None where it reaches beyond the end.
     fn read(&self, at: u64, buffer: &mut [u8]) -> Option<()>;
 }
 
-impl Source for [u8] {
+impl ElfSource for [u8] {
     fn read(&self, at: u64, buffer: &mut [u8]) -> Option<()> {
         let at = usize::try_from(at).ok()?;
         buffer.copy_from_slice(self.get(at..)?.get(..buffer.len())?);
@@ -148,7 +148,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
-impl<S: Source + ?Sized> File<'_, S> {
+impl<S: ElfSource + ?Sized> File<'_, S> {
     fn array<const N: usize>(&self, at: u64) -> Result<[u8; N], Refused> {
         let mut bytes = [0; N];
         self.source.read(at, &mut bytes).map(|()| bytes).ok_or(Malformed)
@@ -187,7 +187,7 @@ struct Dynamic {
 }
 
 impl Dynamic {
-    fn read(file: &File<'_, impl Source + ?Sized>, segment: Segment) -> Result<Self, Refused> {
+    fn read(file: &File<'_, impl ElfSource + ?Sized>, segment: Segment) -> Result<Self, Refused> {
         let mut this = Self::default();
         for index in 0..(segment.file_size / 16).min(MOST_DYNAMIC) {
             let entry: [u8; 16] = file.array(segment.offset.checked_add(index * 16).ok_or(Malformed)?)?;
@@ -210,7 +210,7 @@ impl Dynamic {
     }
 
     /// The symbol with this index, if it is the one.
-    fn symbol(&self, file: &File<'_, impl Source + ?Sized>, index: u32) -> Result<Option<Symbol>, Refused> {
+    fn symbol(&self, file: &File<'_, impl ElfSource + ?Sized>, index: u32) -> Result<Option<Symbol>, Refused> {
         let entry: [u8; 24] = file.mapped(self.symbols, index.into(), 24)?;
         let is_defined = u16_at(&entry, 6) != 0;
         if entry[4] & 0xf != STT_TLS || !is_defined || u64_at(&entry, 16) != SYMBOL_SIZE {
@@ -226,7 +226,7 @@ impl Dynamic {
     }
 
     /// Looks the symbol up as the dynamic linker does.
-    fn find(&self, file: &File<'_, impl Source + ?Sized>) -> Result<Symbol, Refused> {
+    fn find(&self, file: &File<'_, impl ElfSource + ?Sized>) -> Result<Symbol, Refused> {
         match (self.gnu_hash, self.hash) {
             (Some(table), _) => self.find_by_gnu_hash(file, table),
             (None, Some(table)) => self.find_by_hash(file, table),
@@ -234,7 +234,7 @@ impl Dynamic {
         }
     }
 
-    fn find_by_gnu_hash(&self, file: &File<'_, impl Source + ?Sized>, table: u64) -> Result<Symbol, Refused> {
+    fn find_by_gnu_hash(&self, file: &File<'_, impl ElfSource + ?Sized>, table: u64) -> Result<Symbol, Refused> {
         let head: [u8; 16] = file.mapped(table, 0, 1)?;
         let (buckets, first, filters) = (u32_at(&head, 0), u32_at(&head, 4), u32_at(&head, 8));
         if buckets == 0 {
@@ -263,7 +263,7 @@ impl Dynamic {
         Err(Malformed)
     }
 
-    fn find_by_hash(&self, file: &File<'_, impl Source + ?Sized>, table: u64) -> Result<Symbol, Refused> {
+    fn find_by_hash(&self, file: &File<'_, impl ElfSource + ?Sized>, table: u64) -> Result<Symbol, Refused> {
         let buckets = u32::from_le_bytes(file.mapped(table, 0, 4)?);
         if buckets == 0 {
             return Err(Absent);
@@ -289,7 +289,7 @@ impl Dynamic {
     /// The relocation that leads to the symbol; a distance that the linker has worked out is the simplest.
     fn access(
         &self,
-        file: &File<'_, impl Source + ?Sized>,
+        file: &File<'_, impl ElfSource + ?Sized>,
         machine: Machine,
         symbol: Symbol,
     ) -> Result<Access, Refused> {
@@ -357,7 +357,7 @@ fn local_exec(machine: Machine, tls: Segment, symbol: Symbol) -> Option<Access> 
 }
 
 /// Finds how the file lets threads at the symbol.
-pub fn classify(source: &(impl Source + ?Sized)) -> Result<Publisher, Refused> {
+pub fn classify(source: &(impl ElfSource + ?Sized)) -> Result<Publisher, Refused> {
     let mut file = File { source, segments: Vec::new() };
     let head: [u8; 64] = file.array(0).map_err(|_| Absent)?;
     let (is_elf64_le, kind) = (head.starts_with(b"\x7fELF\x02\x01"), u16_at(&head, 16));

@@ -11,7 +11,7 @@ pub const MOST: usize = 64;
 pub const MOST_BYTES: usize = 4096;
 
 /// What a process says of itself.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Said {
     /// Its service's name.
     pub service_name: Option<String>,
@@ -19,6 +19,14 @@ pub struct Said {
     pub attributes: Vec<(String, String)>,
     /// The span that it was started in.
     pub started_in: Option<Ids>,
+}
+
+impl Said {
+    /// The instance that it says it is.
+    pub fn instance_id(&self) -> Option<&str> {
+        let found = self.attributes.iter().find(|(key, _)| key == "service.instance.id");
+        found.map(|(_, id)| id.as_str()).filter(|id| !id.is_empty())
+    }
 }
 
 /// Reads an environment: `NAME=value`, each with its NUL. What is not UTF-8 or not of the specified form is left out

@@ -6,6 +6,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 
+use super::resource::bounded;
 use crate::model::resource::Value;
 
 /// As long as the header is.
@@ -45,11 +46,35 @@ pub enum Unreadable {
     /// The memory can't be read, or is another's.
     #[error("its memory can't be read")]
     Memory,
+    /// It points into a mapping of a file, whose pages whoever serves that file may hold back for ever.
+    #[error("it lies in the mapping of a file")]
+    Mapped,
+    /// /proc does not show the process.
+    #[error("its process is not visible in mqspan's pid namespace")]
+    Invisible,
+    /// So much was asked of its process, or of its user's processes, that it could not be looked at in time.
+    #[error("too much was asked of its process or user at a time")]
+    Dropped,
+}
+
+impl Unreadable {
+    /// Every reason, in the order of their numbers.
+    pub const ALL: [Self; 9] = [
+        Self::Signature,
+        Self::Version,
+        Self::Changing,
+        Self::TooLong,
+        Self::Payload,
+        Self::Memory,
+        Self::Mapped,
+        Self::Invisible,
+        Self::Dropped,
+    ];
 }
 
 /// The header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct ContextHeader {
     /// Changes with each publication.
     pub published_ns: u64,
     /// Where the payload is.
@@ -59,7 +84,7 @@ pub struct Header {
 }
 
 /// Reads the header.
-pub fn header(bytes: &[u8; HEADER]) -> Result<Header, Unreadable> {
+pub fn header(bytes: &[u8; HEADER]) -> Result<ContextHeader, Unreadable> {
     let number = |at: usize| bytes[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
     let long = |at: usize| bytes[at..at + 8].try_into().map_or(0, u64::from_ne_bytes);
     let (version, len, published_ns) = (number(8), number(12), long(16));
@@ -68,7 +93,7 @@ pub fn header(bytes: &[u8; HEADER]) -> Result<Header, Unreadable> {
         () if version != VERSION => Err(Unreadable::Version),
         () if published_ns == 0 => Err(Unreadable::Changing),
         () if len > MOST => Err(Unreadable::TooLong),
-        () => Ok(Header { published_ns, payload: long(24), len: len as usize }),
+        () => Ok(ContextHeader { published_ns, payload: long(24), len: len as usize }),
     }
 }
 
@@ -79,35 +104,33 @@ struct ProcessContext {
     resource: Option<Resource>,
 }
 
-/// Reads the payload. Attributes that are neither text, numbers nor truth values are left out.
+/// Reads the payload, cut to the bounds of what a process may say of itself. Attributes that are neither text, numbers nor
+/// truth values are left out, and so are numbers that are none: not every receiver of JSON reads those.
 pub fn payload(bytes: &[u8]) -> Result<Published, Unreadable> {
     let context = ProcessContext::decode(bytes).map_err(|_| Unreadable::Payload)?;
     let attributes = context.resource.unwrap_or_default().attributes.into_iter();
-    Ok(Published { attributes: attributes.filter_map(attribute).collect() })
+    let mut attributes = bounded(attributes.filter_map(attribute));
+    attributes.shrink_to_fit();
+    Ok(Published { attributes })
 }
 
 fn attribute(KeyValue { key, value, .. }: KeyValue) -> Option<(String, Value)> {
     let value = match value? {
         AnyValue { value: Some(Any::StringValue(text)) } => Value::Text(text),
         AnyValue { value: Some(Any::IntValue(int)) } => Value::Int(int),
-        AnyValue { value: Some(Any::DoubleValue(double)) } => Value::Double(double),
+        AnyValue { value: Some(Any::DoubleValue(double)) } if double.is_finite() => Value::Double(double),
         AnyValue { value: Some(Any::BoolValue(bool)) } => Value::Bool(bool),
         _ => return None,
     };
     (!key.is_empty()).then_some((key, value))
 }
 
-/// Where the mapping begins that a line of /proc/PID/maps (proc_pid_maps(5)) is of, if it is named so.
-pub fn mapping(line: &str) -> Option<u64> {
-    let mut fields = line.splitn(6, ' ');
-    let start = u64::from_str_radix(fields.next()?.split('-').next()?, 16).ok()?;
-    let is_readable = fields.next()?.starts_with('r');
-    let name = fields.nth(3)?.trim_start();
-    let is_named = NAMES.iter().filter_map(|known| name.strip_prefix(known)).any(|rest| {
+/// Whether a mapping is named as a process context's (proc_pid_maps(5)).
+pub fn is_name(name: &[u8]) -> bool {
+    NAMES.iter().filter_map(|known| name.strip_prefix(known.as_bytes())).any(|rest| {
         // A file is shown so once it has no name any more, which is how a memfd begins.
-        rest.is_empty() || rest == " (deleted)"
-    });
-    (is_readable && is_named).then_some(start)
+        rest.is_empty() || rest == b" (deleted)"
+    })
 }
 
 #[cfg(test)]
@@ -127,7 +150,7 @@ mod tests {
     /// Prevents memory that is no context, an old layout, or one that is being written from being believed.
     #[test]
     fn headers() {
-        let good = Header { published_ns: 7, payload: 0x7f00_0000_1000, len: 100 };
+        let good = ContextHeader { published_ns: 7, payload: 0x7f00_0000_1000, len: 100 };
         assert_eq!(header(&raw(2, 100, 7)), Ok(good));
         assert_eq!(header(&raw(2, MOST, 7)).map(|header| header.len), Ok(MOST as usize));
         for (bytes, why) in [
@@ -174,15 +197,11 @@ mod tests {
     /// Prevents another mapping from being read, and one of the three kinds from being missed.
     #[test]
     fn mappings() {
-        let line = |perms: &str, name: &str| format!("7f01a2b3c000-7f01a2b3d000 {perms} 00000000 00:01 1024   {name}");
         for name in ["[anon_shmem:OTEL_CTX]", "[anon:OTEL_CTX]", "/memfd:OTEL_CTX", "/memfd:OTEL_CTX (deleted)"] {
-            assert_eq!(mapping(&line("r--s", name)), Some(0x7f01_a2b3_c000), "{name}");
-            assert_eq!(mapping(&line("---s", name)), None, "{name}");
+            assert!(is_name(name.as_bytes()), "{name}");
         }
         for name in ["", "[anon:OTEL_CTX2]", "/memfd:OTEL_CTXX (deleted)", "/tmp/memfd:OTEL_CTX", "[heap]"] {
-            assert_eq!(mapping(&line("r--s", name)), None, "{name}");
+            assert!(!is_name(name.as_bytes()), "{name}");
         }
-        assert_eq!(mapping(""), None);
-        assert_eq!(mapping("7f01a2b3c000-7f01a2b3d000 r--p 0 00:00 0"), None);
     }
 }

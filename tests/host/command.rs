@@ -16,7 +16,7 @@ use nix::{
 };
 use support::{
     otlp::{self, made_by},
-    program::{Mqspan, Tracing, finish},
+    program::{Ended, Mqspan, Tracing, finish},
     wait, workload,
 };
 
@@ -216,5 +216,56 @@ fn the_command_finds_everything_as_it_was() -> Result<()> {
     let (traced, plain) = (describe(traced)?, describe(plain)?);
     ensure!(traced.contains("OTEL_SERVICE_NAME=shop") && traced.contains("SigIgn"), "{traced}");
     ensure!(traced == plain, "with mqspan:\n{traced}\nwithout:\n{plain}");
+    Ok(())
+}
+
+/// Prevents a run from never ending where mqspan was started with SIGCHLD ignored, and the command from being given another
+/// disposition than mqspan was.
+#[test]
+fn started_with_signals_ignored() -> Result<()> {
+    let mqspan = mqspan()?;
+    let script = r#"trap '' CHLD PIPE; exec "$0" run --output=none -- bash -c 'grep SigIgn /proc/self/status; exit 7'"#;
+    let mut command = Command::new("bash");
+    command.args(["-c", script]).arg(mqspan.path()).stdin(Stdio::null());
+    let ended = Ended::of(finish(command)?);
+    ensure!(ended.status.code() == Some(7), "{ended:?}");
+    // SIGPIPE is 13, SIGCHLD 17 (signal(7)).
+    let ignored = ended.lines()?.first().and_then(|line| line.split('\t').nth(1)).context("no mask")?.to_owned();
+    let ignored = u64::from_str_radix(&ignored, 16)?;
+    ensure!(ignored & (1 << 12 | 1 << 16) == 1 << 12 | 1 << 16, "{ignored:x}");
+    Ok(())
+}
+
+/// Prevents a statistics file that can't be written at the end from taking the place of the command's own status.
+#[test]
+fn a_statistics_file_on_a_full_disk() -> Result<()> {
+    let mqspan = mqspan()?;
+    let ended =
+        Ended::of(mqspan.output(["run", "--output=none", "--stats-file=/dev/full", "--", "sh", "-c", "exit 7"])?);
+    ensure!(ended.status.code() == Some(7), "{ended:?}");
+    ended.said("--stats-file /dev/full: ")?;
+    Ok(())
+}
+
+/// Prevents what mqspan attached from staying behind it, and whoever waits for its exit from waiting for the kernel to
+/// detach: another process does.
+#[test]
+fn nothing_stays_attached() -> Result<()> {
+    let mqspan = mqspan()?;
+    let detachers = || -> Result<usize> {
+        let own = format!("{}\0run\0", mqspan.path().display());
+        let mut count = 0;
+        for process in fs::read_dir("/proc")?.flatten() {
+            let read = |file: &str| fs::read(process.path().join(file)).unwrap_or_default();
+            count += usize::from(read("comm") == b"mqspan-detach\n" && read("cmdline").starts_with(own.as_bytes()));
+        }
+        Ok(count)
+    };
+    Ended::of(mqspan.output(["run", "--output=none", "--", "true"])?).ok()?;
+    wait::until("the kernel to have detached", || Ok((detachers()? == 0).then_some(())))?;
+    let tracing = mqspan.trace(["--output=none"])?;
+    tracing.signal(Signal::SIGKILL)?;
+    let _ = tracing.end()?;
+    ensure!(detachers()? == 0, "a killed mqspan left a process behind");
     Ok(())
 }

@@ -1,9 +1,14 @@
 //! Who made a call: the Resource, also of processes that are gone before anyone can look.
 
-use std::{fs, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, ensure};
 use support::{
+    fed::Fed,
     otlp::{self, Attributes, int, made_by, text},
     program::{Mqspan, finish},
     wait, workload,
@@ -145,5 +150,52 @@ fn inside_of_a_pid_namespace() -> Result<()> {
     ensure!(span.pid()? > 1 && span.tid()? == span.pid()?, "{span:?}");
     let last: u32 = fs::read_to_string("/proc/sys/kernel/pid_max")?.trim().parse()?;
     ensure!(span.pid()? < last, "{span:?}");
+    Ok(())
+}
+
+/// Prevents processes that make a call now and then from becoming others, or unknown ones, when thousands of others make calls
+/// in between.
+#[test]
+fn nine_thousand_others() -> Result<()> {
+    let mqspan = mqspan()?;
+    let tracing =
+        mqspan.trace_counted(&["--signals=traces", "--queue=/workload-published", &mqspan.to_file("spans")])?;
+    let mut kept = Vec::new();
+    for number in 0..20 {
+        let mut command = std::process::Command::new(mqspan.workload());
+        command.args(["publish", "published"]).env("OTEL_SERVICE_NAME", "environment");
+        // Where the kernel can't name this kind of mapping, these go by their environment.
+        if number % 2 == 0 {
+            command.args(["--mapping", "private"]);
+        }
+        kept.push(Fed::start(command, "published")?);
+    }
+    kept.iter_mut().try_for_each(Fed::go_on)?;
+    workload::run(&mqspan.workload(), &["short-lived", "--calls", "9000"])?;
+    kept.iter_mut().try_for_each(Fed::go_on)?;
+    let pids: Vec<u32> = kept.iter().map(Fed::pid).collect();
+    let of_kept = || {
+        // The file's last line may be half written.
+        let mut spans = otlp::spans(&mqspan.file("spans")).unwrap_or_default();
+        spans.retain(|span| span.pid().is_ok_and(|pid| pids.contains(&pid)));
+        spans
+    };
+    let all = wait::until_every(Duration::from_secs(1), "all calls", || Ok((of_kept().len() == 40).then_some(())));
+    kept.into_iter().try_for_each(Fed::end)?;
+    tracing.stop()?.ok()?;
+    all.with_context(|| format!("{} of 40: {:?}", of_kept().len(), mqspan.stats()))?;
+    let mut resources: BTreeMap<u32, Vec<Attributes>> = BTreeMap::new();
+    for span in of_kept() {
+        let of_process = resources.entry(span.pid()?).or_default();
+        if !of_process.contains(&span.origin.resource) {
+            of_process.push(span.origin.resource.clone());
+        }
+    }
+    for (pid, of_process) in &resources {
+        let [resource] = &of_process[..] else { anyhow::bail!("{pid} is several: {of_process:#?}") };
+        let name = text(resource, "service.name").context("no service.name")?;
+        ensure!(["published", "environment"].contains(&name), "{pid}: {name}");
+    }
+    ensure!(resources.len() == 20, "{} processes", resources.len());
     Ok(())
 }

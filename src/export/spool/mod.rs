@@ -5,7 +5,7 @@
 pub mod store;
 pub mod thin;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
@@ -16,14 +16,13 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
-use self::store::{Entry, Left, Row, Store};
-use self::thin::Streams;
+use self::store::{Found, NewRow, Row, Store};
+use self::thin::Newest;
 use super::batch::Encoding;
 use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
 use super::metrics::{self, points};
-use super::no_thread;
 use super::queue::{Queued, Request};
-use crate::model::error::Error;
+use crate::model::error::{Error, no_thread};
 use crate::model::values::Signal;
 
 /// What comes in is gathered for so long. What was delivered is struck off at once: it is in the system's memory then, and
@@ -34,9 +33,12 @@ const GATHER_SYNCED: Duration = Duration::from_secs(1);
 /// ... unless they are so many bytes.
 const GATHER_BYTES: usize = 2 << 20;
 
+/// As many requests on disk have their share in memory; of the others it is made again when their turn comes.
+const MOST_SHARES: usize = 8192;
+
 /// `--spool`, `--spool-size`, `--spool-sync`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct SpoolSettings {
     /// The folder.
     pub folder: PathBuf,
     /// The most bytes on disk.
@@ -59,7 +61,7 @@ pub struct Kept {
 }
 
 #[derive(Debug)]
-enum Command {
+enum SpoolCommand {
     Put {
         queued: Queued,
         encoding: Encoding,
@@ -96,7 +98,7 @@ impl Backlog {
 /// The senders' end of the thread.
 #[derive(Clone, Debug)]
 pub struct Spool {
-    commands: Sender<Command>,
+    commands: Sender<SpoolCommand>,
     backlogs: Arc<[Backlog; Signal::ALL.len()]>,
 }
 
@@ -125,7 +127,7 @@ impl Spool {
         let backlogs = self.backlogs.clone();
         let signal = queued.request.signal as usize;
         backlogs[signal].add();
-        let sent = self.commands.send(Command::Put { queued, encoding, is_under_way, reply });
+        let sent = self.commands.send(SpoolCommand::Put { queued, encoding, is_under_way, reply });
         async move {
             let failed = match sent {
                 Ok(()) => match answer.await {
@@ -134,7 +136,7 @@ impl Spool {
                     // The thread ended with it: it counts as lost.
                     Err(_) => None,
                 },
-                Err(SendError(Command::Put { queued, .. })) => Some(queued),
+                Err(SendError(SpoolCommand::Put { queued, .. })) => Some(queued),
                 Err(_) => None,
             };
             backlogs[signal].remove();
@@ -145,45 +147,47 @@ impl Spool {
     /// The oldest request of a signal that is not under way; it is then.
     pub async fn next(&self, signal: Signal) -> Option<Kept> {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Next { signal, reply }).ok()?;
+        self.commands.send(SpoolCommand::Next { signal, reply }).ok()?;
         answer.await.ok()?
     }
 
     /// A request could not be delivered now.
     pub fn back(&self, id: i64) {
         // Where the thread has ended the request is on disk all the same.
-        let _ = self.commands.send(Command::Back(id));
+        let _ = self.commands.send(SpoolCommand::Back(id));
     }
 
     /// A request has come to its end: it is struck off.
     pub fn done(&self, id: i64, outcome: Outcome) {
-        let _ = self.commands.send(Command::Done(id, outcome));
+        let _ = self.commands.send(SpoolCommand::Done(id, outcome));
     }
 }
 
 /// Starts the thread on the requests that an earlier run has left. It ends when no [`Spool`] is left.
 pub fn start(
-    settings: &Settings,
+    settings: &SpoolSettings,
     ledger: &Arc<Ledger>,
     outputs: &[(Signal, usize)],
 ) -> Result<(Spool, JoinHandle<()>), Error> {
     let store = Store::open(&settings.folder, settings.bytes, settings.sync)?;
-    let left = store.left().map_err(|error| {
-        Error::cannot_run(format!("--spool: it can't be read: {error}"), "name another folder, or check the disk")
-    })?;
     let backlogs: Arc<[Backlog; Signal::ALL.len()]> = Arc::default();
     let (commands, orders) = channel();
     let mut keeper = Keeper {
         store,
-        shares: HashMap::new(),
+        settings: settings.clone(),
+        ledger: ledger.clone(),
+        outputs: outputs.to_vec(),
+        shares: BTreeMap::new(),
         under_way: HashSet::new(),
         backlogs: backlogs.clone(),
         puts: Vec::new(),
-        gone: Vec::new(),
+        gone: HashSet::new(),
         bytes: 0,
         said: false,
     };
-    keeper.restore(left, ledger, outputs);
+    keeper.restore().map_err(|error| {
+        Error::cannot_run(format!("--spool: it can't be read: {error}"), "name another folder, or check the disk")
+    })?;
     let (gather, strike) = if settings.sync { (GATHER_SYNCED, GATHER_SYNCED) } else { (GATHER, Duration::ZERO) };
     let thread = thread::Builder::new().name("mqspan-spool".into()).spawn(move || keeper.run(&orders, gather, strike));
     Ok((Spool { commands, backlogs }, thread.map_err(no_thread)?))
@@ -200,30 +204,31 @@ struct Put {
 
 struct Keeper {
     store: Store,
-    /// What becomes of a request on disk counts for these.
-    shares: HashMap<i64, (Signal, Share)>,
+    settings: SpoolSettings,
+    ledger: Arc<Ledger>,
+    /// The signals that this run delivers, and their places in the ledger.
+    outputs: Vec<(Signal, usize)>,
+    /// What becomes of a request on disk counts for these. Others are on disk, too: those that an earlier run has left, and
+    /// the oldest beyond a number. Their calls count as left in the spool until their turn comes.
+    shares: BTreeMap<i64, (Signal, Share)>,
     under_way: HashSet<i64>,
     backlogs: Arc<[Backlog; Signal::ALL.len()]>,
     puts: Vec<Put>,
-    gone: Vec<i64>,
+    /// Those that have come to their end and are still on disk.
+    gone: HashSet<i64>,
     bytes: usize,
     said: bool,
 }
 
 impl Keeper {
     /// Takes the requests of an earlier run over; those of a signal that this run does not deliver stay.
-    fn restore(&mut self, left: Vec<Left>, ledger: &Arc<Ledger>, outputs: &[(Signal, usize)]) {
-        let mut batches: HashMap<u64, Arc<Tally>> = HashMap::new();
-        for Left { id, signal, batch, calls, records } in left {
-            let tally = batches.entry(batch).or_insert_with(|| Tally::restored(ledger, calls, batch));
-            let output = outputs.iter().find(|(of, _)| *of == signal).map_or(usize::MAX, |(_, output)| *output);
-            let share = match signal {
-                Signal::Metrics => Share::of_metrics(ledger, output, records),
-                _ => Share::of_calls(tally, output, records),
-            };
-            self.backlogs[signal as usize].add();
-            self.keep(id, signal, share, false);
+    fn restore(&mut self) -> rusqlite::Result<()> {
+        self.ledger.restored(self.store.calls()?);
+        for signal in Signal::ALL {
+            let requests = self.store.count(signal)?;
+            self.backlogs[signal as usize].requests.send_modify(|waiting| *waiting += requests);
         }
+        Ok(())
     }
 
     fn keep(&mut self, id: i64, signal: Signal, share: Share, is_under_way: bool) {
@@ -232,20 +237,54 @@ impl Keeper {
             self.under_way.insert(id);
         }
         self.backlogs[signal as usize].grown.notify_one();
-    }
-
-    fn end(&mut self, id: i64, outcome: Outcome) {
-        self.under_way.remove(&id);
-        if let Some((signal, share)) = self.shares.remove(&id) {
-            let backlog = &self.backlogs[signal as usize];
-            backlog.remove();
-            // One behind it may have waited for it.
-            backlog.grown.notify_one();
-            share.settle(outcome);
+        if self.shares.len() > MOST_SHARES
+            && let Some(oldest) = self.shares.keys().find(|id| !self.under_way.contains(id)).copied()
+            && let Some((_, share)) = self.shares.remove(&oldest)
+        {
+            self.park(share);
         }
     }
 
-    fn run(&mut self, orders: &Receiver<Command>, gather: Duration, strike: Duration) {
+    /// From now on the request is on disk only.
+    fn park(&mut self, share: Share) {
+        if share.uncounted_calls() == 0 {
+            let _ = self.store.uncount(share.batch());
+        }
+        share.settle(Outcome::Spooled);
+    }
+
+    /// The share of a request that is on disk only: it takes over the calls of its batch.
+    fn unpark(&mut self, signal: Signal, row: &Row) -> Share {
+        let output = self.outputs.iter().find(|(of, _)| *of == signal).map_or(usize::MAX, |(_, output)| *output);
+        match signal {
+            Signal::Metrics => Share::of_metrics(&self.ledger, output, row.records),
+            _ => {
+                let _ = self.store.take_over_calls(row.batch, row.id, row.calls);
+                Share::of_calls(&Tally::from_spool(&self.ledger, row.calls, row.batch), output, row.records)
+            }
+        }
+    }
+
+    fn end(&mut self, id: i64, signal: Signal, outcome: Outcome) {
+        self.under_way.remove(&id);
+        let backlog = &self.backlogs[signal as usize];
+        backlog.remove();
+        // One behind it may have waited for it.
+        backlog.grown.notify_one();
+        let Some((_, mut share)) = self.shares.remove(&id) else { return };
+        // Another request of the batch may still bring its calls in.
+        if matches!(outcome, Outcome::Lost(_))
+            && let calls @ 1.. = share.uncounted_calls()
+            && self.shares.values().all(|(_, other)| other.batch() != share.batch())
+            && self.store.give_calls_to_another(share.batch(), id, calls).unwrap_or(false)
+        {
+            share.forfeit_calls();
+            self.ledger.back_in_spool(calls);
+        }
+        share.settle(outcome);
+    }
+
+    fn run(&mut self, orders: &Receiver<SpoolCommand>, gather: Duration, strike: Duration) {
         let mut due: Option<Instant> = None;
         loop {
             let command = match due {
@@ -253,22 +292,24 @@ impl Keeper {
                 Some(due) => orders.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
             match command {
-                Ok(Command::Next { signal, reply }) => {
+                Ok(SpoolCommand::Next { signal, reply }) => {
                     let _ = reply.send(self.next(signal));
                 }
-                Ok(Command::Back(id)) => {
+                Ok(SpoolCommand::Back(id)) => {
                     self.under_way.remove(&id);
                     if let Some((signal, _)) = self.shares.get(&id) {
                         self.backlogs[*signal as usize].grown.notify_one();
                     }
                 }
-                Ok(Command::Done(id, outcome)) => {
-                    self.end(id, outcome);
-                    self.gone.push(id);
+                Ok(SpoolCommand::Done(id, outcome)) => {
+                    if let Some(signal) = self.shares.get(&id).map(|(signal, _)| *signal) {
+                        self.end(id, signal, outcome);
+                        self.gone.insert(id);
+                    }
                     let soon = Instant::now() + strike;
                     due = Some(due.map_or(soon, |due| due.min(soon)));
                 }
-                Ok(Command::Put { queued, encoding, is_under_way, reply }) => {
+                Ok(SpoolCommand::Put { queued, encoding, is_under_way, reply }) => {
                     self.bytes += queued.request.body.len();
                     self.puts.push(Put { queued, encoding, is_under_way, reply });
                     due.get_or_insert(Instant::now() + gather);
@@ -291,11 +332,12 @@ impl Keeper {
     fn commit(&mut self) {
         let (puts, gone) = (std::mem::take(&mut self.puts), std::mem::take(&mut self.gone));
         self.bytes = 0;
-        let entries: Vec<Entry<'_>> = puts
+        let removed: Vec<i64> = gone.iter().copied().collect();
+        let rows: Vec<NewRow<'_>> = puts
             .iter()
             .map(|Put { queued, encoding, .. }| {
                 let request = &queued.request;
-                Entry {
+                NewRow {
                     signal: request.signal,
                     encoding: *encoding,
                     batch: request.share.batch(),
@@ -305,7 +347,7 @@ impl Keeper {
                 }
             })
             .collect();
-        match self.store.change(&entries, &gone) {
+        match self.store.change(&rows, &removed) {
             Ok((ids, dropped)) => {
                 self.said = false;
                 for (id, Put { queued, encoding, is_under_way, reply }) in ids.into_iter().zip(puts) {
@@ -319,11 +361,17 @@ impl Keeper {
                 if !dropped.is_empty() {
                     warn!("the spool is full: its oldest {} requests were dropped", dropped.len());
                 }
-                for id in dropped {
-                    self.end(id, Outcome::Lost(Stage::SpoolFull));
+                for dropped in dropped {
+                    self.end_dropped(dropped);
                 }
-                if self.shares.is_empty() {
+                if self.backlogs.iter().all(|backlog| *backlog.requests.borrow() == 0) {
                     let _ = self.store.shrink();
+                }
+            }
+            Err(error) if store::is_damaged(&error) => {
+                self.begin_anew(&error);
+                for Put { queued, reply, .. } in puts {
+                    let _ = reply.send(Err(Box::new(queued)));
                 }
             }
             Err(error) => {
@@ -339,25 +387,59 @@ impl Keeper {
         }
     }
 
+    /// A request had to make room.
+    fn end_dropped(&mut self, dropped: Found) {
+        let Found { id, signal, batch, calls } = dropped;
+        // It has come to its end already.
+        if self.gone.remove(&id) {
+            return;
+        }
+        if calls > 0 && !self.shares.contains_key(&id) {
+            self.ledger.dropped_from_spool(calls, self.store.give_calls_to_another(batch, id, calls).unwrap_or(false));
+        }
+        self.end(id, signal, Outcome::Lost(Stage::SpoolFull));
+    }
+
+    /// The file is damaged: it is put aside, and what was in it is lost.
+    fn begin_anew(&mut self, error: &rusqlite::Error) {
+        match self.store.begin_anew(&self.settings.folder, self.settings.bytes, self.settings.sync) {
+            Ok(aside) => {
+                warn!("the spool is damaged ({error}): its file is now {}, a new one is begun", aside.display())
+            }
+            Err(refused) => return warn!("the spool is damaged: {}", refused.message),
+        }
+        self.ledger.spool_damaged();
+        for (_, (_, share)) in std::mem::take(&mut self.shares) {
+            share.settle(Outcome::Lost(Stage::SpoolDamaged));
+        }
+        self.under_way.clear();
+        self.gone.clear();
+        for backlog in self.backlogs.iter() {
+            // Those on their way here are counted, too.
+            let coming = 0;
+            backlog.requests.send_replace(coming);
+            backlog.grown.notify_one();
+        }
+    }
+
     /// Takes the points that a request of metrics stands for out of those before it that are not under way.
     fn thin(&mut self, id: i64, encoding: Encoding, body: &[u8]) {
-        let Some(streams) = metrics::decode(encoding, body).map(Streams::of).filter(|streams| !streams.is_empty())
-        else {
+        let Some(newest) = metrics::decode(encoding, body).map(Newest::of).filter(|newest| !newest.is_empty()) else {
             return;
         };
         let mut after = 0;
         while let Some(row) = self.read(Signal::Metrics, after).filter(|row| row.id < id) {
             after = row.id;
-            if self.under_way.contains(&row.id) || !self.shares.contains_key(&row.id) {
+            if self.under_way.contains(&row.id) || self.gone.contains(&row.id) {
                 continue;
             }
             let Some(mut earlier) = metrics::decode(row.encoding, &row.body) else { continue };
             let before = points(&earlier);
-            streams.thin(&mut earlier);
+            newest.thin(&mut earlier);
             let left = points(&earlier);
             if left == 0 {
-                self.end(row.id, Outcome::Superseded);
-                self.gone.push(row.id);
+                self.end(row.id, Signal::Metrics, Outcome::Superseded);
+                self.gone.insert(row.id);
             } else if left < before {
                 let body = metrics::encode(row.encoding, &earlier);
                 let replaced = self.store.replace(row.id, left, &body).is_ok();
@@ -368,11 +450,35 @@ impl Keeper {
         }
     }
 
-    fn read(&self, signal: Signal, after: i64) -> Option<Row> {
-        self.store.after(signal, after).unwrap_or_else(|error| {
-            warn!("the spool can't be read: {error}");
-            None
-        })
+    /// The oldest request of a signal after `after` that can be read; those that can't are set aside.
+    fn read(&mut self, signal: Signal, mut after: i64) -> Option<Row> {
+        loop {
+            match self.store.after(signal, after) {
+                Ok(row) => return row,
+                Err(store::ReadError::Row(found)) => {
+                    after = found.id;
+                    warn!("a request in the spool can't be read: it is set aside, with {} calls", found.calls);
+                    let _ = self.store.set_aside(found.id);
+                    if !self.shares.contains_key(&found.id) {
+                        let share = Share::of_calls(
+                            &Tally::from_spool(&self.ledger, found.calls, found.batch),
+                            usize::MAX,
+                            found.calls,
+                        );
+                        share.settle(Outcome::Lost(Stage::SpoolDamaged));
+                    }
+                    self.end(found.id, signal, Outcome::Lost(Stage::SpoolDamaged));
+                }
+                Err(store::ReadError::File(error)) if store::is_damaged(&error) => {
+                    self.begin_anew(&error);
+                    return None;
+                }
+                Err(store::ReadError::File(error)) => {
+                    warn!("the spool can't be read: {error}");
+                    return None;
+                }
+            }
+        }
     }
 
     fn next(&mut self, signal: Signal) -> Option<Kept> {
@@ -380,27 +486,29 @@ impl Keeper {
         loop {
             let row = self.read(signal, after)?;
             after = row.id;
-            // One that has come to its end may still be on disk.
-            if let Some((_, share)) = self.shares.get(&row.id) {
-                if self.under_way.insert(row.id) {
-                    let Row { id, encoding, body } = row;
-                    return Some(Kept { id, encoding, records: share.records(), body: body.into() });
+            if self.gone.contains(&row.id) {
+                continue;
+            }
+            if self.under_way.insert(row.id) {
+                if !self.shares.contains_key(&row.id) {
+                    let share = self.unpark(signal, &row);
+                    self.shares.insert(row.id, (signal, share));
                 }
-                // The points of a stream must not overtake each other.
-                if signal == Signal::Metrics {
-                    return None;
-                }
+                let records = self.shares.get(&row.id).map_or(row.records, |(_, share)| share.records());
+                let Row { id, encoding, body, .. } = row;
+                return Some(Kept { id, encoding, records, body: body.into() });
+            }
+            // The points of a stream must not overtake each other.
+            if signal == Signal::Metrics {
+                return None;
             }
         }
     }
 
     /// What is left is there for the next run, which counts the calls that no other request has brought in.
     fn close(&mut self) {
-        for (_, (_, share)) in self.shares.drain() {
-            if share.uncounted_calls() == 0 {
-                let _ = self.store.uncount(share.batch());
-            }
-            share.settle(Outcome::Spooled);
+        for (_, (_, share)) in std::mem::take(&mut self.shares) {
+            self.park(share);
         }
         let _ = self.store.shrink();
     }

@@ -2,6 +2,7 @@
 //! What is committed survives the end of mqspan by any signal; a power cut only where every commit is synced.
 
 use std::fs::{self, DirBuilder};
+use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -27,12 +28,16 @@ const LOG: u64 = 4 << 20;
 const WRITE_BACK: u64 = 1 << 20;
 /// Pages that a request may need besides those of its bytes: its row's, and splits in the indices.
 const AROUND: u64 = 8;
+/// No request has so many bytes.
+const MOST_BODY: u64 = 16 << 20;
+/// As many damaged files are kept.
+const ASIDE: usize = 3;
 /// The least that a spool may hold, its log included.
 pub const LEAST: u64 = 2 * LOG;
 
 /// A request to be kept.
 #[derive(Debug)]
-pub struct Entry<'a> {
+pub struct NewRow<'a> {
     /// Which signal.
     pub signal: Signal,
     /// Its encoding.
@@ -54,23 +59,47 @@ pub struct Row {
     pub id: i64,
     /// Its encoding.
     pub encoding: Encoding,
+    /// As in [`NewRow`].
+    pub batch: u64,
+    /// As in [`NewRow`].
+    pub calls: u64,
+    /// Its records.
+    pub records: u64,
     /// The request.
     pub body: Vec<u8>,
 }
 
-/// What is known of a request that an earlier run has left.
-#[derive(Debug)]
-pub struct Left {
+/// A request on disk, without itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
     /// Its number.
     pub id: i64,
-    /// Its signal's number.
+    /// Its signal.
     pub signal: Signal,
-    /// As in [`Entry`].
+    /// As in [`NewRow`].
     pub batch: u64,
-    /// As in [`Entry`].
+    /// As in [`NewRow`].
     pub calls: u64,
-    /// As in [`Entry`].
-    pub records: u64,
+}
+
+/// Why a request can't be read.
+#[derive(Debug)]
+pub enum ReadError {
+    /// It does not hold what it says.
+    Row(Found),
+    /// The file.
+    File(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::File(error)
+    }
+}
+
+/// Whether the file's contents do not hold together.
+pub fn is_damaged(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// The open file.
@@ -93,11 +122,7 @@ enum Unusable {
 impl From<rusqlite::Error> for Unusable {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt) => Self::Damaged(error.to_string()),
-            Some(ErrorCode::NotADatabase) => Self::Refused(Error::cannot_run(
-                format!("--spool: {FILE} in it is not a spool"),
-                "name another folder, or move the file away",
-            )),
+            _ if is_damaged(&error) => Self::Damaged(error.to_string()),
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Refused(Error::cannot_run(
                 "--spool: another mqspan uses it",
                 "give each mqspan a folder of its own, or end the other one",
@@ -183,25 +208,59 @@ impl Store {
         Ok(Self { db, page, most_pages: (bytes - LOG) / page })
     }
 
-    /// Everything that is in it, the oldest first.
-    pub fn left(&self) -> rusqlite::Result<Vec<Left>> {
-        let mut query = self.db.prepare("SELECT id, signal, batch, calls, records FROM requests ORDER BY id")?;
-        let rows = query.query_map([], |row| {
-            let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-            Ok(Left {
-                id: row.get(0)?,
-                signal: Signal::ALL[row.get::<_, i64>(1)?.unsigned_abs() as usize % Signal::ALL.len()],
-                batch: number(2)?,
-                calls: number(3)?,
-                records: number(4)?,
-            })
+    /// Puts the file aside and begins a new one; where the old one is now.
+    pub fn begin_anew(&mut self, folder: &Path, bytes: u64, sync: bool) -> Result<PathBuf, Error> {
+        let path = folder.join(FILE);
+        let aside = put_aside(&path)?;
+        *self = Self::try_open(&path, bytes, sync).map_err(|unusable| match unusable {
+            Unusable::Refused(error) => error,
+            Unusable::Damaged(why) => {
+                Error::cannot_run(format!("--spool: a new spool is damaged: {why}"), "check the disk")
+            }
         })?;
-        rows.collect()
+        Ok(aside)
+    }
+
+    /// The calls of all batches in it.
+    pub fn calls(&self) -> rusqlite::Result<u64> {
+        let sum = "SELECT coalesce(sum(calls), 0) FROM (SELECT max(calls) AS calls FROM requests GROUP BY batch)";
+        self.db.query_row(sum, [], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+    }
+
+    /// The requests of a signal in it.
+    pub fn count(&self, signal: Signal) -> rusqlite::Result<u64> {
+        let count = "SELECT count(*) FROM requests WHERE signal = ?1";
+        self.db.query_row(count, [signal as i64], |row| row.get::<_, i64>(0)).map(i64::cast_unsigned)
+    }
+
+    /// The calls of a batch are this request's from now on, none of others of the batch.
+    pub fn take_over_calls(&self, batch: u64, id: i64, calls: u64) -> rusqlite::Result<()> {
+        if calls > 0 {
+            self.db
+                .prepare_cached("UPDATE requests SET calls = 0 WHERE batch = ?1 AND id <> ?2 AND calls > 0")?
+                .execute(params![batch.cast_signed(), id])?;
+        }
+        Ok(())
+    }
+
+    /// The calls of a batch are another of its requests' from now on; false where there is no other.
+    pub fn give_calls_to_another(&self, batch: u64, id: i64, calls: u64) -> rusqlite::Result<bool> {
+        let other = "UPDATE requests SET calls = ?3 WHERE id = \
+                     (SELECT min(id) FROM requests WHERE batch = ?1 AND id <> ?2)";
+        let changed = self.db.prepare_cached(other)?.execute(params![batch.cast_signed(), id, calls.cast_signed()])?;
+        Ok(changed > 0)
+    }
+
+    /// A request is not looked at any more; it stays for whoever wants to find out why.
+    pub fn set_aside(&self, id: i64) -> rusqlite::Result<()> {
+        let aside = "UPDATE requests SET signal = signal - 10, calls = 0 WHERE id = ?1 AND signal >= 0";
+        self.db.prepare_cached(aside)?.execute([id])?;
+        Ok(())
     }
 
     /// Takes requests in and others out, all or nothing. Returns the numbers of the new ones, and of the oldest ones
     /// that had to make room.
-    pub fn change(&mut self, new: &[Entry<'_>], gone: &[i64]) -> rusqlite::Result<(Vec<i64>, Vec<i64>)> {
+    pub fn change(&mut self, new: &[NewRow<'_>], gone: &[i64]) -> rusqlite::Result<(Vec<i64>, Vec<Found>)> {
         let change = self.db.transaction()?;
         let (mut ids, mut dropped) = (Vec::with_capacity(new.len()), Vec::new());
         {
@@ -212,18 +271,20 @@ impl Store {
             let mut insert = change.prepare_cached(
                 "INSERT INTO requests (signal, encoding, batch, calls, records, body) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
-            let mut oldest = change.prepare_cached("SELECT min(id) FROM requests WHERE id < ?1")?;
+            let mut oldest = change
+                .prepare_cached("SELECT id, signal, batch, calls FROM requests WHERE id < ?1 ORDER BY id LIMIT 1")?;
             for entry in new {
                 let body = zstd::bulk::compress(entry.body, 1).map_err(failed)?;
                 // Before it comes, so that the file never has more pages than it may.
                 let needed = body.len() as u64 / self.page + AROUND;
                 let first_new = ids.first().copied().unwrap_or(i64::MAX);
                 while used_pages(&change)? + needed > self.most_pages {
-                    let Some(id) = oldest.query_row([first_new], |row| row.get::<_, Option<i64>>(0))? else { break };
-                    delete.execute([id])?;
-                    dropped.push(id);
+                    let Some((found, number)) = oldest.query_row([first_new], found).optional()? else { break };
+                    delete.execute([found.id])?;
+                    // One that was set aside is nobody's any more.
+                    dropped.extend((number >= 0).then_some(found));
                 }
-                let Entry { signal, encoding, batch, calls, records, .. } = *entry;
+                let NewRow { signal, encoding, batch, calls, records, .. } = *entry;
                 insert.execute(params![
                     signal as i64,
                     encoding as i64,
@@ -240,24 +301,28 @@ impl Store {
     }
 
     /// The oldest request of a signal after `id`.
-    pub fn after(&self, signal: Signal, id: i64) -> rusqlite::Result<Option<Row>> {
+    pub fn after(&self, signal: Signal, id: i64) -> Result<Option<Row>, ReadError> {
         let mut query = self.db.prepare_cached(
-            "SELECT id, encoding, body FROM requests WHERE signal = ?1 AND id > ?2 ORDER BY id LIMIT 1",
+            "SELECT id, signal, batch, calls, encoding, records, body FROM requests WHERE signal = ?1 AND id > ?2 \
+             ORDER BY id LIMIT 1",
         )?;
-        query
-            .query_row(params![signal as i64, id], |row| {
-                let body = row.get_ref(2)?.as_blob().map_err(failed)?;
-                Ok(Row {
-                    id: row.get(0)?,
-                    encoding: if row.get::<_, i64>(1)? == Encoding::Json as i64 {
-                        Encoding::Json
-                    } else {
-                        Encoding::Protobuf
-                    },
-                    body: zstd::stream::decode_all(body).map_err(failed)?,
-                })
-            })
-            .optional()
+        let read = query.query_row(params![signal as i64, id], |row| {
+            let (found, _) = found(row)?;
+            let encoding = match row.get::<_, i64>(4)? == Encoding::Json as i64 {
+                true => Encoding::Json,
+                false => Encoding::Protobuf,
+            };
+            let records = row.get::<_, i64>(5)?.cast_unsigned();
+            let body = row.get_ref(6)?.as_blob().ok().and_then(decompress);
+            Ok((found, encoding, records, body))
+        });
+        match read.optional()? {
+            None => Ok(None),
+            Some((found, _, _, None)) => Err(ReadError::Row(found)),
+            Some((Found { id, batch, calls, .. }, encoding, records, Some(body))) => {
+                Ok(Some(Row { id, encoding, batch, calls, records, body }))
+            }
+        }
     }
 
     /// Puts another body and number of records in a request's place.
@@ -293,6 +358,22 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Er
     rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
+/// A request's own columns, and the number of its signal.
+fn found(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Found, i64)> {
+    let number = row.get::<_, i64>(1)?;
+    let signal = Signal::ALL[number.unsigned_abs() as usize % Signal::ALL.len()];
+    let unsigned = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+    Ok((Found { id: row.get(0)?, signal, batch: unsigned(2)?, calls: unsigned(3)? }, number))
+}
+
+/// A request is below 4 MiB; what says that it is larger by far is damaged.
+fn decompress(body: &[u8]) -> Option<Vec<u8>> {
+    let mut request = Vec::new();
+    let mut decoder = zstd::stream::read::Decoder::new(body).ok()?.take(MOST_BODY);
+    decoder.read_to_end(&mut request).ok()?;
+    ((request.len() as u64) < MOST_BODY).then_some(request)
+}
+
 fn create(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(&format!(
         "BEGIN;
@@ -320,8 +401,9 @@ fn used_pages(db: &Connection) -> rusqlite::Result<u64> {
 
 /// Moves a damaged file and its log out of the way.
 fn put_aside(path: &Path) -> Result<PathBuf, Error> {
-    let seconds = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
-    let aside = path.with_extension(format!("sqlite.damaged-{seconds}"));
+    remove_oldest_aside(path);
+    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_nanos());
+    let aside = path.with_extension(format!("sqlite.damaged-{now}"));
     let moved = fs::rename(path, &aside).and_then(|()| match fs::remove_file(path.with_extension("sqlite-wal")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -329,6 +411,19 @@ fn put_aside(path: &Path) -> Result<PathBuf, Error> {
     moved.map(|()| aside).map_err(|error| {
         Error::cannot_run(format!("--spool: it is damaged and can't be put aside: {error}"), "move it away by hand")
     })
+}
+
+/// Makes room for another one: a disk that damages files must not fill with them.
+fn remove_oldest_aside(path: &Path) {
+    let is_aside = |name: &str| name.starts_with(FILE) && name.contains(".damaged-");
+    let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
+    let mut aside: Vec<PathBuf> =
+        entries.filter(|entry| entry.file_name().to_str().is_some_and(is_aside)).map(|entry| entry.path()).collect();
+    aside.sort();
+    for old in aside.iter().rev().skip(ASIDE - 1) {
+        // One more than there should be does no harm.
+        let _ = fs::remove_file(old);
+    }
 }
 
 #[cfg(test)]
@@ -355,8 +450,17 @@ mod tests {
         }
     }
 
-    fn entry(batch: u64, body: &[u8]) -> Entry<'_> {
-        Entry { signal: Signal::Traces, encoding: Encoding::Json, batch, calls: 1, records: 1, body }
+    fn entry(batch: u64, body: &[u8]) -> NewRow<'_> {
+        NewRow { signal: Signal::Traces, encoding: Encoding::Json, batch, calls: 1, records: 1, body }
+    }
+
+    /// Number, batch and calls of the spans that are in it, the oldest first.
+    fn left(store: &Store) -> Vec<(i64, u64, u64)> {
+        let mut left: Vec<(i64, u64, u64)> = Vec::new();
+        while let Some(row) = store.after(Signal::Traces, left.last().map_or(0, |(id, ..)| *id)).unwrap() {
+            left.push((row.id, row.batch, row.calls));
+        }
+        left
     }
 
     /// Prevents requests from coming back changed, out of order, or after they were struck off, also in the next run;
@@ -373,8 +477,7 @@ mod tests {
         drop(store);
 
         let store = folder.open().unwrap();
-        let left: Vec<_> = store.left().unwrap().iter().map(|left| (left.id, left.batch, left.calls)).collect();
-        assert_eq!(left, [(ids[1], 2, 0), (ids[2], 2, 0)]);
+        assert_eq!(left(&store), [(ids[1], 2, 0), (ids[2], 2, 0)]);
         let second = store.after(Signal::Traces, 0).unwrap().unwrap();
         assert_eq!((second.id, second.encoding, &*second.body), (ids[1], Encoding::Json, &b"two"[..]));
         assert_eq!(store.after(Signal::Traces, second.id).unwrap().unwrap().body, b"three");
@@ -394,8 +497,9 @@ mod tests {
             kept.extend(new);
             dropped.extend(gone);
         }
-        assert_eq!(dropped, kept[..dropped.len()]);
-        assert_eq!(store.left().unwrap().iter().map(|left| left.id).collect::<Vec<_>>(), kept[dropped.len()..]);
+        assert!(dropped.iter().all(|found: &Found| (found.signal, found.calls) == (Signal::Traces, 1)));
+        assert_eq!(dropped.iter().map(|found| found.id).collect::<Vec<_>>(), kept[..dropped.len()]);
+        assert_eq!(left(&store).iter().map(|(id, ..)| *id).collect::<Vec<_>>(), kept[dropped.len()..]);
         let size: u64 = fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(size <= LEAST + (1 << 20), "{size}");
         assert!((2..=4).contains(&(kept.len() - dropped.len())), "{} kept", kept.len() - dropped.len());
@@ -424,18 +528,54 @@ mod tests {
         let (third, end) = (2 * 4096, bytes.len());
         bytes[third..end.min(third + 8192)].fill(0xff);
         fs::write(&path, bytes).unwrap();
-        assert!(folder.open().unwrap().left().unwrap().is_empty());
-        assert!(
-            fs::read_dir(&folder.0)
-                .unwrap()
-                .any(|file| { file.unwrap().file_name().to_string_lossy().contains("damaged") })
-        );
-
+        let damaged = || {
+            let names = fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+            names.filter(|name| name.contains("damaged")).count()
+        };
+        assert!(left(&folder.open().unwrap()).is_empty());
+        assert_eq!(damaged(), 1);
+        for other in 0..ASIDE {
+            fs::write(path.with_extension(format!("sqlite.damaged-{other}")), b"x").unwrap();
+        }
         fs::write(&path, [b'x'; 5000]).unwrap();
-        assert!(folder.open().unwrap_err().message.contains("not a spool"));
+        assert!(left(&folder.open().unwrap()).is_empty());
+        assert_eq!(damaged(), ASIDE, "a disk that damages files must not fill with them");
         fs::remove_file(&path).unwrap();
         Connection::open(&path).unwrap().execute_batch("CREATE TABLE other (x)").unwrap();
         assert!(folder.open().unwrap_err().message.contains("another program's"));
         assert!(Store::open(&folder.0, LEAST - 1, false).unwrap_err().message.contains("too small"));
+    }
+
+    /// Prevents one request that can't be read from blocking those behind it, and its calls from being forgotten.
+    #[test]
+    fn requests_that_cannot_be_read() {
+        let folder = Folder::new("rows");
+        let mut store = folder.open().unwrap();
+        let (ids, _) = store.change(&[entry(1, b"one"), entry(2, b"two")], &[]).unwrap();
+        store.db.execute("UPDATE requests SET body = x'00ff' WHERE id = ?1", [ids[0]]).unwrap();
+        let found = Found { id: ids[0], signal: Signal::Traces, batch: 1, calls: 1 };
+        assert!(matches!(store.after(Signal::Traces, 0), Err(ReadError::Row(row)) if row == found));
+        store.set_aside(ids[0]).unwrap();
+        assert_eq!(store.after(Signal::Traces, 0).unwrap().unwrap().id, ids[1]);
+        assert_eq!((store.count(Signal::Traces).unwrap(), store.calls().unwrap()), (1, 1));
+        // Much from little: it says that it is larger than any request.
+        let bomb = zstd::bulk::compress(&vec![0; MOST_BODY as usize + 1], 1).unwrap();
+        store.db.execute("UPDATE requests SET body = ?2 WHERE id = ?1", params![ids[1], bomb]).unwrap();
+        assert!(matches!(store.after(Signal::Traces, 0), Err(ReadError::Row(_))));
+    }
+
+    /// Prevents the calls of a batch from being counted with each of its requests, or with none.
+    #[test]
+    fn calls_of_a_batch() {
+        let folder = Folder::new("calls");
+        let mut store = folder.open().unwrap();
+        let (ids, _) = store.change(&[entry(1, b"spans"), entry(1, b"logs"), entry(2, b"two")], &[]).unwrap();
+        assert_eq!(store.calls().unwrap(), 2);
+        store.take_over_calls(1, ids[0], 1).unwrap();
+        assert_eq!(left(&store), [(ids[0], 1, 1), (ids[1], 1, 0), (ids[2], 2, 1)]);
+        assert!(store.give_calls_to_another(1, ids[0], 1).unwrap());
+        store.change(&[], &ids[..1]).unwrap();
+        assert_eq!((store.calls().unwrap(), left(&store)[0]), (2, (ids[1], 1, 1)));
+        assert!(!store.give_calls_to_another(1, ids[1], 1).unwrap(), "there is no other");
     }
 }

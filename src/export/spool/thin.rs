@@ -11,9 +11,9 @@ use prost::Message;
 
 /// Cumulative streams, by their Resource. A stream that began anew is another one.
 #[derive(Debug, Default)]
-pub struct Streams(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
+pub struct Newest(HashMap<Vec<u8>, HashSet<Vec<u8>>>);
 
-impl Streams {
+impl Newest {
     /// Those that a request has points of.
     pub fn of(mut request: ExportMetricsServiceRequest) -> Self {
         let mut streams = Self::default();
@@ -153,7 +153,7 @@ mod tests {
         for encoding in [Encoding::Protobuf, Encoding::Json] {
             let again = |request| decode(encoding, &encode(encoding, request)).unwrap();
             let (mut earlier, mut other) = (again(&earlier), again(&earlier));
-            let streams = Streams::of(again(&later));
+            let streams = Newest::of(again(&later));
             streams.thin(&mut earlier);
             assert_eq!(points(&earlier), 5);
             let metrics = &earlier.resource_metrics[0].scope_metrics[0].metrics;
@@ -165,8 +165,8 @@ mod tests {
             assert_eq!(other, before);
         }
         let mut all = of("one", vec![sum("sent", Cumulative, vec![point("a", 1)])]);
-        Streams::of(later).thin(&mut all);
+        Newest::of(later).thin(&mut all);
         assert!(all.resource_metrics.is_empty(), "{all:?}");
-        assert!(Streams::of(of("one", vec![gauge(vec![point("a", 0)])])).is_empty());
+        assert!(Newest::of(of("one", vec![gauge(vec![point("a", 0)])])).is_empty());
     }
 }

@@ -66,11 +66,11 @@ fn arguments_of_each_call() {
         sent_span_id: 10,
         sent_comm: [97; 16],
         priority: 6,
-        opposite: 11,
+        only_priority: 11,
         turn: 13,
-        begun: 14,
+        begun: [14, 18],
         limited_calls: 16,
-        unused: 0,
+        lost_receives: 17,
         begun_before: 15,
     });
     let notify = raw_args(&notify_args { event_ptr: 1, method: 2, signo: 3 });
@@ -84,7 +84,7 @@ fn arguments_of_each_call() {
         size: 1,
         priority: None,
         timeout: Passed { ptr: 2, value: None },
-        turn: Turn { opposite: 11, number: 13, begun: 14, begun_before: 15, losses: 12, ..Turn::default() },
+        turn: Turn { number: 13, begun: [14, 18], only_priority: Some(10), losses: [12, 17], ..Turn::default() },
         limited: 16,
         ..self::message()
     };
@@ -96,9 +96,10 @@ fn arguments_of_each_call() {
         sent_by: Some(sent_by),
         tracked: true,
         limited: 16,
-        turn: Turn { alone: true, quiet: true, opposite: 11, number: 13, begun: 14, begun_before: 15, losses: 12 },
+        turn: Turn { quiet: true, empty: Some([12, 15]), ..nothing.turn },
         ..nothing
     };
+    let received = Message { turn: Turn { empty: Some([15, 12]), ..everything.turn }, ..everything };
     let opened = |attr, attr_changed| Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr, attr_changed };
     let event = |value| Args::Notify { fd: 9, event: Passed { ptr: 1, value } };
     let all = flags(&[
@@ -111,7 +112,7 @@ fn arguments_of_each_call() {
         call_flag::CALL_WAIT,
         call_flag::CALL_LINK,
         call_flag::CALL_TRACKED,
-        call_flag::CALL_ALONE,
+        call_flag::CALL_EMPTY,
         call_flag::CALL_QUIET,
     ]);
     for (op, args, flags, expected) in [
@@ -120,7 +121,7 @@ fn arguments_of_each_call() {
         (1, open, all, Args::Unlink { name_ptr: 1 }),
         (2, message, 0, Args::Send(nothing)),
         (2, message, all, Args::Send(everything)),
-        (3, message, all, Args::Receive(everything)),
+        (3, message, all, Args::Receive(received)),
         (4, notify, 0, event(None)),
         (4, notify, all, event(Some(Event { method: 2, signo: 3 }))),
         (5, open, 0, Args::Getsetattr { fd: 9, attr: attr(None) }),

@@ -8,6 +8,7 @@ pub mod collector;
 pub mod container;
 pub mod expect;
 pub mod family;
+pub mod fed;
 pub mod http;
 pub mod orders;
 pub mod otlp;

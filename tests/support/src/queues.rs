@@ -23,13 +23,26 @@ pub struct Held(Child);
 impl Held {
     /// Returns once it holds them.
     pub fn start(mqspan: &Mqspan, name: &str) -> Result<Self> {
+        Self::start_with(
+            mqspan,
+            &["hold", "--name", name, "--maxmsg=8", "--sent=5", "--received=2", "--waiting=3"],
+            "held",
+        )
+    }
+
+    /// The workload with a queue that is always full; returns once it makes it so.
+    pub fn full(mqspan: &Mqspan) -> Result<Self> {
+        Self::start_with(mqspan, &["full"], "full")
+    }
+
+    fn start_with(mqspan: &Mqspan, args: &[&str], says: &str) -> Result<Self> {
         let mut command = Command::new(mqspan.workload());
-        command.args(["hold", "--name", name, "--maxmsg=8", "--sent=5", "--received=2", "--waiting=3"]);
+        command.args(args);
         without_otel(&mut command);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        ensure!(line == "held\n", "{line:?}");
+        ensure!(line.trim_end() == says, "{line:?}");
         Ok(Self(child))
     }
 

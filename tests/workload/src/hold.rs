@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, Write as _},
     os::fd::AsRawFd,
-    sync::atomic::{AtomicI32, Ordering},
+    sync::atomic::{AtomicBool, AtomicI32, Ordering},
     thread,
     time::Duration,
 };
@@ -59,6 +59,45 @@ pub fn run(options: &Hold) -> Result<()> {
     kernel::mq_unlink(&full_name);
     kernel::mq_unlink(&empty_name);
     Ok(())
+}
+
+/// How long the receiver rests between two messages: the next send has come to wait by then.
+const REST: Duration = Duration::from_micros(300);
+
+pub fn full() -> Result<()> {
+    let name = CString::new(format!("always-full-{}", std::process::id()))?;
+    let attr = [0, 2, MSGSIZE as i64, 0, 0, 0, 0, 0];
+    let queue = kernel::open_queue(&name, (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32, &attr)?;
+    kernel::mq_unlink(&name);
+    let (queue, ends, senders) = (queue.as_raw_fd(), AtomicBool::new(false), AtomicI32::new(2));
+    let send = || kernel::mq_timedsend(queue, [0_u8; MSGSIZE].as_ptr().addr(), 1, 0, 0);
+    // Without waiting: the queue is full until the senders end.
+    let past = kernel::Timespec { sec: 1, nsec: 0 };
+    let receive = || {
+        let (mut body, deadline) = ([0_u8; MSGSIZE], (&raw const past).addr());
+        kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), MSGSIZE, 0, deadline)
+    };
+    thread::scope(|scope| -> Result<()> {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !ends.load(Ordering::Relaxed) {
+                    send();
+                }
+                senders.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        scope.spawn(|| {
+            while senders.load(Ordering::Relaxed) > 0 {
+                thread::sleep(REST);
+                receive();
+            }
+        });
+        println!("full");
+        io::stdout().flush()?;
+        io::copy(&mut io::stdin(), &mut io::sink())?;
+        ends.store(true, Ordering::Relaxed);
+        Ok(())
+    })
 }
 
 /// Whether the thread is in mq_timedreceive, by what the kernel says of it.

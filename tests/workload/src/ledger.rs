@@ -7,6 +7,7 @@ use std::{
     fmt::Write as _,
     fs::File,
     io::Write as _,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     thread,
     time::Duration,
@@ -43,16 +44,17 @@ pub fn run(options: &Ledger) -> Result<()> {
         waiting: kernel::open_queue(&name, create, &attr)?,
         polling: kernel::open_queue(&name, (libc::O_RDWR | libc::O_NONBLOCK) as u32, &attr)?,
     };
-    let side = |work: fn(&Ledger, &Queue, u64) -> Result<String>| {
-        (0..options.processes)
-            .map(|process| spawn(|| threads(options, &queue, process, work)))
+    let side = |threads: u64, work: fn(&Ledger, &Queue, u64) -> Result<String>| {
+        let processes = options.pool.map_or(options.processes, |_| 1);
+        (0..processes)
+            .map(|process| spawn(|| run_threads(options, &queue, process * threads..(process + 1) * threads, work)))
             .collect::<Result<Vec<_>>>()
     };
-    let receivers = side(receive)?;
-    let sent = side(send)?.into_iter().try_for_each(reap);
+    let receivers = side(options.pool.unwrap_or(options.threads), receive)?;
+    let sent = side(options.senders(), send)?.into_iter().try_for_each(reap);
     // Behind the last message, at the lowest priority.
     let mut record = String::new();
-    for receiver in 0..options.processes * options.threads {
+    for receiver in 0..options.pool.unwrap_or(options.processes * options.threads) {
         pass(&queue, END + receiver, 0, &mut record)?;
     }
     File::options().append(true).open(&options.print)?.write_all(record.as_bytes())?;
@@ -61,16 +63,21 @@ pub fn run(options: &Ledger) -> Result<()> {
     sent.and(received)
 }
 
-fn threads(
+impl Ledger {
+    /// Threads of each process that send.
+    fn senders(&self) -> u64 {
+        self.pool.map_or(self.threads, |_| 1)
+    }
+}
+
+fn run_threads(
     options: &Ledger,
     queue: &Queue,
-    process: u64,
+    workers: Range<u64>,
     work: fn(&Ledger, &Queue, u64) -> Result<String>,
 ) -> Result<()> {
     let records = thread::scope(|scope| {
-        let workers: Vec<_> = (0..options.threads)
-            .map(|thread| scope.spawn(move || work(options, queue, process * options.threads + thread)))
-            .collect();
+        let workers: Vec<_> = workers.map(|worker| scope.spawn(move || work(options, queue, worker))).collect();
         workers
             .into_iter()
             .map(|worker| worker.join().map_err(|_| anyhow!("a thread panicked"))?)
@@ -104,16 +111,17 @@ fn pass(queue: &Queue, number: u64, priority: u32, record: &mut String) -> Resul
 }
 
 fn send(options: &Ledger, queue: &Queue, worker: u64) -> Result<String> {
-    let workers = options.processes * options.threads;
+    let workers = options.pool.map_or(options.processes, |_| 1) * options.senders();
     let mut rng = Rng::new(options.seed, worker);
     let mut record = String::new();
     let own = (0..options.messages).filter(|number| number % workers == worker);
     for (sent, number) in own.enumerate() {
-        if sent % 10 == 9 && options.pause > 0 {
+        if (sent % 10 == 9 || options.pool.is_some()) && options.pause > 0 {
             thread::sleep(Duration::from_micros(options.pause));
         }
         let priority = rng.below(options.priorities.into()) as u32;
         let result = match rng.below(12) {
+            _ if options.pool.is_some() => -1,
             0 => send_by(queue.waiting.as_raw_fd(), number, MSGSIZE + 1, priority, &deadline(50)?),
             1 => send_by(-1, number, 8, priority, &deadline(50)?),
             2 => send_by(queue.waiting.as_raw_fd(), number, 8, 40_000, &deadline(50)?),
@@ -136,6 +144,7 @@ fn receive(options: &Ledger, queue: &Queue, worker: u64) -> Result<String> {
     loop {
         let (mut body, mut priority) = ([0_u8; MSGSIZE], 0_u32);
         let (by, length, after) = match rng.below(12) {
+            _ if options.pool.is_some() => (queue.waiting.as_raw_fd(), MSGSIZE, 60_000),
             0 => (queue.waiting.as_raw_fd(), MSGSIZE - 1, 50),
             1 => (-1, MSGSIZE, 50),
             // These two take a message where there is one.

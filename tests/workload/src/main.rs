@@ -5,7 +5,9 @@ mod abi;
 mod bursts;
 mod call;
 mod family;
+mod fuse;
 mod hold;
+mod hostile;
 mod kernel;
 mod ledger;
 mod memory;
@@ -36,6 +38,10 @@ enum Workload {
     /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
     Hold(Hold),
 
+    /// Keeps a queue full, with two senders that wait for room and a receiver that asks for no priority, says `full` and ends
+    /// when stdin ends
+    Full,
+
     /// In each of some seconds makes calls of each kind that a limit on their rate tells apart, and a second later one pair
     /// more; prints in how many seconds of CLOCK_MONOTONIC that was
     Bursts(Bursts),
@@ -54,6 +60,9 @@ enum Workload {
 
     /// Publishes process contexts, one after the other, and calls when it is told to on stdin
     Publish(Publish),
+
+    /// Makes calls as a process that would hold up whoever looks at it
+    Hostile(hostile::Hostile),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
     Flat {
@@ -175,6 +184,10 @@ struct Ledger {
     #[arg(long, default_value_t = 0)]
     pause: u64,
 
+    /// One sender, which sleeps after each message, and so many receivers, in one process; they do nothing but wait
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["processes", "threads"])]
+    pool: Option<u64>,
+
     /// The truth, a tab between the fields: send or receive, the message's number, thread id, priority; a thread's in
     /// the order of its calls
     #[arg(long, value_name = "PATH")]
@@ -258,11 +271,13 @@ fn main() -> Result<()> {
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),
         Workload::Hold(options) => hold::run(&options),
+        Workload::Full => hold::full(),
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
+        Workload::Hostile(options) => hostile::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Pass { calls, cpu } => timing::pass(calls, cpu),
         Workload::ShortLived { calls } => open::short_lived(calls),

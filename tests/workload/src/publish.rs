@@ -47,7 +47,8 @@ pub fn run(options: &Publish) -> Result<()> {
     Ok(())
 }
 
-fn map(kind: Mapping) -> Result<*mut u8> {
+/// A new mapping that is named so.
+pub fn map(kind: Mapping) -> Result<*mut u8> {
     // SAFETY: a new file, and a new mapping, of all of it, that stays until the process ends.
     let mapping = unsafe {
         let (file, flags) = match kind {
@@ -64,7 +65,7 @@ fn map(kind: Mapping) -> Result<*mut u8> {
 }
 
 /// Returns whether the kernel named the mapping.
-fn publish(mapping: *mut u8, payload: &[u8]) -> bool {
+pub fn publish(mapping: *mut u8, payload: &[u8]) -> bool {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: within the mapping, which is aligned and this thread's alone; other processes only read.
     unsafe {
@@ -84,17 +85,39 @@ fn publish(mapping: *mut u8, payload: &[u8]) -> bool {
     }
 }
 
-/// `ProcessContext { resource: Resource { attributes } }` of texts that are short.
-fn resource(attributes: &[(&str, &str)]) -> Vec<u8> {
-    let field = |number: u8, bytes: &[u8]| {
-        let mut field = vec![number << 3 | 2];
-        match bytes.len() as u16 {
-            len @ ..0x80 => field.push(len as u8),
-            len => field.extend([len as u8 | 0x80, (len >> 7) as u8]),
-        }
-        field.extend(bytes);
-        field
+/// Points to a payload elsewhere in this process's memory.
+pub fn point(mapping: *mut u8, payload: *const u8, len: u32) {
+    // SAFETY: within the mapping, which is this thread's alone.
+    unsafe {
+        mapping.add(12).cast::<u32>().write_unaligned(len);
+        mapping.add(24).cast::<u64>().write_unaligned(payload.addr() as u64);
+    }
+}
+
+/// A field of a protobuf message that is shorter than 16 KiB.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut field = vec![number << 3 | 2];
+    match bytes.len() as u16 {
+        len @ ..0x80 => field.push(len as u8),
+        len => field.extend([len as u8 | 0x80, (len >> 7) as u8]),
+    }
+    field.extend(bytes);
+    field
+}
+
+/// The same as [`resource`] of doubles that are no numbers.
+pub fn numbers() -> Vec<u8> {
+    let attribute = |(key, value): (&str, f64)| {
+        let double = [&[4 << 3 | 1][..], &value.to_le_bytes()].concat();
+        field(1, &[field(1, key.as_bytes()), field(2, &double)].concat())
     };
+    let doubles = [("nan", f64::NAN), ("up", f64::INFINITY), ("down", f64::NEG_INFINITY), ("finite", 1.5)];
+    let attributes: Vec<u8> = doubles.into_iter().flat_map(attribute).collect();
+    field(1, &attributes)
+}
+
+/// `ProcessContext { resource: Resource { attributes } }` of texts that are short.
+pub fn resource(attributes: &[(&str, &str)]) -> Vec<u8> {
     let attribute = |(key, value): &(&str, &str)| {
         let value = field(2, &field(1, value.as_bytes()));
         field(1, &[field(1, key.as_bytes()), value].concat())

@@ -1,0 +1,146 @@
+//! Who and what the kernel side's numbers stand for, shared between the reader, which learns it, and the metrics, which ask.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::meter::Directory;
+use crate::model::call::{ImageKey, Name};
+use crate::model::resource::Resource;
+use crate::model::text::utf8;
+use crate::who::registry::Registry;
+
+/// So many names are remembered.
+const NAMES: usize = 65_536;
+/// So many images are known to be asked about.
+const AWAITED: usize = 8192;
+/// The reader is waited for at most so long.
+const CATCH_UP: Duration = Duration::from_millis(200);
+
+/// What both know; clones share it.
+#[derive(Clone)]
+pub struct SharedDirectory(Arc<DirectoryState>);
+
+struct DirectoryState {
+    registry: Mutex<Registry>,
+    names: Mutex<HashMap<u64, Arc<str>>>,
+    /// Until when the Resource of an image may change by what is being asked.
+    awaited: Mutex<HashMap<ImageKey, Instant>>,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    turns: Mutex<Turns>,
+    caught_up: Condvar,
+}
+
+/// How often the reader was asked to take what there is, and had done so.
+#[derive(Clone, Copy, Debug, Default)]
+struct Turns {
+    asked: u64,
+    done: u64,
+}
+
+impl fmt::Debug for SharedDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedDirectory").finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SharedDirectory {
+    /// Knows what the registry knows.
+    pub fn new(registry: Registry) -> Self {
+        Self(Arc::new(DirectoryState {
+            registry: Mutex::new(registry),
+            names: Mutex::default(),
+            awaited: Mutex::default(),
+            wake: OnceLock::new(),
+            turns: Mutex::default(),
+            caught_up: Condvar::new(),
+        }))
+    }
+
+    /// The Resources of images.
+    pub fn registry(&self) -> MutexGuard<'_, Registry> {
+        lock(&self.0.registry)
+    }
+
+    /// Remembers the name behind a number.
+    pub fn learn(&self, name: &Name) {
+        let mut names = lock(&self.0.names);
+        if names.len() >= NAMES {
+            // Streams keep those that they speak of.
+            names.retain(|_, name| Arc::strong_count(name) > 1);
+        }
+        names.insert(name.number, format!("/{}", utf8(&name.bytes)).into());
+    }
+
+    /// The image is asked about, at most until this time.
+    pub fn expect(&self, image: ImageKey, until: Instant) {
+        let mut awaited = lock(&self.0.awaited);
+        if awaited.len() >= AWAITED {
+            let now = Instant::now();
+            awaited.retain(|_, until| *until > now);
+        }
+        if awaited.len() < AWAITED {
+            awaited.insert(image, until);
+        }
+    }
+
+    /// What was asked about the image is known, or will not come.
+    pub fn arrived(&self, image: &ImageKey) {
+        lock(&self.0.awaited).remove(image);
+    }
+
+    /// Nothing is asked any more.
+    pub fn all_arrived(&self) {
+        lock(&self.0.awaited).clear();
+    }
+
+    /// What wakes the reader.
+    pub fn wake_by(&self, wake: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.wake.set(Box::new(wake));
+    }
+
+    /// The reader is about to take what there is; what it has to say when it has.
+    pub fn turn(&self) -> u64 {
+        lock(&self.0.turns).asked
+    }
+
+    /// The reader has taken what there was at this turn; `u64::MAX`: all that will ever come.
+    pub fn has_taken(&self, turn: u64) {
+        let mut turns = lock(&self.0.turns);
+        if turns.done < turn {
+            turns.done = turn;
+            drop(turns);
+            self.0.caught_up.notify_all();
+        }
+    }
+}
+
+impl Directory for SharedDirectory {
+    fn catch_up(&self) {
+        let mut turns = lock(&self.0.turns);
+        turns.asked += 1;
+        let turn = turns.asked;
+        if let Some(wake) = self.0.wake.get() {
+            wake();
+        }
+        let _ = self.0.caught_up.wait_timeout_while(turns, CATCH_UP, |turns| turns.done < turn);
+    }
+
+    fn name(&self, number: u64) -> Option<Arc<str>> {
+        lock(&self.0.names).get(&number).cloned()
+    }
+
+    fn resource(&self, image: ImageKey) -> Option<Arc<Resource>> {
+        let is_awaited = lock(&self.0.awaited).get(&image).is_some_and(|until| *until > Instant::now());
+        (!is_awaited).then(|| self.registry().resource(image))
+    }
+
+    fn has_ended(&self, image: &ImageKey) -> bool {
+        self.registry().has_ended(image)
+    }
+}
