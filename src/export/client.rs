@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::batch::Encoding;
 use super::endpoint::{ClientIdentity, Endpoint};
-use super::files::{self, Watched};
+use super::files::{self, FromFiles};
 use super::headers;
 use super::reply::{self, Accepted, Failure};
 use crate::model::error::Error;
@@ -44,7 +44,7 @@ const ANSWER: usize = 64 << 10;
 pub struct OtlpClient {
     signal: Signal,
     endpoint: Endpoint,
-    connection: Arc<Mutex<Watched<Connection>>>,
+    connection: Arc<Mutex<FromFiles<Connection>>>,
     /// Whether an unusual answer was told of.
     told: Arc<AtomicBool>,
 }
@@ -65,7 +65,7 @@ enum Carrier {
 impl OtlpClient {
     /// Prepares the connection: reads certificates and headers, connects to nothing. To be called on a runtime.
     pub fn new(signal: Signal, endpoint: &Endpoint) -> Result<Self, Error> {
-        let connection = Watched::new(files::of(endpoint), || connection(endpoint))?;
+        let connection = FromFiles::new(files::of(endpoint), || connection(endpoint))?;
         Ok(Self {
             signal,
             endpoint: endpoint.clone(),

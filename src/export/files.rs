@@ -58,7 +58,7 @@ pub fn is_encrypted(pem: &[u8]) -> bool {
 
 /// What was made of files, made again when they change.
 #[derive(Debug)]
-pub struct Watched<T> {
+pub struct FromFiles<T> {
     files: Vec<PathBuf>,
     stamps: Vec<Stamp>,
     /// None: to be read in any case.
@@ -66,7 +66,7 @@ pub struct Watched<T> {
     value: T,
 }
 
-impl<T> Watched<T> {
+impl<T> FromFiles<T> {
     /// Makes it for the first time.
     pub fn new(files: Vec<PathBuf>, make: impl FnOnce() -> Result<T, Error>) -> Result<Self, Error> {
         // Before they are read: a change meanwhile is one to see.
@@ -115,7 +115,7 @@ mod tests {
             text => Err(Error::cannot_run(text, "")),
         };
         std::fs::write(&path, "ok").unwrap();
-        let mut watched = Watched::new(vec![path.clone()], make).unwrap();
+        let mut watched = FromFiles::new(vec![path.clone()], make).unwrap();
         let start = watched.looked.unwrap();
         let at = |seconds| start + Duration::from_secs(seconds);
         std::fs::write(&path, "ok, the second").unwrap();
