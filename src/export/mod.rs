@@ -7,6 +7,7 @@ pub mod backend;
 pub mod batch;
 pub mod client;
 pub mod endpoint;
+mod files;
 pub mod hangup;
 pub mod headers;
 pub mod ledger;
