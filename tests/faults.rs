@@ -333,7 +333,10 @@ fn an_output_that_hangs_beside_a_file() -> Result<()> {
         // No burst is more than the kernel's ring holds; each is written before the next.
         let script = r#"for burst in 1 2 3 4; do
             "$0" flat --calls 8000
-            until [ "$size" = "$(stat -c %s "$1")" ]; do size=$(stat -c %s "$1"); sleep 1.5; done
+            for try in {1..60}; do
+                [ "$(grep -o '"spanId"' "$1" | wc -l)" -ge $((burst * 8000)) ] && break
+                sleep 0.5
+            done
         done"#;
         let file = mqspan.file("spans").display().to_string();
         command.args(["--", "bash", "-c", script, &mqspan.workload_arg(), &file]);
