@@ -18,7 +18,7 @@ use super::records::Records;
 use crate::model::call::Ids;
 
 /// So many receives of a queue are kept whose messages are not told apart, and so many calls before it was surely empty.
-pub const OPEN: usize = 64;
+pub const OPEN: usize = 16;
 
 /// The records of one place: of sends, of receives.
 pub type Sides = [Records; 2];

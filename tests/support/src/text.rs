@@ -44,6 +44,7 @@ fn is_escape(rest: &[u8]) -> bool {
 pub fn is_printable(text: &str) -> bool {
     !text.chars().any(|character| {
         character.is_control()
+            || ['\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}'].contains(&character)
             || ('\u{202a}'..='\u{202e}').contains(&character)
             || ('\u{2066}'..='\u{2069}').contains(&character)
     })
