@@ -22,6 +22,8 @@ const RESOURCES: usize = 4 << 20;
 /// As many images are remembered, of those that were evicted, with what can't be read a second time; and as many
 /// processes by the instance id that their environment names. Twice as many at most.
 const REMEMBERED: usize = 4096;
+/// As many users' names are remembered.
+const USER_NAMES: usize = 1024;
 /// As many evicted images are told of by their keys.
 const EVICTED: usize = 16_384;
 
@@ -111,6 +113,8 @@ pub struct Registry {
     seeds: ImageStore<Seed>,
     resources: ImageStore<Arc<Resource>>,
     decided: Generations<ImageKey, Decided>,
+    /// The names of users that processes with this program's root were found to have.
+    user_names: HashMap<u32, String>,
     /// Who goes by the instance ids that environments name, by their hashes.
     owners: Generations<u64, Subject>,
     hasher: RandomState,
@@ -126,6 +130,7 @@ impl Registry {
             seeds: ImageStore::new(SEEDS),
             resources: ImageStore::new(RESOURCES),
             decided: Generations::default(),
+            user_names: HashMap::new(),
             owners: Generations::default(),
             hasher: RandomState::new(),
             evicted: Vec::new(),
@@ -155,7 +160,9 @@ impl Registry {
             shares_root: image.root == self.host.root && image.root != Root::default(),
             rival,
         };
-        self.put(Seed { image, said, published: Published::default(), cgroup, owner: None, is_bare: false });
+        // Known of another process of the user: the call need not wait for it.
+        let owner = self.user_names.get(&image.uid).filter(|_| inquiry.shares_root).cloned();
+        self.put(Seed { image, said, published: Published::default(), cgroup, owner, is_bare: false });
         Some(inquiry)
     }
 
@@ -208,6 +215,15 @@ impl Registry {
     /// Takes what the prober found out; returns whether that replaces a Resource that was in use.
     pub fn learn(&mut self, key: &ImageKey, facts: ImageFacts) -> bool {
         let ImageFacts { said, cgroup, owner } = facts;
+        let sees_this_root = |seed: &Seed| (seed.image.root == self.host.root).then_some(seed.image.uid);
+        if let Some(name) = &owner
+            && let Some(uid) = self.seeds.get_mut(key).and_then(|seed| sees_this_root(seed))
+        {
+            if self.user_names.len() >= USER_NAMES {
+                self.user_names.clear();
+            }
+            self.user_names.insert(uid, name.clone());
+        }
         self.change(key, |seed| {
             if let Some(said) = said {
                 seed.said = said;
