@@ -52,12 +52,14 @@ pub async fn run(deliverer: Deliverer, mut queue: UnboundedReceiver<Queued>, mut
     let deliverer = Arc::new(deliverer);
     let (closing, is_closing) = watch::channel(false);
     let drain = deliverer.spool.clone().map(|spool| tokio::spawn(deliverer.clone().drain(spool, is_closing)));
-    let resuming = deliverer.clone();
+    // It keeps nothing: what is aborted must let go of the spool.
+    let resuming = Arc::downgrade(&deliverer);
     let resumer = tokio::spawn(async move {
         loop {
             hangup.next().await;
-            resuming.client.reload();
-            resuming.resume();
+            let Some(deliverer) = resuming.upgrade() else { return };
+            deliverer.client.reload();
+            deliverer.resume();
         }
     });
     // Points of a stream must arrive in their order; spans and log records need not.
