@@ -13,10 +13,10 @@ struct {
 	__uint(max_entries, CALLS_RING_SIZE);
 } calls SEC(".maps");
 
-/* Set by the driver before it sleeps (src/kernel/driver.rs). */
+/* Set by the reader before it sleeps (src/run/reader.rs). */
 __u32 armed;
 
-static __always_inline void wake_driver(void)
+static __always_inline void wake_reader(void)
 {
 	void *empty;
 
@@ -38,7 +38,7 @@ static __always_inline bool put_call(struct call *call)
 	/* The flag is read after the record is committed (an exchange, so a full barrier): no wake-up is missed. */
 	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP))
 		return false;
-	wake_driver();
+	wake_reader();
 	return true;
 }
 

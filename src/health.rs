@@ -1,4 +1,4 @@
-//! Whether mqspan is alive: the driver's pulse, told over HTTP to whoever asks (`/livez`, `/readyz`) and to systemd's
+//! Whether mqspan is alive: the reader's pulse, told over HTTP to whoever asks (`/livez`, `/readyz`) and to systemd's
 //! watchdog. A backend that is down does not make mqspan unhealthy: it would only be restarted and lose what it holds.
 
 use std::convert::Infallible;
@@ -20,14 +20,14 @@ use tokio::time::{interval, sleep};
 
 use crate::model::error::Error;
 
-/// The driver beats at least once a second; after this long without it hangs.
+/// The reader beats at least once a second; after this long without it hangs.
 const HANGS: Duration = Duration::from_secs(10);
 /// A client has this long to ask.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Beats as a time that never comes.
 const WAITING: u64 = u64::MAX;
 
-/// Beats while the driver works.
+/// Beats while the reader works.
 #[derive(Clone, Debug)]
 pub struct Pulse(Arc<State>);
 
@@ -46,13 +46,13 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// The driver is at work.
+    /// The reader is at work.
     pub fn beat(&self, now: Instant) {
         let since = now.saturating_duration_since(self.0.start).as_millis();
         self.0.beat.store(since.try_into().unwrap_or(WAITING), Relaxed);
     }
 
-    /// The driver waits for room in an output's queue, which may take as long as the backend does.
+    /// The reader waits for room in an output's queue, which may take as long as the backend does.
     pub fn wait(&self) {
         self.0.beat.store(WAITING, Relaxed);
     }
@@ -62,7 +62,7 @@ impl Pulse {
         self.0.ready.store(ready, Relaxed);
     }
 
-    /// Whether the driver does not hang.
+    /// Whether the reader does not hang.
     pub fn is_alive(&self) -> bool {
         match self.0.beat.load(Relaxed) {
             WAITING => true,
@@ -73,7 +73,7 @@ impl Pulse {
     fn answer(&self, path: &str) -> (StatusCode, &'static str) {
         match (path, self.is_alive(), self.0.ready.load(Relaxed)) {
             ("/livez", true, _) | ("/readyz", true, true) => (StatusCode::OK, "ok\n"),
-            ("/livez" | "/readyz", false, _) => (StatusCode::SERVICE_UNAVAILABLE, "the driver thread hangs\n"),
+            ("/livez" | "/readyz", false, _) => (StatusCode::SERVICE_UNAVAILABLE, "the reader's thread hangs\n"),
             ("/readyz", true, false) => (StatusCode::SERVICE_UNAVAILABLE, "not attached\n"),
             _ => (StatusCode::NOT_FOUND, "/livez and /readyz are here\n"),
         }
@@ -136,7 +136,7 @@ pub fn watch(pulse: Pulse, runtime: &Handle) {
 mod tests {
     use super::*;
 
-    /// Prevents a hanging driver from passing as alive, and a backend that is down from getting mqspan restarted.
+    /// Prevents a hanging reader from passing as alive, and a backend that is down from getting mqspan restarted.
     #[test]
     fn answers() {
         let pulse = Pulse::default();

@@ -261,3 +261,25 @@ fn one_process_at_a_time() -> Result<()> {
     ended.said("another mqspan uses it")?;
     tracing.stop()?.ok().map(drop)
 }
+
+/// Prevents a damaged file from keeping mqspan from starting, and from being lost to whoever wants to look at it.
+#[test]
+fn a_damaged_file_is_set_aside() -> Result<()> {
+    let mqspan = mqspan()?;
+    let ports = Ports::free()?;
+    let (protocol, file) = ("http/protobuf", mqspan.file("spool").join("spool.sqlite"));
+    run(&mqspan, &ports.endpoint(protocol), protocol, &[], 300)?;
+    let mut bytes = fs::read(&file)?;
+    let length = bytes.len();
+    ensure!(length > 3 * 4096, "{length} bytes");
+    bytes[2 * 4096..].fill(0xff);
+    fs::write(&file, bytes)?;
+    let backend = Backend::start(|_, _| Answer::Taken)?;
+    let (stats, ended) = run(&mqspan, &backend.endpoint(), protocol, &[], 100)?;
+    ended.said("the spool is damaged")?;
+    ensure!((stats.restored, stats.exported, stats.lost_sum()) == (0, 100, 0), "{stats:?}");
+    let names = fs::read_dir(mqspan.file("spool"))?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    ensure!(names.iter().any(|name| name.starts_with("spool.sqlite.damaged-")), "{names:?}");
+    Ok(())
+}

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::model::filter::{self, Pick};
@@ -204,8 +204,52 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Exit> 
     }
 }
 
+/// The options of `run` without a command line around them.
+fn options() -> clap::Command {
+    RunArgs::augment_args(
+        clap::Command::new("file").no_binary_name(true).disable_help_flag(true).disable_version_flag(true),
+    )
+}
+
+/// An option of `run`, as a configuration file needs to know it.
+#[derive(Clone, Debug)]
+pub struct RunOption {
+    /// Without dashes.
+    pub name: String,
+    /// May be given more than once.
+    pub is_repeatable: bool,
+    /// Is not a mere switch.
+    pub takes_value: bool,
+}
+
+/// All options of `run`.
+pub fn run_options() -> Vec<RunOption> {
+    let options = options();
+    let option = |option: &clap::Arg| {
+        Some(RunOption {
+            name: option.get_long()?.into(),
+            is_repeatable: matches!(option.get_action(), clap::ArgAction::Append),
+            takes_value: option.get_action().takes_values(),
+        })
+    };
+    options.get_arguments().filter_map(option).collect()
+}
+
+/// Reads options of `run`. The error is the option's name without dashes, empty where it is about none, and what is
+/// wrong with it, in one line.
+pub fn parse_options(arguments: &[String]) -> Result<RunArgs, (String, String)> {
+    let run = options().try_get_matches_from_mut(arguments).and_then(|matches| RunArgs::from_arg_matches(&matches));
+    run.map_err(|error| {
+        let option = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(usage)) => usage.trim_start_matches("--"),
+            _ => "",
+        };
+        (option.split([' ', '=']).next().unwrap_or_default().into(), one_line(&error))
+    })
+}
+
 /// What clap has to say about a wrong option, with its tips, but without the usage, in one line.
-pub fn one_line(error: &clap::Error) -> String {
+fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let end = text.find("\n\nUsage:").or(text.find("\n\nFor more information"));

@@ -6,12 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::error::{ContextKind, ContextValue};
-use clap::{Args, FromArgMatches};
-
 use super::otlp::{Layer, Layers};
 use super::yaml::{Node, YamlEntry, YamlValue, parse};
-use crate::cli::{RunArgs, one_line};
+use crate::cli::{self, RunArgs, RunOption};
 use crate::model::error::{Error, Origin};
 use crate::model::values::MetricLimits;
 use crate::model::values::Signal;
@@ -41,11 +38,9 @@ impl ConfigFile {
 
     /// Reads the text of the file at `path`.
     pub fn from_text(path: &Path, text: &str) -> Result<Self, Error> {
-        let options =
-            clap::Command::new("file").no_binary_name(true).disable_help_flag(true).disable_version_flag(true);
         let mut reader = SectionReader {
             path: path.into(),
-            options: RunArgs::augment_args(options),
+            options: cli::run_options(),
             known: keys(),
             arguments: Vec::new(),
             lines: BTreeMap::new(),
@@ -64,10 +59,8 @@ impl ConfigFile {
 
 /// All keys, as dotted paths: the options first.
 pub fn keys() -> Vec<String> {
-    let options = RunArgs::augment_args(clap::Command::new("file"));
-    let options = options.get_arguments().filter_map(|option| option.get_long());
     // A file can't name another one.
-    let options = options.filter(|name| *name != "config").map(String::from);
+    let options = cli::run_options().into_iter().map(|option| option.name).filter(|name| *name != "config");
     let own = Layer::KEYS.iter().filter(|key| !is_option(key));
     let generic = own.map(|key| format!("otlp.{key}"));
     let signals = Signal::ALL.iter().flat_map(|signal| {
@@ -85,8 +78,8 @@ fn is_option(key: &str) -> bool {
 
 struct SectionReader {
     path: PathBuf,
-    /// The options, as clap knows them.
-    options: clap::Command,
+    /// The options.
+    options: Vec<RunOption>,
     /// All keys, see `keys`.
     known: Vec<String>,
     /// The arguments that the options of the file stand for.
@@ -171,11 +164,9 @@ impl SectionReader {
 
     /// Adds the arguments that an option of the file stands for.
     fn option(&mut self, key: &str, value: YamlValue, origin: &Origin) -> Result<(), Error> {
-        let named = |option: &&clap::Arg| option.get_long() == Some(key);
-        let option = self.options.get_arguments().find(named);
-        let action = option.map(|option| option.get_action());
-        let repeatable = matches!(action, Some(clap::ArgAction::Append));
-        let takes_value = action.is_some_and(clap::ArgAction::takes_values);
+        let option = self.options.iter().find(|option| option.name == key);
+        let repeatable = option.is_some_and(|option| option.is_repeatable);
+        let takes_value = option.is_some_and(|option| option.takes_value);
         let mut add = |text: &str| self.arguments.push(format!("--{key}={text}"));
         match value {
             YamlValue::Scalar(text) if takes_value => add(&text),
@@ -200,18 +191,9 @@ impl SectionReader {
 
     /// Reads all options at once, so that those that exclude each other are found.
     fn finish(mut self) -> Result<ConfigFile, Error> {
-        let run = self
-            .options
-            .try_get_matches_from_mut(&self.arguments)
-            .and_then(|matches| RunArgs::from_arg_matches(&matches));
-        self.file.run = run.map_err(|error| {
-            let option = match error.get(ContextKind::InvalidArg) {
-                Some(ContextValue::String(usage)) => usage.trim_start_matches("--"),
-                _ => "",
-            };
-            let key = option.split([' ', '=']).next().unwrap_or_default();
-            let line = self.lines.get(key).copied().unwrap_or(1);
-            self.origin(key, line).error(one_line(&error))
+        self.file.run = cli::parse_options(&self.arguments).map_err(|(key, why)| {
+            let line = self.lines.get(&key).copied().unwrap_or(1);
+            self.origin(&key, line).error(why)
         })?;
         Ok(self.file)
     }

@@ -197,8 +197,11 @@ fn socket(text: &str) -> Result<Option<PathBuf>, String> {
     match text.strip_prefix("unix:") {
         None => Ok(None),
         Some(path) => match path.strip_prefix("//").unwrap_or(path) {
-            path if path.starts_with('/') && path.len() > 1 => Ok(Some(path.into())),
-            _ => Err("a socket is unix:///path, with the whole path".into()),
+            // What a sockaddr_un holds, with the zero at its end.
+            path if path.starts_with('/') && !path.ends_with('/') && !path.contains('\0') && path.len() <= 107 => {
+                Ok(Some(path.into()))
+            }
+            _ => Err("a socket is unix:///path: absolute, of at most 107 bytes".into()),
         },
     }
 }

@@ -1,4 +1,4 @@
-//! Lists of keys and values as the OpenTelemetry specification writes them in variables. Pure code.
+//! Lists of pairs, as the variables of OpenTelemetry have them for headers and attributes. Pure code.
 
 use percent_encoding::percent_decode_str;
 

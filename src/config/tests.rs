@@ -140,6 +140,8 @@ fn wrong_values() {
     let endpoint = |value| [("OTEL_EXPORTER_OTLP_ENDPOINT", value)];
     for (arguments, variables, yaml, status, says) in [
         ("--endpoint c:1", &[][..], "", 2, "--endpoint: the URL must begin"),
+        ("--spool /s", &[], "", 2, "--spool keeps what can't be sent by OTLP"),
+        ("--endpoint http://c --output none", &[], "spool: /s", 2, "--spool keeps what can't be sent by OTLP"),
         ("--user nobody", &[], "", 2, "--user needs a command"),
         ("", &endpoint("c:1"), "", 1, "OTEL_EXPORTER_OTLP_ENDPOINT: the URL must begin"),
         ("", &[], "\nendpoint: c:1", 1, "m.yaml:2: endpoint: the URL must begin"),

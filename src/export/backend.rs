@@ -29,9 +29,11 @@ pub enum Next {
 
 /// What is to be said, in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum Remark {
     /// A warning.
     Warning(String),
+    /// That the backend does not take the signal, and what it said.
+    NotTaken(String),
     /// That all is well again.
     Works(String),
 }
@@ -81,19 +83,19 @@ impl Backend {
         first: Instant,
         now: Instant,
         random: f64,
-    ) -> (Next, Option<Said>) {
-        match answer {
+    ) -> (Next, Vec<Remark>) {
+        let (next, said) = match answer {
             Ok(Accepted { rejected, message }) => {
                 let works = self.works(now);
-                let said = match rejected {
-                    0 if message.is_empty() || self.warned.as_ref() == Some(&message) => works,
+                let warning = match rejected {
+                    0 if message.is_empty() || self.warned.as_ref() == Some(&message) => None,
                     0 => {
                         self.warned = Some(message.clone());
-                        Some(Said::Warning(format!("the backend warns: {message}")))
+                        Some(Remark::Warning(format!("the backend warns: {message}")))
                     }
                     _ => self.say(&format!("the backend rejected {rejected} records"), &message, now),
                 };
-                (Next::Settle(Outcome::Sent { rejected }), said)
+                return (Next::Settle(Outcome::Sent { rejected }), works.into_iter().chain(warning).collect());
             }
             Err(Failure::Retry { after, why }) => self.retry(after, &why, first, now, random),
             Err(Failure::Backend(why)) if self.keeps => self.wait_for_mending(&why, now),
@@ -103,15 +105,16 @@ impl Backend {
             }
             Err(Failure::Unimplemented(why)) if self.keeps && self.taken => self.wait_for_mending(&why, now),
             Err(Failure::Unimplemented(why)) => self.switch_off(&why, now),
-        }
+        };
+        (next, said.into_iter().collect())
     }
 
-    fn works(&mut self, now: Instant) -> Option<Said> {
+    fn works(&mut self, now: Instant) -> Option<Remark> {
         self.try_at_once();
         self.taken = true;
         let since = self.failing_since.take()?;
         self.said = None;
-        Some(Said::Works(format!("delivering again after {} s", now.saturating_duration_since(since).as_secs())))
+        Some(Remark::Works(format!("delivering again after {} s", now.saturating_duration_since(since).as_secs())))
     }
 
     fn retry(
@@ -121,7 +124,7 @@ impl Backend {
         first: Instant,
         now: Instant,
         random: f64,
-    ) -> (Next, Option<Said>) {
+    ) -> (Next, Option<Remark>) {
         self.failing_since.get_or_insert(now);
         let said = self.say("the backend can't be reached or is overloaded, trying again", why, now);
         let wish = after.map(|after| after.min(LONGEST_WISH));
@@ -143,7 +146,7 @@ impl Backend {
     }
 
     /// Nothing is given up for what the backend says of itself: who runs it may mend it.
-    fn wait_for_mending(&mut self, why: &str, now: Instant) -> (Next, Option<Said>) {
+    fn wait_for_mending(&mut self, why: &str, now: Instant) -> (Next, Option<Remark>) {
         self.failing_since.get_or_insert(now);
         if self.pause(now).is_none() {
             let pause = self.pause.map_or(FIRST_PAUSE, |pause| (2 * pause).min(LONGEST_PAUSE));
@@ -155,7 +158,7 @@ impl Backend {
     }
 
     /// The signal is left out; what is on disk already stays there, and is tried again after a pause.
-    fn switch_off(&mut self, why: &str, now: Instant) -> (Next, Option<Said>) {
+    fn switch_off(&mut self, why: &str, now: Instant) -> (Next, Option<Remark>) {
         let was_off = self.is_off(now);
         if !was_off {
             self.off_until = Some(now + SWITCHED_OFF);
@@ -163,16 +166,15 @@ impl Backend {
         if self.keeps {
             let _ = self.wait_for_mending(why, now);
         }
-        let said = format!("the backend does not take this signal ({why})");
-        (Next::Settle(Outcome::Lost(Stage::SwitchedOff)), (!was_off).then_some(Said::Warning(said)))
+        (Next::Settle(Outcome::Lost(Stage::SwitchedOff)), (!was_off).then(|| Remark::NotTaken(why.into())))
     }
 
     /// Something that may come with every request is said once a minute only.
-    fn say(&mut self, what: &str, why: &str, now: Instant) -> Option<Said> {
+    fn say(&mut self, what: &str, why: &str, now: Instant) -> Option<Remark> {
         let is_new = self.said.as_ref().is_none_or(|(at, said)| said != what || now - *at >= SAY_EVERY);
         is_new.then(|| {
             self.said = Some((now, what.to_owned()));
-            Said::Warning(if why.is_empty() { what.into() } else { format!("{what}: {why}") })
+            Remark::Warning(if why.is_empty() { what.into() } else { format!("{what}: {why}") })
         })
     }
 }
@@ -289,11 +291,14 @@ mod tests {
         let mut test = Test::new(false);
         let mut said = |seconds| {
             let (start, now) = (test.start, test.at(seconds));
-            test.backend.answered(retry(None), start, now, 0.5).1.is_some()
+            !test.backend.answered(retry(None), start, now, 0.5).1.is_empty()
         };
         assert_eq!([said(0), said(1), said(59), said(60)], [true, false, false, true]);
         let now = test.at(70);
         let (_, works) = test.backend.answered(Ok(Accepted::default()), now, now, 0.5);
-        assert_eq!(works, Some(Said::Works("delivering again after 70 s".into())));
+        assert_eq!(works, [Remark::Works("delivering again after 70 s".into())]);
+        let warns = || Ok(Accepted { rejected: 0, message: "careful".into() });
+        let mut said = || test.backend.answered(warns(), now, now, 0.5).1;
+        assert_eq!([said().len(), said().len()], [1, 0], "a warning is said once");
     }
 }

@@ -1,11 +1,9 @@
 //! One attempt to deliver one request over OTLP/gRPC or OTLP/HTTP. Decides nothing: what the answer means is
 //! [`reply`]'s, what follows the sender's.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes};
@@ -26,6 +24,7 @@ use tracing::warn;
 
 use super::batch::Encoding;
 use super::endpoint::{ClientIdentity, Endpoint};
+use super::files::{self, FromFiles};
 use super::headers;
 use super::reply::{self, Accepted, Failure};
 use crate::model::error::Error;
@@ -36,32 +35,25 @@ const USER_AGENT: &str = concat!("mqspan/", env!("CARGO_PKG_VERSION"));
 const COMPRESS_FROM: usize = 1024;
 /// A connection that is idle is asked after each, so that one that a firewall forgot is found.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// The files that a connection is made of are looked at so often.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// As much of an answer is read.
 const ANSWER: usize = 64 << 10;
 
-/// A connection to the backend of one signal, made when it is first needed and again after it broke, or after one of the
-/// files that it was made of has changed.
-#[derive(Debug)]
+/// A connection to the backend of one signal, made when it is first needed and again after it broke or its certificates
+/// changed.
+#[derive(Clone, Debug)]
 pub struct OtlpClient {
     signal: Signal,
     endpoint: Endpoint,
-    encoding: Encoding,
-    made: Mutex<Made>,
+    connection: Arc<Mutex<FromFiles<Connection>>>,
+    /// Whether an unusual answer was told of.
+    told: Arc<AtomicBool>,
 }
 
-/// What the files of certificates, keys and headers gave when they were read.
-#[derive(Debug)]
-struct Made {
-    carrier: Carrier,
+/// What the files of an endpoint make of it.
+#[derive(Clone, Debug)]
+struct Connection {
     headers: HeaderMap,
-    /// The files as they were.
-    stamps: Vec<Option<Stamp>>,
-    /// When they were looked at.
-    looked: Instant,
-    /// Whether it was said that they can't be used any more.
-    said: bool,
+    carrier: Carrier,
 }
 
 #[derive(Clone, Debug)]
@@ -70,67 +62,43 @@ enum Carrier {
     Http(reqwest::Client),
 }
 
-/// A file, as long as it is not written to or replaced: device, inode, size and time of change.
-type Stamp = (u64, u64, u64, i64, i64);
-
 impl OtlpClient {
     /// Prepares the connection: reads certificates and headers, connects to nothing. To be called on a runtime.
     pub fn new(signal: Signal, endpoint: &Endpoint) -> Result<Self, Error> {
-        let encoding = match endpoint.protocol {
-            Protocol::HttpJson => Encoding::Json,
-            Protocol::Grpc | Protocol::HttpProtobuf => Encoding::Protobuf,
-        };
-        let stamps = stamps(endpoint);
-        let (carrier, headers) = make(endpoint)?;
-        let made = Mutex::new(Made { carrier, headers, stamps, looked: Instant::now(), said: false });
-        Ok(Self { signal, endpoint: endpoint.clone(), encoding, made })
+        let connection = FromFiles::new(files::of(endpoint), || connection(endpoint))?;
+        Ok(Self {
+            signal,
+            endpoint: endpoint.clone(),
+            connection: Arc::new(Mutex::new(connection)),
+            told: Arc::default(),
+        })
     }
 
     /// How requests are to be encoded.
     pub fn encoding(&self) -> Encoding {
-        self.encoding
+        match self.endpoint.protocol {
+            Protocol::HttpJson => Encoding::Json,
+            Protocol::Grpc | Protocol::HttpProtobuf => Encoding::Protobuf,
+        }
     }
 
-    /// Reads certificates, keys and headers again.
+    /// Has certificates, keys and headers read again before the next request, whether they seem to have changed or not.
     pub fn reload(&self) {
-        self.remake(&mut self.made(), stamps(&self.endpoint));
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).reload();
     }
 
-    fn made(&self) -> MutexGuard<'_, Made> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The carrier and the headers, made anew where a file has changed.
-    fn current(&self) -> (Carrier, HeaderMap) {
-        let mut made = self.made();
-        if made.looked.elapsed() >= LOOK_EVERY {
-            made.looked = Instant::now();
-            let stamps = stamps(&self.endpoint);
-            if stamps != made.stamps {
-                self.remake(&mut made, stamps);
-            }
+    /// The connection as its files have it now; as they had it last where they are broken.
+    fn connection(&self) -> Connection {
+        let mut watched = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = watched.refresh(Instant::now(), || connection(&self.endpoint)) {
+            warn!("otlp.{}: {}; what was read before stays in use", self.signal.name(), error.message);
         }
-        (made.carrier.clone(), made.headers.clone())
-    }
-
-    /// Where that is not possible, what was read before goes on.
-    fn remake(&self, made: &mut Made, stamps: Vec<Option<Stamp>>) {
-        match make(&self.endpoint) {
-            Ok((carrier, headers)) => {
-                (made.carrier, made.headers, made.stamps, made.said) = (carrier, headers, stamps, false);
-            }
-            // It is looked at again: a file may be half written just now.
-            Err(error) => {
-                if !std::mem::replace(&mut made.said, true) {
-                    warn!("{}; what was read before goes on", error.message);
-                }
-            }
-        }
+        watched.value().clone()
     }
 
     /// Sends a request once. One that an earlier run has left in the spool may be encoded otherwise than this one's.
     pub async fn send(&self, body: Bytes, encoding: Encoding) -> Result<Accepted, Failure> {
-        let (carrier, headers) = self.current();
+        let Connection { headers, carrier } = self.connection();
         let attempt = async {
             match carrier {
                 Carrier::Grpc(channel) => {
@@ -144,26 +112,16 @@ impl OtlpClient {
             }
         };
         let timeout = self.endpoint.timeout;
-        let answer = tokio::time::timeout(timeout, attempt)
+        let result = tokio::time::timeout(timeout, attempt)
             .await
             .unwrap_or_else(|_| Err(Failure::Retry { after: None, why: format!("no answer within {timeout:?}") }));
-        answer.map_err(|failure| failure.with(|why| format!("{why}{}; {}", self.hint(&why), self.endpoint.name())))
+        result.map_err(|failure| failure.with(|why| self.explain(&why)))
     }
 
-    /// What a failure looks like where the port is the other protocol's.
-    fn hint(&self, why: &str) -> &'static str {
-        let has = |texts: &[&str]| texts.iter().any(|text| why.contains(text));
-        match self.endpoint.protocol {
-            Protocol::Grpc if has(&["frame with invalid size", "FRAME_SIZE_ERROR", "HTTP/1.1"]) => {
-                " (this looks like the port of OTLP/HTTP: try --protocol http/protobuf, or the port of gRPC, often 4317)"
-            }
-            Protocol::HttpProtobuf | Protocol::HttpJson
-                if has(&["invalid HTTP version", "connection closed before message completed"]) =>
-            {
-                " (this looks like the port of gRPC: try --protocol grpc, or the port of OTLP/HTTP, often 4318)"
-            }
-            _ => "",
-        }
+    /// Why an attempt failed, with the URL that was tried.
+    fn explain(&self, why: &str) -> String {
+        let hint = reply::wrong_protocol(self.endpoint.protocol, why).map(|hint| format!("; {hint}"));
+        format!("{}: {why}{}", self.endpoint.name(), hint.unwrap_or_default())
     }
 
     /// A request in JSON as protobuf, the one encoding of gRPC.
@@ -226,14 +184,47 @@ impl OtlpClient {
         let retry = |error: reqwest::Error| Failure::Retry { after: None, why: reply::causes(&error.without_url()) };
         let mut response = request.body(body).send().await.map_err(retry)?;
         let mut answer = Vec::new();
-        while answer.len() < ANSWER {
-            match response.chunk().await.map_err(retry)? {
-                Some(chunk) => answer.extend_from_slice(&chunk),
-                None => break,
+        while let Some(chunk) = response.chunk().await.map_err(retry)? {
+            if answer.len() + chunk.len() > ANSWER {
+                let why = format!("{}, with an answer of more than {ANSWER} bytes", response.status());
+                return Err(Failure::Backend(why));
             }
+            answer.extend_from_slice(&chunk);
         }
-        reply::of_http(self.signal, response.status(), response.headers(), &answer)
+        let accepted = reply::of_http(self.signal, response.status(), response.headers(), &answer)?;
+        if let Some(what) = reply::unusual(response.headers(), &answer)
+            && !self.told.swap(true, Relaxed)
+        {
+            let status = response.status();
+            warn!("otlp.{}: {}: {status} with {what}: taken as success", self.signal.name(), self.endpoint.name());
+        }
+        Ok(accepted)
     }
+}
+
+fn connection(endpoint: &Endpoint) -> Result<Connection, Error> {
+    Ok(Connection {
+        headers: headers_of(endpoint)?,
+        carrier: match endpoint.protocol {
+            Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http(http(endpoint)?),
+        },
+    })
+}
+
+/// The headers of an endpoint with those of its file, which come first.
+pub fn headers_of(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
+    let mut headers = endpoint.headers.clone();
+    if let Some(path) = &endpoint.headers_file {
+        let wrong = |why: String| {
+            let message = format!("OTLP: headers_file {}: {why}", path.display());
+            Error::cannot_run(message, "write a line `NAME: value` for each header there, in UTF-8")
+        };
+        let text = String::from_utf8(files::read(path, "headers_file")?).map_err(|_| wrong("not UTF-8".into()))?;
+        let of_file = headers::from_file(&text).map_err(wrong)?;
+        headers.extend(of_file);
+    }
+    Ok(headers)
 }
 
 fn compress(compression: Option<Compression>, body: Bytes) -> std::io::Result<Bytes> {
@@ -252,75 +243,35 @@ fn is_tls(endpoint: &Endpoint) -> bool {
     endpoint.url.starts_with("https://")
 }
 
-fn read(path: &Path, what: &str) -> Result<Pem, Error> {
-    fs::read(path).map_err(|error| {
-        Error::cannot_run(
-            format!("OTLP: {what} {}: {error}", path.display()),
-            format!("name a readable PEM file, or leave {what} out"),
-        )
-    })
-}
-
 type Pem = Vec<u8>;
 
 /// The certificate and its key, where there are any.
 fn identity(endpoint: &Endpoint) -> Result<Option<(Pem, Pem)>, Error> {
-    let Some(ClientIdentity { certificate, key: path }) = &endpoint.client else { return Ok(None) };
-    let (certificate, key) = (read(certificate, "client_certificate")?, read(path, "client_key")?);
-    // PKCS #8 by its label (RFC 7468), older forms by a header (RFC 1421).
-    let text = String::from_utf8_lossy(&key);
-    if text.contains("BEGIN ENCRYPTED PRIVATE KEY") || text.contains("Proc-Type: 4,ENCRYPTED") {
-        return Err(Error::cannot_run(
-            format!(
-                "OTLP: client_key {}: the key is encrypted, and nobody can be asked for its passphrase",
-                path.display()
-            ),
-            "decrypt it into a file that only mqspan may read: openssl pkey -in KEY -out PLAIN",
-        ));
-    }
-    Ok(Some((certificate, key)))
-}
-
-/// The connection, and the headers that are sent with each request.
-fn make(endpoint: &Endpoint) -> Result<(Carrier, HeaderMap), Error> {
-    let carrier = match endpoint.protocol {
-        Protocol::Grpc => Carrier::Grpc(grpc(endpoint)?),
-        Protocol::HttpProtobuf | Protocol::HttpJson => Carrier::Http(http(endpoint)?),
+    let read = |ClientIdentity { certificate, key }: &ClientIdentity| {
+        let pem = files::read(key, "client_key")?;
+        if files::is_encrypted(&pem) {
+            return Err(Error::cannot_run(
+                format!("OTLP: client_key {} is encrypted, and mqspan asks for no passphrase", key.display()),
+                "decrypt it: openssl pkey -in KEY -out PLAIN, readable for mqspan only",
+            ));
+        }
+        Ok((files::read(certificate, "client_certificate")?, pem))
     };
-    Ok((carrier, headers_of(endpoint)?))
+    endpoint.client.as_ref().map(read).transpose()
 }
 
-/// All headers; those of the file go before the others.
-pub fn headers_of(endpoint: &Endpoint) -> Result<HeaderMap, Error> {
-    let mut headers = endpoint.headers.clone();
-    if let Some(path) = &endpoint.headers_file {
-        let wrong = |why: String| {
-            Error::cannot_run(
-                format!("OTLP: headers_file {}: {why}", path.display()),
-                "name a readable file with a line NAME: value for each header",
-            )
-        };
-        let mut text = String::new();
-        let file = File::open(path).map_err(|error| wrong(error.to_string()))?;
-        file.take(headers::MOST).read_to_string(&mut text).map_err(|error| wrong(error.to_string()))?;
-        headers.extend(headers::from_file(&text).map_err(wrong)?);
-    }
-    Ok(headers)
-}
-
-/// The files that a connection is made of, as they are now.
-fn stamps(endpoint: &Endpoint) -> Vec<Option<Stamp>> {
-    let client = endpoint.client.iter().flat_map(|client| [&client.certificate, &client.key]);
-    let files = endpoint.certificate.iter().chain(&endpoint.headers_file).chain(client);
-    let stamp = |about: fs::Metadata| (about.dev(), about.ino(), about.size(), about.mtime(), about.mtime_nsec());
-    files.map(|path| fs::metadata(path).ok().map(stamp)).collect()
+/// What stands in the way of TLS where the host's own certificate authorities are to be used.
+fn no_authorities(error: &dyn std::error::Error) -> Error {
+    Error::cannot_run(
+        format!("OTLP: TLS: no certificate authorities of this host could be read: {}", reply::causes(error)),
+        "install ca-certificates, or name a PEM file with `certificate` (OTEL_EXPORTER_OTLP_CERTIFICATE)",
+    )
 }
 
 fn wrong_tls(error: &dyn std::error::Error) -> Error {
     Error::cannot_run(
         format!("OTLP: TLS: {}", reply::causes(error)),
-        "check that certificate, client_certificate and client_key are PEM files of the right kind; where none is named the \
-         host's authorities are needed (on Debian the package ca-certificates)",
+        "check that certificate, client_certificate and client_key are PEM files of the right kind",
     )
 }
 
@@ -329,19 +280,27 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
     let wrong = |error: tonic::transport::Error| {
         Error::cannot_run(format!("OTLP: {}", reply::causes(&error)), "give a URL such as http://localhost:4317")
     };
-    let url = endpoint.socket.as_ref().map_or_else(|| endpoint.url.clone(), |_| endpoint.name());
-    let mut channel = Channel::from_shared(url)
-        .map_err(|error| Error::cannot_run(format!("OTLP: {error}"), "give a URL such as http://localhost:4317"))?
-        .user_agent(USER_AGENT)
-        .map_err(wrong)?
-        .connect_timeout(endpoint.timeout)
-        .tcp_keepalive(Some(KEEP_ALIVE))
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(endpoint.timeout);
+    let mut channel = tonic::transport::Endpoint::from_shared(match &endpoint.socket {
+        Some(path) => format!("unix://{}", path.display()),
+        None => endpoint.url.clone(),
+    })
+    .map_err(|error| Error::cannot_run(format!("OTLP: {error}"), "give a URL such as http://localhost:4317"))?
+    .user_agent(USER_AGENT)
+    .map_err(wrong)?
+    .connect_timeout(endpoint.timeout)
+    .tcp_keepalive(Some(KEEP_ALIVE))
+    .http2_keep_alive_interval(KEEP_ALIVE)
+    .keep_alive_timeout(endpoint.timeout);
     if is_tls(endpoint) {
         let mut tls = match &endpoint.certificate {
-            Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path, "certificate")?)),
-            None => ClientTlsConfig::new().with_native_roots(),
+            Some(path) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(files::read(path, "certificate")?))
+            }
+            None => {
+                let tls = ClientTlsConfig::new().with_native_roots();
+                channel.clone().tls_config(tls.clone()).map_err(|error| no_authorities(&error))?;
+                tls
+            }
         };
         if let Some((certificate, key)) = identity(endpoint)? {
             tls = tls.identity(Identity::from_pem(certificate, key));
@@ -356,32 +315,31 @@ pub fn grpc(endpoint: &Endpoint) -> Result<Channel, Error> {
 pub fn http(endpoint: &Endpoint) -> Result<reqwest::Client, Error> {
     // reqwest looks for the provider even where no TLS is used; a second one to install it finds it installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // Without TLS no authorities are needed, and a host may have none.
-    let no_authorities = if is_tls(endpoint) { None } else { Some([]) };
     let mut builder = reqwest::Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(endpoint.timeout)
         .tcp_keepalive(KEEP_ALIVE)
         .pool_idle_timeout(3 * KEEP_ALIVE);
-    if let Some(none) = no_authorities {
-        builder = builder.tls_certs_only(none);
+    if let Some(path) = &endpoint.socket {
+        builder = builder.unix_socket(path.clone());
     }
-    if let Some(socket) = &endpoint.socket {
-        builder = builder.unix_socket(socket.as_path());
+    if !is_tls(endpoint) {
+        // Without this the host's certificate authorities would be read, and asked for.
+        return builder.tls_certs_only([]).build().map_err(|error| wrong_tls(&error));
     }
-    if is_tls(endpoint) {
-        if let Some(path) = &endpoint.certificate {
-            let pem = read(path, "certificate")?;
+    if let Some((certificate, key)) = identity(endpoint)? {
+        let pem = [key, b"\n".to_vec(), certificate].concat();
+        builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| wrong_tls(&error))?);
+    }
+    match &endpoint.certificate {
+        Some(path) => {
+            let pem = files::read(path, "certificate")?;
             let certificates = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong_tls(&error))?;
-            builder = builder.tls_certs_only(certificates);
+            builder.tls_certs_only(certificates).build().map_err(|error| wrong_tls(&error))
         }
-        if let Some((certificate, key)) = identity(endpoint)? {
-            let pem = [key, b"\n".to_vec(), certificate].concat();
-            builder = builder.identity(reqwest::Identity::from_pem(&pem).map_err(|error| wrong_tls(&error))?);
-        }
+        None => builder.build().map_err(|error| no_authorities(&error)),
     }
-    builder.build().map_err(|error| wrong_tls(&error))
 }
 
 /// A request that is encoded already, and an answer that is decoded later.

@@ -1,4 +1,5 @@
-//! Where and how OTLP is sent, as the settings say it. Opens no connection and reads no file.
+//! Where and how OTLP is sent, for each signal. What makes it out of settings is the configuration's. Pure data: opens
+//! no connection and reads no file.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,31 +19,20 @@ pub struct Otlp {
     pub metrics: Endpoint,
 }
 
-impl Otlp {
-    /// The endpoint of a signal.
-    pub fn of(&self, signal: Signal) -> &Endpoint {
-        match signal {
-            Signal::Traces => &self.traces,
-            Signal::Logs => &self.logs,
-            Signal::Metrics => &self.metrics,
-        }
-    }
-}
-
 /// Where and how one signal is sent.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     /// The final URL. For HTTP it has the signal's path; for gRPC it is scheme, host and port. TLS
     /// is used where the scheme is `https`.
     pub url: String,
-    /// The socket that `unix:///path` names: the URL's host is asked there.
-    pub socket: Option<PathBuf>,
     /// How requests are carried and encoded.
     pub protocol: Protocol,
+    /// The socket that requests go to instead of the URL's host, for `unix:` endpoints.
+    pub socket: Option<PathBuf>,
     /// Sent with each request. The values are secrets: they are marked as sensitive, which keeps
     /// them out of `Debug`.
     pub headers: HeaderMap,
-    /// A file of more headers, `NAME: value` a line, which is read again when it changes.
+    /// File of further headers, which come before those above; read again when it changes.
     pub headers_file: Option<PathBuf>,
     /// None: not compressed.
     pub compression: Option<Compression>,
@@ -63,12 +53,23 @@ pub struct ClientIdentity {
     pub key: PathBuf,
 }
 
+impl Otlp {
+    /// The endpoint of a signal.
+    pub fn of(&self, signal: Signal) -> &Endpoint {
+        match signal {
+            Signal::Traces => &self.traces,
+            Signal::Logs => &self.logs,
+            Signal::Metrics => &self.metrics,
+        }
+    }
+}
+
 impl Endpoint {
-    /// As messages name it.
+    /// As messages name it: without a query, which may hold a token.
     pub fn name(&self) -> String {
         match &self.socket {
-            Some(socket) => format!("unix://{}", socket.display()),
-            None => self.url.clone(),
+            Some(path) => format!("unix://{}", path.display()),
+            None => self.url.split('?').next().unwrap_or_default().to_owned(),
         }
     }
 }

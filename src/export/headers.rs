@@ -3,9 +3,6 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// No file of headers is longer, in bytes.
-pub const MOST: u64 = 64 << 10;
-
 /// Headers with these names and values; the values are marked as sensitive. What is no valid name is told by its number: it
 /// may be a secret that lacks one.
 pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<HeaderMap, String> {

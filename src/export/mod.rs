@@ -7,6 +7,7 @@ pub mod backend;
 pub mod batch;
 pub mod client;
 pub mod endpoint;
+mod files;
 pub mod hangup;
 pub mod headers;
 pub mod ledger;
@@ -286,10 +287,11 @@ impl Deliveries {
     }
 }
 
-/// Enqueues a request of metrics for each sink, as it encodes it.
-pub fn enqueue_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest) {
+/// Enqueues a request of metrics for each sink, as it encodes it. Readings that `add_up` from their start are replaced by the
+/// next ones: they are not put behind others that wait.
+pub fn enqueue_metrics(sinks: &[Sink], ledger: &Arc<Ledger>, request: &ExportMetricsServiceRequest, add_up: bool) {
     let records = metrics::points(request);
-    for sink in sinks {
+    for sink in sinks.iter().filter(|sink| !(add_up && sink.is_waiting())) {
         let Form::Otlp(encoding) = sink.form else { continue };
         let share = Share::of_metrics(ledger, sink.output, records);
         sink.enqueue_metrics(metrics::encode(encoding, request).into(), share);

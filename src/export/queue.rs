@@ -116,7 +116,7 @@ mod tests {
     }
 
     /// Prevents the queue from growing without bound, a request larger than all of it from waiting for ever, and a
-    /// waiting driver from never ending.
+    /// waiting reader from never ending.
     #[test]
     fn bounded_and_ended() {
         let ledger = Ledger::new(vec!["otlp.traces".into()], false);

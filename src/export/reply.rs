@@ -8,9 +8,9 @@ use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResp
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
 use tonic::{Code, Status};
-use tonic_types::StatusExt;
+use tonic_types::pb;
 
-use crate::model::values::Signal;
+use crate::model::values::{Protocol, Signal};
 
 /// A request was taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,28 +31,30 @@ pub enum Failure {
         /// In a few words.
         why: String,
     },
-    /// The backend takes none now, for a reason that is its own and may be mended: who asks, or what it is in.
-    Backend(String),
-    /// It never will.
+    /// It never will: something is wrong with this request.
     Refused(String),
+    /// Something is wrong with the backend, or with what mqspan may do there: not with this request.
+    Backend(String),
     /// Nor will any other request of this signal.
     Unimplemented(String),
 }
 
 impl Failure {
-    /// The same with another reason.
-    pub fn with(self, why: impl FnOnce(String) -> String) -> Self {
+    /// The same with more said about it.
+    pub fn with(self, explain: impl FnOnce(String) -> String) -> Self {
         match self {
-            Self::Retry { after, why: before } => Self::Retry { after, why: why(before) },
-            Self::Backend(before) => Self::Backend(why(before)),
-            Self::Refused(before) => Self::Refused(why(before)),
-            Self::Unimplemented(before) => Self::Unimplemented(why(before)),
+            Self::Retry { after, why } => Self::Retry { after, why: explain(why) },
+            Self::Refused(why) => Self::Refused(explain(why)),
+            Self::Backend(why) => Self::Backend(explain(why)),
+            Self::Unimplemented(why) => Self::Unimplemented(explain(why)),
         }
     }
 }
 
 /// As much of what a backend says is shown.
 const SHOWN: usize = 200;
+/// No backend is waited for longer, whatever it asks for.
+const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn shown(text: &str) -> String {
     let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -72,9 +74,13 @@ pub fn of_grpc(status: &Status) -> Failure {
     if let Some(error) = std::error::Error::source(status) {
         return Failure::Retry { after: None, why: causes(error) };
     }
-    let retry_info = status.get_details_retry_info();
-    let is_asked_to_retry = retry_info.is_some();
-    let after = retry_info.and_then(|info| info.retry_delay);
+    // Made by the library, without a source.
+    if ["decoded message length too large", "exceeded while decompressing"].iter().any(|w| status.message().contains(w))
+    {
+        return Failure::Backend(why);
+    }
+    let retry_info = retry_info(status.details());
+    let after = retry_info.flatten();
     match status.code() {
         Code::Cancelled
         | Code::DeadlineExceeded
@@ -82,11 +88,49 @@ pub fn of_grpc(status: &Status) -> Failure {
         | Code::OutOfRange
         | Code::Unavailable
         | Code::DataLoss => Failure::Retry { after, why },
-        // Also one without a delay: then the back-off is enough.
-        Code::ResourceExhausted if is_asked_to_retry => Failure::Retry { after, why },
+        Code::ResourceExhausted if retry_info.is_some() => Failure::Retry { after, why },
         Code::Unimplemented => Failure::Unimplemented(why),
         Code::Unauthenticated | Code::PermissionDenied | Code::Internal | Code::Unknown => Failure::Backend(why),
         _ => Failure::Refused(why),
+    }
+}
+
+/// Whether a google.rpc.RetryInfo is among a status's details, and the delay that it asks for. A delay that is negative
+/// or no duration at all is none.
+fn retry_info(details: &[u8]) -> Option<Option<Duration>> {
+    let status = pb::Status::decode(details).ok()?;
+    let info = status.details.iter().find(|any| any.type_url.ends_with("/google.rpc.RetryInfo"))?;
+    let delay = pb::RetryInfo::decode(&*info.value).ok()?.retry_delay;
+    let duration = |seconds: i64, nanos: i32| {
+        let nanos = u32::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
+        Some(Duration::new(u64::try_from(seconds).ok()?, nanos).min(LONGEST_WAIT))
+    };
+    Some(delay.and_then(|delay| duration(delay.seconds, delay.nanos)))
+}
+
+/// What to add where an error looks as if the other protocol were spoken at that port; `why` as [`causes`] has it.
+pub fn wrong_protocol(protocol: Protocol, why: &str) -> Option<&'static str> {
+    let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
+    match protocol {
+        // The first bytes of "HTTP/1.1" are the length of a frame that is too long for HTTP/2.
+        Protocol::Grpc => says(&[
+            "frame with invalid size",
+            // Of a server that ends the connection at the preface of HTTP/2.
+            "connection error: stream closed because of a broken pipe",
+            "connection error: connection reset",
+            "mapped from HTTP status code 400",
+            "mapped from HTTP status code 404",
+            "mapped from HTTP status code 405",
+            "mapped from HTTP status code 415",
+            "mapped from HTTP status code 505",
+        ])
+        .then_some("if that is a port of OTLP/HTTP, give --protocol http/protobuf or gRPC's port, as a rule 4317"),
+        Protocol::HttpProtobuf | Protocol::HttpJson => {
+            says(&["invalid HTTP version", "received unexpected message from connection", "(application/grpc"])
+                .then_some(
+                    "if that is a port of OTLP/gRPC, give --protocol grpc or the port of OTLP/HTTP, as a rule 4318",
+                )
+        }
     }
 }
 
@@ -104,27 +148,54 @@ pub fn causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// How an HTTP answer's body is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Body {
+    Protobuf,
+    Json,
+    /// Of a web server, a login page or a proxy.
+    Html,
+    /// Of gRPC: the other protocol.
+    Grpc,
+    /// Text, or nothing that is named.
+    Other,
+}
+
+fn content_type(headers: &HeaderMap) -> &str {
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn kind(content_type: &str, body: &[u8]) -> Body {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/x-protobuf" | "application/protobuf" => Body::Protobuf,
+        "application/json" => Body::Json,
+        "text/html" | "application/xhtml+xml" => Body::Html,
+        essence if essence.starts_with("application/grpc") => Body::Grpc,
+        _ if body.trim_ascii_start().first() == Some(&b'<') => Body::Html,
+        _ => Body::Other,
+    }
+}
+
 /// What an HTTP answer means.
 pub fn of_http(signal: Signal, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Result<Accepted, Failure> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = content_type(headers);
+    let kind = kind(content_type, body);
+    if kind == Body::Grpc {
+        return Err(Failure::Backend(format!("{status}, answered by gRPC ({content_type})")));
+    }
     if status.is_success() {
-        let is_page = content_type.starts_with("text/html") || body.trim_ascii_start().starts_with(b"<");
-        let is_otlp = ["application/json", "application/x-protobuf"].iter().any(|own| content_type.starts_with(own));
-        return match body {
-            // A proxy's login page: whoever it is, it is not the backend.
-            _ if is_page => Err(Failure::Backend(format!("{status}, but the answer is a web page ({content_type})"))),
-            [] => {
-                Ok(Accepted { message: "its answer is empty, which is taken as a yes".into(), ..Accepted::default() })
+        return match (body, kind) {
+            (_, Body::Html | Body::Grpc) => None,
+            ([], _) => Some(Accepted::default()),
+            (body, Body::Json) => partial_success_json(signal, body),
+            (body, Body::Protobuf) => partial_success(signal, body),
+            (body, Body::Other) => {
+                let untyped = if content_type.is_empty() { partial_success(signal, body) } else { None };
+                untyped.or_else(|| std::str::from_utf8(body).ok().map(|_| Accepted::default()))
             }
-            body if content_type.starts_with("application/json") => partial_success_json(signal, body)
-                .ok_or_else(|| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})"))),
-            body if is_otlp => partial_success(signal, body)
-                .ok_or_else(|| Failure::Refused(format!("{status}, but the answer is not OTLP's ({content_type})"))),
-            body => Ok(partial_success(signal, body).unwrap_or_else(|| Accepted {
-                message: format!("its answer is not OTLP's, which is taken as a yes: {}", shown(&lossy(body))),
-                ..Accepted::default()
-            })),
-        };
+        }
+        .ok_or_else(|| Failure::Backend(format!("{status}, but the answer is not OTLP's ({content_type})")));
     }
     let why = match message(content_type, body) {
         Some(message) => format!("{status}: {message}"),
@@ -133,29 +204,38 @@ pub fn of_http(signal: Signal, status: StatusCode, headers: &HeaderMap, body: &[
     Err(match status.as_u16() {
         408 | 429 | 502 | 503 | 504 => Failure::Retry { after: retry_after(headers, SystemTime::now()), why },
         404 => Failure::Unimplemented(why),
-        401 | 403 | 407 | 500..=599 => Failure::Backend(why),
+        401 | 403 | 407 | 500.. => Failure::Backend(why),
         _ => Failure::Refused(why),
     })
 }
 
-fn lossy(body: &[u8]) -> String {
-    String::from_utf8_lossy(&body[..body.len().min(4 * SHOWN)]).into_owned()
+/// What is unusual about the answer to a request that was taken: OTLP/HTTP answers in the request's encoding.
+pub fn unusual(headers: &HeaderMap, body: &[u8]) -> Option<String> {
+    let content_type = content_type(headers);
+    let named = if content_type.is_empty() { "no Content-Type" } else { content_type };
+    match (kind(content_type, body), body.is_empty()) {
+        (Body::Protobuf, _) | (Body::Json, false) => None,
+        (_, true) => Some(format!("an empty answer ({named})")),
+        (_, false) => Some(format!("an answer that is not OTLP's ({named})")),
+    }
 }
 
 /// Retry-After (RFC 9110, section 10.2.3): seconds or a date.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    match text.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() => Some(Duration::MAX),
-        Err(_) => httpdate::parse_http_date(text).ok().map(|at| at.duration_since(now).unwrap_or_default()),
-    }
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let after = match is_number {
+        // A number that is too large for its type is a long time, too.
+        true => text.parse().map_or(LONGEST_WAIT, Duration::from_secs),
+        false => httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default(),
+    };
+    Some(after.min(LONGEST_WAIT))
 }
 
 /// What the body of a failure says: a google.rpc.Status, or text.
 fn message(content_type: &str, body: &[u8]) -> Option<String> {
     let text = match content_type.starts_with("application/x-protobuf") {
-        true => tonic_types::pb::Status::decode(body).ok()?.message,
+        true => pb::Status::decode(body).ok()?.message,
         false => std::str::from_utf8(body).ok()?.to_owned(),
     };
     Some(shown(&text)).filter(|text| !text.is_empty())
@@ -198,16 +278,16 @@ fn partial_success_json(signal: Signal, body: &[u8]) -> Option<Accepted> {
 #[cfg(test)]
 mod tests {
     use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
-    use tonic_types::ErrorDetails;
+    use tonic_types::{ErrorDetails, StatusExt};
 
     use super::*;
 
+    fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
+        headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
     fn http(status: u16, headers: &[(&'static str, &str)], body: &[u8]) -> Result<Accepted, Failure> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.insert(*name, value.parse().unwrap());
-        }
-        of_http(Signal::Traces, StatusCode::from_u16(status).unwrap(), &map, body)
+        of_http(Signal::Traces, StatusCode::from_u16(status).unwrap(), &map(headers), body)
     }
 
     fn retries(result: Result<Accepted, Failure>) -> Option<Option<u64>> {
@@ -226,11 +306,6 @@ mod tests {
         }
         assert_eq!(retries(http(503, &[("retry-after", "Fri, 31 Dec 1999 23:59:59 GMT")], b"")), Some(Some(0)));
         assert_eq!(retries(http(503, &[("retry-after", "soon")], b"")), Some(None));
-        assert_eq!(retries(http(503, &[("retry-after", "99999999999999999999999")], b"")), Some(Some(u64::MAX)));
-        assert!(retries(http(503, &[("retry-after", "Fri, 31 Dec 9999 23:59:59 GMT")], b"")).flatten() > Some(1));
-        for wrong in ["-1", "1.5", "", "7 s"] {
-            assert_eq!(retries(http(503, &[("retry-after", wrong)], b"")), Some(None), "{wrong}");
-        }
         for status in [301, 400, 405, 413, 415, 422] {
             assert!(matches!(http(status, &[], b""), Err(Failure::Refused(_))), "{status}");
         }
@@ -238,7 +313,7 @@ mod tests {
             assert!(matches!(http(status, &[], b""), Err(Failure::Backend(_))), "{status}");
         }
         assert!(matches!(http(404, &[], b""), Err(Failure::Unimplemented(_))));
-        let status = tonic_types::pb::Status { code: 3, message: "bad\n span".into(), details: vec![] };
+        let status = pb::Status { code: 3, message: "bad\n span".into(), details: vec![] };
         let protobuf = http(400, &[("content-type", "application/x-protobuf")], &status.encode_to_vec());
         assert_eq!(protobuf, Err(Failure::Refused("400 Bad Request: bad span".into())));
     }
@@ -254,18 +329,85 @@ mod tests {
         let json = br#"{"partialSuccess":{"rejectedSpans":"3","errorMessage":"full"}}"#;
         assert_eq!(http(200, &[("content-type", "application/json")], json), Ok(accepted));
         assert_eq!(http(200, &[("content-type", "application/json")], b"{}"), Ok(Accepted::default()));
-        for (content_type, body) in [("", &b""[..]), ("text/plain", b"OK, thanks"), ("", b"ok\n")] {
-            let answer = http(200, &[("content-type", content_type)], body).unwrap();
-            assert!(answer.rejected == 0 && answer.message.contains("taken as a yes"), "{content_type}: {answer:?}");
+        for (content_type, body, is_usual) in [
+            ("application/x-protobuf", &b""[..], true),
+            ("application/json", b"{}", true),
+            ("application/json", b"", false),
+            ("text/plain; charset=utf-8", b"", false),
+            ("text/plain", b"OK, thanks", false),
+            ("", b"", false),
+            ("", b"OK, thanks", false),
+        ] {
+            let headers = [("content-type", content_type)];
+            assert_eq!(http(200, &headers, body), Ok(Accepted::default()), "{content_type} {body:?}");
+            assert_eq!(unusual(&map(&headers), body).is_none(), is_usual, "{content_type} {body:?}");
         }
-        for (content_type, body) in
-            [("text/html", &b"hello"[..]), ("", b"<html>"), ("text/plain", b"\n<!DOCTYPE html>")]
-        {
-            assert!(matches!(http(200, &[("content-type", content_type)], body), Err(Failure::Backend(_))));
+        for (content_type, body) in [
+            ("text/html", &b"<html>"[..]),
+            ("text/html", b""),
+            ("", b" <!doctype html>"),
+            ("application/json", b"[]"),
+            ("application/x-protobuf", b"OK, thanks"),
+            ("application/grpc", b""),
+            ("text/plain", b"\xff"),
+        ] {
+            let answer = http(200, &[("content-type", content_type)], body);
+            assert!(matches!(answer, Err(Failure::Backend(_))), "{content_type} {body:?}: {answer:?}");
         }
-        for (content_type, body) in [("application/json", &b"[]"[..]), ("application/x-protobuf", b"\xff\xff")] {
-            assert!(matches!(http(200, &[("content-type", content_type)], body), Err(Failure::Refused(_))));
+    }
+
+    /// Prevents a backend's wish from stopping mqspan for years, from overflowing, and from being a panic.
+    #[test]
+    fn absurd_waits() {
+        let day = Some(LONGEST_WAIT);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        for (text, expected) in [
+            ("7", Some(Duration::from_secs(7))),
+            ("86401", day),
+            ("18446744073709551616", day),
+            ("-1", None),
+            ("1.5", None),
+            ("", None),
+            ("soon", None),
+            ("Fri, 31 Dec 1999 23:59:59 GMT", Some(Duration::ZERO)),
+            ("Fri, 31 Dec 9999 23:59:59 GMT", day),
+            ("Fri, 99 Foo 9999 23:59:59 GMT", None),
+        ] {
+            assert_eq!(retry_after(&map(&[("retry-after", text)]), now), expected, "{text:?}");
         }
+        // As protobuf: `retry_delay` is field 1; in it, field 1 are seconds and field 2 nanoseconds.
+        let varint = |mut value: u64| {
+            let mut bytes = Vec::new();
+            while value >= 0x80 {
+                bytes.push(value as u8 | 0x80);
+                value >>= 7;
+            }
+            bytes.push(value as u8);
+            bytes
+        };
+        let details = |info: Vec<u8>| {
+            let any = [&b"\x0a\x28type.googleapis.com/google.rpc.RetryInfo\x12"[..], &varint(info.len() as u64), &info];
+            let any = any.concat();
+            [&b"\x1a"[..], &varint(any.len() as u64), &any].concat()
+        };
+        for (seconds, nanos, expected) in [
+            (2, 5, Some(Duration::new(2, 5))),
+            (i64::MAX, 0, day),
+            (i64::MAX, i64::from(i32::MAX), None),
+            (i64::MIN, 0, None),
+            (-1, 0, None),
+            (1, -1, None),
+            (1, 1_000_000_000, None),
+        ] {
+            let delay = [vec![8], varint(seconds as u64), vec![16], varint(nanos as u64)].concat();
+            let info = [vec![10, delay.len() as u8], delay].concat();
+            assert_eq!(retry_info(&details(info)), Some(expected), "{seconds} {nanos}");
+        }
+        assert_eq!(retry_info(&details(Vec::new())), Some(None), "without a delay");
+        assert_eq!(retry_info(&details(vec![10, 0xff])), None, "cut");
+        assert_eq!(retry_info(b"garbage"), None);
+        let status = Status::with_details(Code::ResourceExhausted, "m", details(Vec::new()).into());
+        assert!(matches!(of_grpc(&status), Failure::Retry { after: None, .. }));
     }
 
     /// Prevents RESOURCE_EXHAUSTED from being retried without the backend's word, and a cut connection from being
@@ -276,7 +418,7 @@ mod tests {
         for code in [Code::Cancelled, Code::DeadlineExceeded, Code::Aborted, Code::OutOfRange, Code::Unavailable] {
             assert!(matches!(plain(code), Failure::Retry { after: None, .. }), "{code:?}");
         }
-        for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::FailedPrecondition] {
+        for code in [Code::ResourceExhausted, Code::InvalidArgument, Code::NotFound, Code::FailedPrecondition] {
             assert_eq!(plain(code), Failure::Refused(format!("{code:?}: m")));
         }
         for code in [Code::Unauthenticated, Code::PermissionDenied, Code::Internal, Code::Unknown] {
@@ -288,9 +430,6 @@ mod tests {
             let status = Status::with_error_details(code, "m", patience.clone());
             assert!(matches!(of_grpc(&status), Failure::Retry { after: Some(after), .. } if after.as_secs() == 2));
         }
-        let without_delay = ErrorDetails::with_retry_info(None);
-        let status = Status::with_error_details(Code::ResourceExhausted, "m", without_delay);
-        assert!(matches!(of_grpc(&status), Failure::Retry { after: None, .. }), "{status:?}");
         let cut = Status::from_error(Box::new(std::io::Error::other("cut")));
         assert!(matches!(of_grpc(&cut), Failure::Retry { .. }), "{cut:?}");
     }

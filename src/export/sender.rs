@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 use tracing::{Instrument, debug, debug_span, info, warn};
 
-use super::backend::{Backend, Next, Said, switched_off_for};
+use super::backend::{Backend, Next, Remark, switched_off_for};
 use super::batch::Encoding;
 use super::client::OtlpClient;
 use super::hangup::Listener;
@@ -241,21 +241,22 @@ impl Deliverer {
         if let Next::Settle(Outcome::Sent { .. }) = next {
             debug!(output = self.name, "delivered");
         }
-        match said {
-            Some(Said::Works(line)) => {
-                info!("{}: {line}", self.name);
-                self.resumed.notify_waiters();
+        for said in said {
+            match said {
+                Remark::Works(line) => {
+                    info!("{}: {line}", self.name);
+                    self.resumed.notify_waiters();
+                }
+                Remark::NotTaken(why) => warn!(
+                    "{}: the backend does not take {signal} ({why}): left out for {} minutes; send them elsewhere \
+                     (OTEL_EXPORTER_OTLP_{}_ENDPOINT) or leave them out with --signals",
+                    self.name,
+                    switched_off_for().as_secs() / 60,
+                    self.signal.name().to_uppercase(),
+                    signal = self.signal.name(),
+                ),
+                Remark::Warning(line) => warn!("{}: {line}", self.name),
             }
-            Some(Said::Warning(line)) if next == Next::Settle(Outcome::Lost(Stage::SwitchedOff)) => warn!(
-                "{}: {line}: left out for {} minutes; send {signal} elsewhere (OTEL_EXPORTER_OTLP_{}_ENDPOINT) or leave \
-                 them out with --signals",
-                self.name,
-                switched_off_for().as_secs() / 60,
-                self.signal.name().to_uppercase(),
-                signal = self.signal.name(),
-            ),
-            Some(Said::Warning(line)) => warn!("{}: {line}", self.name),
-            None => {}
         }
         next
     }

@@ -1,5 +1,5 @@
 //! Writes to a file or to stdout, on a thread of its own: a slow disk or a terminal that is held stops the queue, not
-//! the driver. Knows nothing of what it writes.
+//! the reader. Knows nothing of what it writes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};

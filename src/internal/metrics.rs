@@ -154,7 +154,7 @@ impl fmt::Debug for Exporter {
 impl PushMetricExporter for Exporter {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
         let request = ExportMetricsServiceRequest::from(metrics);
-        enqueue_metrics(&self.sinks, &self.ledger, &request);
+        enqueue_metrics(&self.sinks, &self.ledger, &request, self.temporality == Temporality::Cumulative);
         Ok(())
     }
 

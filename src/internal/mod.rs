@@ -126,11 +126,11 @@ fn failed(error: ExporterBuildError) -> Error {
 }
 
 /// Headers as the SDK's HTTP exporters take them.
-fn headers(endpoint: &Endpoint) -> HashMap<String, String> {
+fn headers(endpoint: &Endpoint) -> Result<HashMap<String, String>, Error> {
     let text = |(name, value): (&::http::HeaderName, &::http::HeaderValue)| {
         Some((name.to_string(), value.to_str().ok()?.to_owned()))
     };
-    endpoint.headers.iter().filter_map(text).collect()
+    Ok(client::headers_of(endpoint)?.iter().filter_map(text).collect())
 }
 
 fn protocol(endpoint: &Endpoint) -> opentelemetry_otlp::Protocol {
@@ -148,7 +148,7 @@ macro_rules! exporter {
             Protocol::Grpc => $exporter::builder()
                 .with_tonic()
                 .with_channel(client::grpc($endpoint)?)
-                .with_metadata(MetadataMap::from_headers($endpoint.headers.clone()))
+                .with_metadata(MetadataMap::from_headers(client::headers_of($endpoint)?))
                 .with_timeout($endpoint.timeout)
                 .build(),
             _ => $exporter::builder()
@@ -156,7 +156,7 @@ macro_rules! exporter {
                 .with_http_client(OnRuntime::new(client::http($endpoint)?, $endpoint.timeout, $runtime.clone()))
                 .with_protocol(protocol($endpoint))
                 .with_endpoint(&$endpoint.url)
-                .with_headers(headers($endpoint))
+                .with_headers(headers($endpoint)?)
                 .with_timeout($endpoint.timeout)
                 .build(),
         }

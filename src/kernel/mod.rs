@@ -1,7 +1,7 @@
-//! The kernel side as user space sees it: the facts about this host ([`facts`], [`btf`]), the plan of hooks made from
-//! them ([`plan`], [`hooks`]), the programs loaded and attached by it ([`programs`], [`probes`]), and the thread that
-//! takes their records ([`driver`]) and the series of metrics ([`aggregates`]); what they are told of processes
-//! that publish their spans ([`contexts`]).
+//! The kernel side as user space sees it, and the one user of libbpf: the facts about this host ([`facts`], [`btf`]) and
+//! what comes of trying ([`trial`]), the plan of hooks made from them ([`plan`], [`hooks`]), the programs loaded, attached and
+//! detached by it ([`programs`], [`probes`], `detach`), their rings ([`ring`]) and records ([`decode`]), the maps of metrics
+//! ([`aggregates`], [`readings`]), and what the kernel side is told of processes that publish their spans ([`contexts`]).
 
 pub mod aggregates;
 pub mod btf;

@@ -1,6 +1,6 @@
 //! Takes the calls of the host in the order of their records and gives them back, receives with their links. A receive
 //! waits for its link at most [`PATIENCE`], and holds up later calls of its own thread alone. What
-//! is certain of a queue, and when, is in [`history`](super::history).
+//! is certain of a queue, and when, is in `history`.
 //!
 //! Trust in a queue begins where it was surely empty: no message in it and no other call under way, at the entry or at
 //! the exit of a call. It ends with whatever disagrees: a depth, a size, more messages received than sent; a receive that

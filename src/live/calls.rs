@@ -10,9 +10,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::sys::statfs::{FsType, statfs};
+
+use crate::model::container::Container;
 use crate::model::reading::QueueName;
 use crate::model::text::utf8;
 use crate::model::values::Op;
+use crate::who::cgroup;
 
 /// A thread that is in a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +27,12 @@ pub struct InCall {
     pub tid: u32,
     /// Its name.
     pub comm: String,
+    /// Effective user id, as this process's user namespace has it; None where it can't be seen.
+    pub uid: Option<u32>,
+    /// The container's id.
+    pub container: Option<String>,
+    /// The number of the ipc namespace.
+    pub ipc_ns: Option<u32>,
     /// Which call.
     pub op: Op,
     /// On which queue; None where the descriptor is none, or can't be seen.
@@ -59,10 +69,18 @@ pub fn in_calls() -> (Vec<InCall>, u64) {
             let comm = fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
             let queue = queue_at(pid, fd);
             let comm = utf8(comm.trim_ascii_end()).into_owned();
-            found.push(InCall { pid, tid, comm, op, queue });
+            let container = cgroup::of_process(pid).and_then(|path| Container::of_path(&path).id);
+            let ipc_ns = queue.as_ref().map(|(ipc_ns, _)| *ipc_ns).or_else(|| ipc_namespace(pid));
+            found.push(InCall { pid, tid, comm, uid: effective_uid(pid, tid), container, ipc_ns, op, queue });
         }
     }
     (found, hidden)
+}
+
+/// Of proc_pid_status(5): real, effective, saved, of the file system.
+fn effective_uid(pid: u32, tid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 /// The number of the system call and its first argument, in hex; `running` for a thread that does not sleep.
@@ -93,7 +111,8 @@ pub fn each_queue(mut each: impl FnMut(BorrowedFd<'_>)) {
         for mount in mounts.lines().filter_map(mqueue_mount) {
             let folder = PathBuf::from(format!("/proc/{pid}/root{mount}"));
             let Ok(device) = fs::metadata(&folder).map(|folder| folder.st_dev()) else { continue };
-            if seen.insert(device) {
+            // Another file system may be mounted over it.
+            if is_mqueue(&folder) && seen.insert(device) {
                 each_queue_in(&folder, &mut each);
             }
         }
@@ -104,6 +123,12 @@ pub fn each_queue(mut each: impl FnMut(BorrowedFd<'_>)) {
 fn mqueue_mount(line: &str) -> Option<&str> {
     let (mount, source) = line.split_once(" - ")?;
     source.starts_with("mqueue ").then(|| mount.split(' ').nth(4))?
+}
+
+fn is_mqueue(folder: &Path) -> bool {
+    /// include/uapi/linux/magic.h
+    const MQUEUE_MAGIC: FsType = FsType(0x1980_0202);
+    statfs(folder).is_ok_and(|about| about.filesystem_type() == MQUEUE_MAGIC)
 }
 
 fn each_queue_in(folder: &Path, each: &mut impl FnMut(BorrowedFd<'_>)) {

@@ -79,6 +79,14 @@ impl<T> Filter<T> {
         !excluded && (included || only_excludes)
     }
 
+    /// As [`Self::keeps`], for what is no call: nothing is remembered.
+    pub fn passes(&self, matches: impl Fn(&T) -> bool) -> bool
+    where
+        T: Clone,
+    {
+        Self::new(self.picks.clone()).keeps(matches)
+    }
+
     /// The including values that no call has matched so far, for the line that says so at the end.
     pub fn unmatched(&self) -> impl Iterator<Item = &Pick<T>> {
         self.picks
@@ -92,7 +100,7 @@ impl<T> Filter<T> {
 impl Filter<Glob> {
     /// As [`Self::keeps_name`], for what is no call: nothing is remembered.
     pub fn passes_name(&self, name: Option<&str>) -> bool {
-        Self::new(self.picks.clone()).keeps_name(name)
+        self.passes(|glob| name.is_some_and(|name| glob.matches(name)))
     }
 
     /// Whether a call with this name is kept; one without a name passes a filter that only

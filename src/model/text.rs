@@ -50,9 +50,14 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Controls (C0, DEL, C1) and the marks that turn the direction of text, which can make a line read as another.
+/// Controls (C0, DEL, C1), the marks that turn the direction of text, which can make a line read as another, and Unicode's
+/// own ends of lines and paragraphs.
 fn unprintable(character: char) -> bool {
-    character.is_control() || matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let is_mark = matches!(
+        character,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    character.is_control() || is_mark
 }
 
 #[cfg(test)]
@@ -89,6 +94,13 @@ mod tests {
             ("\u{202e}x", "\\u{202e}x"),
         ] {
             assert_eq!(printable(text), expected);
+        }
+        let marks = ['\u{61c}', '\u{200e}', '\u{200f}'].into_iter().chain('\u{2028}'..='\u{202e}');
+        for mark in marks.chain('\u{2066}'..='\u{2069}') {
+            assert_eq!(printable(&format!("a{mark}b")), format!("a\\u{{{:x}}}b", u32::from(mark)));
+        }
+        for plain in ['\u{200d}', '\u{202f}', 'א', '\u{2065}'] {
+            assert_eq!(printable(&plain.to_string()), plain.to_string());
         }
     }
 }

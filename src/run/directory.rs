@@ -11,8 +11,10 @@ use crate::model::resource::Resource;
 use crate::model::text::utf8;
 use crate::who::registry::Registry;
 
-/// So many names are remembered.
-const NAMES: usize = 65_536;
+/// As many bytes of names are remembered, with what stands around each.
+const NAMES: usize = 4 << 20;
+/// What stands around a name: its number, its count of users, its place in the table.
+const AROUND: usize = 64;
 /// So many images are known to be asked about.
 const AWAITED: usize = 8192;
 /// The reader is waited for at most so long.
@@ -24,12 +26,39 @@ pub struct SharedDirectory(Arc<DirectoryState>);
 
 struct DirectoryState {
     registry: Mutex<Registry>,
-    names: Mutex<HashMap<u64, Arc<str>>>,
+    names: Mutex<Names>,
     /// Until when the Resource of an image may change by what is being asked.
     awaited: Mutex<HashMap<ImageKey, Instant>>,
     wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
     turns: Mutex<Turns>,
     caught_up: Condvar,
+}
+
+/// Names by their numbers.
+#[derive(Debug, Default)]
+struct Names {
+    known: HashMap<u64, Arc<str>>,
+    bytes: usize,
+    /// Those that were dropped: the kernel side is to send them again.
+    dropped: Vec<u64>,
+}
+
+impl Names {
+    fn put(&mut self, number: u64, name: Arc<str>, most: usize) {
+        if self.bytes >= most {
+            // Streams and gauges keep those that they speak of.
+            let unused = self.known.extract_if(|_, name| Arc::strong_count(name) == 1);
+            for (number, name) in unused {
+                self.bytes -= name.len() + AROUND;
+                self.dropped.push(number);
+            }
+        }
+        let added = name.len() + AROUND;
+        // What is still too many goes to the points without a queue.
+        if self.bytes < most && self.known.insert(number, name).is_none() {
+            self.bytes += added;
+        }
+    }
 }
 
 /// How often the reader was asked to take what there is, and had done so.
@@ -69,12 +98,12 @@ impl SharedDirectory {
 
     /// Remembers the name behind a number.
     pub fn learn(&self, name: &Name) {
-        let mut names = lock(&self.0.names);
-        if names.len() >= NAMES {
-            // Streams keep those that they speak of.
-            names.retain(|_, name| Arc::strong_count(name) > 1);
-        }
-        names.insert(name.number, format!("/{}", utf8(&name.bytes)).into());
+        lock(&self.0.names).put(name.number, format!("/{}", utf8(&name.bytes)).into(), NAMES);
+    }
+
+    /// The names that are not known any more, which the kernel side is to send again.
+    pub fn take_dropped_names(&self) -> Vec<u64> {
+        std::mem::take(&mut lock(&self.0.names).dropped)
     }
 
     /// The image is asked about, at most until this time.
@@ -132,7 +161,7 @@ impl Directory for SharedDirectory {
     }
 
     fn name(&self, number: u64) -> Option<Arc<str>> {
-        lock(&self.0.names).get(&number).cloned()
+        lock(&self.0.names).known.get(&number).cloned()
     }
 
     fn resource(&self, image: ImageKey) -> Option<Arc<Resource>> {
@@ -142,5 +171,30 @@ impl Directory for SharedDirectory {
 
     fn has_ended(&self, image: &ImageKey) -> bool {
         self.registry().has_ended(image)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prevents ever new names from taking memory without end, names in use from being forgotten, and one that was dropped
+    /// from staying unknown.
+    #[test]
+    fn names_are_bounded_and_come_again() {
+        let (mut names, most) = (Names::default(), 10_000);
+        let used: Arc<str> = "/used".into();
+        names.put(1, used.clone(), most);
+        for number in 2..1000 {
+            names.put(number, format!("/{number}").into(), most);
+            assert!(names.bytes < most + 512 + AROUND);
+        }
+        assert!(names.known.contains_key(&1) && names.known.contains_key(&999));
+        assert_eq!(names.known.len() + names.dropped.len(), 999, "each is known or to be sent again");
+        let kept: Vec<Arc<str>> = (0..200).map(|number| format!("/kept-{number}").into()).collect();
+        for (number, name) in kept.iter().enumerate() {
+            names.put(2000 + number as u64, name.clone(), most);
+        }
+        assert!(names.bytes < most + 512 + AROUND, "also where all of them are in use");
     }
 }

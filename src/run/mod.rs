@@ -44,6 +44,7 @@ use crate::kernel::aggregates::Aggregates;
 use crate::kernel::plan::plan;
 use crate::kernel::programs::{Config, Programs};
 use crate::kernel::trial;
+use crate::live::looker::Looker;
 use crate::live::{Surroundings, calls};
 use crate::metrics::intake::Intake;
 use crate::model::error::{Error, no_thread};
@@ -147,7 +148,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let (programs, asked_to_end) = attach(&config, &signals);
     let programs = Arc::new(programs.map_err(refused)?);
     if settings.signals.metrics {
-        calls::each_queue(|queue| _ = programs.keep_queue(queue));
+        find_queues(&programs);
     }
     let options = ReaderOptions { infers: hooks == HookKind::Tracepoint && makes_records, directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
@@ -161,7 +162,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
     if child.is_none() {
-        report::in_calls(&filters);
+        report::in_calls(&filters, own_ipc_namespace);
     }
     health::watch(pulse.clone(), runtime.handle());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -205,6 +206,21 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     end(runtime);
     started.map(|()| status)
+}
+
+/// A look at the queues that are there is waited for so long at the start: mounts lead through those of other processes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Has the kernel side keep the queues that are there: what is stuck already is what people look for.
+fn find_queues(programs: &Arc<Programs>) {
+    let programs = programs.clone();
+    let look = move || {
+        capability::take_up(DAC_READ_SEARCH);
+        calls::each_queue(|queue| _ = programs.keep_queue(queue));
+    };
+    if Looker::start(look).ok().and_then(|looker| looker.ask(PATIENCE, PATIENCE)).is_none() {
+        warn!("the queues that are there could not be looked at in time: each is shown from its first call on");
+    }
 }
 
 /// Does it with what passes over the permissions of the kernel's own files, on a thread of its own.

@@ -1,4 +1,4 @@
-//! The way of a call through user space, on the driver thread: filter, who made it, its time of day, its ids, and into
+//! The way of a call through user space, on the reader's thread: filter, who made it, its time of day, its ids, and into
 //! the batch of each output. Waits only where an output's queue is full.
 
 use std::sync::Arc;

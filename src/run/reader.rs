@@ -170,6 +170,9 @@ impl Rings {
             for (image, slot) in self.pipeline.take_slots() {
                 self.contexts.put(&image, slot);
             }
+            for name in self.directory.take_dropped_names() {
+                self.programs.unmark_name(name);
+            }
             for image in self.pipeline.take_evicted() {
                 self.programs.unmark_image(&image);
             }

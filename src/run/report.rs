@@ -3,14 +3,16 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tracing::{debug, info, warn};
 
 use crate::export::ledger::{Totals, Unseen};
 use crate::live::calls::{self, InCall};
+use crate::live::looker::Looker;
 use crate::model::error::Error;
 use crate::model::filter::{Filters, Pick};
-use crate::model::values::{HookKind, Output};
+use crate::model::values::{HookKind, Namespace, Output};
 use crate::telemetry::terms::operation;
 
 /// The line that says that everything is attached.
@@ -20,20 +22,41 @@ pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
     format!("tracing {calls} call{plural} by {}, to {}", hooks.name(), outputs.join(", "))
 }
 
+/// A look at the host's threads is waited for so long at the start: some process's /proc may hang.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Says which threads are in a call already: it has no span, as its beginning was not seen.
-pub fn in_calls(filters: &Filters) {
-    let (calls, hidden) = calls::in_calls();
-    if hidden > 0 {
+pub fn in_calls(filters: &Filters, own_ipc_namespace: u32) {
+    let looked = Looker::start(calls::in_calls).ok().and_then(|looker| looker.ask(PATIENCE, PATIENCE));
+    let Some(looked) = looked else {
+        return warn!("the host's threads could not be looked at in time: which are in a call already is not known");
+    };
+    let (calls, hidden) = &*looked;
+    if *hidden > 0 {
         debug!("{hidden} threads may not be looked at: whether these wait at a queue is not known");
     }
-    for InCall { pid, tid, comm, op, queue } in calls {
-        let name = queue.as_ref().map(|(_, name)| &**name);
-        let is_asked_for = filters.pid.picks().is_empty() || filters.pid.picks().iter().any(|pick| pick.value == pid);
-        if is_asked_for && filters.call.contains(&op) && filters.queue.passes_name(name) {
-            let name = name.unwrap_or("a descriptor that is no queue");
-            info!("{comm}[{pid}/{tid}] is in {} on {name} already", operation(op));
-        }
+    for call in calls.iter().filter(|call| is_asked_for(call, filters, own_ipc_namespace)) {
+        let InCall { pid, tid, comm, op, queue, .. } = call;
+        let name = queue.as_ref().map_or("a descriptor that is no queue", |(_, name)| name);
+        info!("{comm}[{pid}/{tid}] is in {} on {name} already", operation(*op));
     }
+}
+
+/// Whether a call that is under way passes the filters; what can't be seen passes those that only exclude.
+fn is_asked_for(call: &InCall, filters: &Filters, own_ipc_namespace: u32) -> bool {
+    let InCall { pid, comm, uid, container, ipc_ns, op, queue, .. } = call;
+    let namespace = |pick: &Namespace| match pick {
+        Namespace::All => true,
+        Namespace::Own => *ipc_ns == Some(own_ipc_namespace),
+        Namespace::Number(number) => *ipc_ns == Some(*number),
+    };
+    filters.call.contains(op)
+        && filters.pid.passes(|pick| pick == pid)
+        && filters.uid.passes(|pick| Some(*pick) == *uid)
+        && filters.comm.passes_name(Some(comm))
+        && filters.container.passes(|pick| container.as_ref().is_some_and(|id| id.starts_with(pick)))
+        && filters.ipc_namespace.passes(namespace)
+        && filters.queue.passes_name(queue.as_ref().map(|(_, name)| &**name))
 }
 
 /// Says what the run came to: the totals, and what a user would not have expected.
@@ -128,6 +151,8 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::export::ledger::Ledger;
+    use crate::model::filter::Filter;
+    use crate::model::values::Op;
 
     /// Prevents the ready line from being another than scripts wait for.
     #[test]
@@ -149,5 +174,40 @@ mod tests {
             line(&ledger.totals()),
             "1 calls captured: 0 exported, 0 filtered, 0 limited, 1 lost (1 at malformed)"
         );
+    }
+
+    /// Prevents threads that are already in a call from being named where a filter leaves their calls out.
+    #[test]
+    fn filters_hold_for_calls_under_way() {
+        let call = InCall {
+            pid: 7,
+            tid: 8,
+            comm: "worker".into(),
+            uid: Some(1000),
+            container: Some("abc1".into()),
+            ipc_ns: Some(5),
+            op: Op::MqTimedreceive,
+            queue: Some((5, "/orders".into())),
+        };
+        let all = || Filters { call: Op::ALL.into(), ..Filters::default() };
+        fn of<T: std::str::FromStr>(picks: &[&str]) -> Filter<T> {
+            let pick = |text: &&str| text.parse::<Pick<T>>().unwrap_or_else(|_| panic!("{text}"));
+            Filter::new(picks.iter().map(pick).collect())
+        }
+        let passes = |filters: Filters| is_asked_for(&call, &filters, 5);
+        assert!(passes(all()));
+        for (picks, expected) in [(&["7"][..], true), (&["8"], false), (&["!7"], false), (&["!8"], true)] {
+            assert_eq!(passes(Filters { pid: of(picks), ..all() }), expected, "{picks:?}");
+        }
+        for (picks, expected) in [(&["1000"][..], true), (&["0"], false), (&["!1000"], false)] {
+            assert_eq!(passes(Filters { uid: of(picks), ..all() }), expected, "{picks:?}");
+        }
+        assert!(passes(Filters { comm: of(&["w*"]), ..all() }) && !passes(Filters { comm: of(&["!w*"]), ..all() }));
+        assert!(passes(Filters { container: of(&["ab"]), ..all() }));
+        assert!(!passes(Filters { container: of(&["!ab"]), ..all() }));
+        assert!(passes(Filters { ipc_namespace: of(&["self"]), ..all() }));
+        assert!(!passes(Filters { ipc_namespace: of(&["6"]), ..all() }));
+        assert!(passes(Filters { queue: of(&["/o*"]), ..all() }) && !passes(Filters { queue: of(&["/x"]), ..all() }));
+        assert!(!passes(Filters { call: [Op::MqOpen].into(), ..all() }));
     }
 }

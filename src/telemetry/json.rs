@@ -60,12 +60,12 @@ fn integer(out: &mut Vec<u8>, value: i128) {
 }
 
 /// A list of KeyValue, without its brackets.
-struct KeyValues<'a> {
+struct JsonAttributes<'a> {
     out: &'a mut Vec<u8>,
     first: bool,
 }
 
-impl<'a> KeyValues<'a> {
+impl<'a> JsonAttributes<'a> {
     fn new(out: &'a mut Vec<u8>) -> Self {
         Self { out, first: true }
     }
@@ -80,7 +80,7 @@ impl<'a> KeyValues<'a> {
     }
 }
 
-impl Attributes for KeyValues<'_> {
+impl Attributes for JsonAttributes<'_> {
     fn text(&mut self, key: &str, value: &str) {
         self.start(key);
         self.out.extend_from_slice(b"stringValue\":");
@@ -148,14 +148,14 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
     field_ns(out, ",\"startTimeUnixNano\":\"", record.start_ns());
     field_ns(out, "\",\"endTimeUnixNano\":\"", record.end_ns());
     out.extend_from_slice(b"\",\"attributes\":[");
-    record.view.attributes(&mut KeyValues::new(out));
+    record.view.attributes(&mut JsonAttributes::new(out));
     for (index, link) in record.links().enumerate() {
         out.extend_from_slice(if index > 0 { b",{\"traceId\":\"" } else { b"],\"links\":[{\"traceId\":\"" });
         hex(out, &link.ids.trace);
         out.extend_from_slice(b"\",\"spanId\":\"");
         hex(out, &link.ids.span);
         out.extend_from_slice(b"\",\"attributes\":[");
-        KeyValues::new(out).text(LINK_METHOD, link.method);
+        JsonAttributes::new(out).text(LINK_METHOD, link.method);
         put!(out, "],\"flags\":{}}}", link.flags);
     }
     out.extend_from_slice(b"],\"status\":{");
@@ -178,7 +178,7 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
     put!(out, "\",\"severityNumber\":{severity},\"severityText\":\"{severity_text}\",\"body\":{{\"stringValue\":");
     string(out, &record.view.line());
     out.extend_from_slice(b"},\"attributes\":[");
-    record.log_attributes(&mut KeyValues::new(out));
+    record.log_attributes(&mut JsonAttributes::new(out));
     put!(out, "],\"eventName\":\"{}\"", record.event_name());
     if let Some((ids, flags)) = record.logged_span() {
         put!(out, ",\"flags\":{flags},\"traceId\":\"");
@@ -206,7 +206,7 @@ pub fn group(signal: Signal, resource: &Resource, records: &[u8], out: &mut Vec<
         out.push(b',');
     }
     out.extend_from_slice(b"{\"resource\":{\"attributes\":[");
-    resource.attributes(&mut KeyValues::new(out));
+    resource.attributes(&mut JsonAttributes::new(out));
     let (scopes, list) = match signal {
         Signal::Logs => ("scopeLogs", "logRecords"),
         _ => ("scopeSpans", "spans"),

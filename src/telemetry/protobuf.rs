@@ -68,12 +68,12 @@ fn nested(out: &mut Vec<u8>, field: u8, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// `repeated KeyValue attributes`, as this field of the message that is being written.
-struct KeyValues<'a> {
+struct ProtobufAttributes<'a> {
     out: &'a mut Vec<u8>,
     field: u8,
 }
 
-impl KeyValues<'_> {
+impl ProtobufAttributes<'_> {
     /// A KeyValue whose AnyValue takes `len` bytes.
     fn start(&mut self, key: &str, len: usize) {
         tag(self.out, self.field, BYTES);
@@ -85,7 +85,7 @@ impl KeyValues<'_> {
     }
 }
 
-impl Attributes for KeyValues<'_> {
+impl Attributes for ProtobufAttributes<'_> {
     fn text(&mut self, key: &str, value: &str) {
         self.start(key, 1 + varint_len(value.len()) + value.len());
         bytes(self.out, 1, value.as_bytes());
@@ -134,12 +134,12 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
         number(out, 6, record.kind().into());
         fixed64(out, 7, record.start_ns());
         fixed64(out, 8, record.end_ns());
-        record.view.attributes(&mut KeyValues { out, field: 9 });
+        record.view.attributes(&mut ProtobufAttributes { out, field: 9 });
         for link in record.links() {
             nested(out, 13, |out| {
                 bytes(out, 1, &link.ids.trace);
                 bytes(out, 2, &link.ids.span);
-                KeyValues { out, field: 4 }.text(LINK_METHOD, link.method);
+                ProtobufAttributes { out, field: 4 }.text(LINK_METHOD, link.method);
                 fixed32(out, 6, link.flags);
             });
         }
@@ -161,7 +161,7 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
         number(out, 2, severity.into());
         bytes(out, 3, severity_text.as_bytes());
         nested(out, 5, |out| bytes(out, 1, record.view.line().as_bytes()));
-        record.log_attributes(&mut KeyValues { out, field: 6 });
+        record.log_attributes(&mut ProtobufAttributes { out, field: 6 });
         if let Some((ids, flags)) = record.logged_span() {
             fixed32(out, 8, flags);
             bytes(out, 9, &ids.trace);
@@ -176,7 +176,7 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
 /// [`log`] with what stands around them. The layout is the same for both.
 pub fn group(resource: &Resource, records: &[u8], out: &mut Vec<u8>) {
     nested(out, 1, |out| {
-        nested(out, 1, |out| resource.attributes(&mut KeyValues { out, field: 1 }));
+        nested(out, 1, |out| resource.attributes(&mut ProtobufAttributes { out, field: 1 }));
         nested(out, 2, |out| {
             nested(out, 1, |out| {
                 bytes(out, 1, SCOPE.as_bytes());

@@ -3,6 +3,7 @@
 //! processes is the [`prober`]'s; the calls that it is asked for wait in the [`waiting`] room, for a moment. Asks nothing that
 //! can wait for a network.
 
+pub mod bounds;
 pub mod cgroup;
 pub mod elf;
 pub mod environment;

@@ -6,7 +6,7 @@ use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message;
 
-use super::resource::bounded;
+use super::bounds::bounded;
 use crate::model::resource::Value;
 
 /// As long as the header is.

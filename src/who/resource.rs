@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::bounds::{INSTANCE_ID, SERVICE_NAME, bounded};
 use super::environment::{self, Said};
 use super::host::{self, Host};
 use super::process_context::Published;
@@ -15,8 +16,6 @@ use crate::model::text::utf8;
 
 /// The conventions' namespace for `service.instance.id` made from what identifies an instance.
 const INSTANCE_NAMESPACE: Uuid = Uuid::from_u128(0x4d63009a_8d0f_11ee_aad7_4c796ed8e320);
-const INSTANCE_ID: &str = "service.instance.id";
-const SERVICE_NAME: &str = "service.name";
 /// The container's id.
 pub const CONTAINER_ID: &str = "container.id";
 /// The pod's id.
@@ -103,25 +102,6 @@ fn own_attributes<'a>(said: &'a Said, published: &'a Published, owns_id: bool) -
     let environment = name.chain(said.attributes.iter().map(|(key, value)| (key.as_str(), value)));
     let environment = environment.filter(|(key, _)| *key != INSTANCE_ID || owns_id);
     bounded(published.chain(environment.map(|(key, value)| (key, Value::Text(value.clone())))))
-}
-
-/// Of what a process says of itself as much as is believed: each key once, the first of them, as many and as long as the
-/// bounds allow, and its name and instance, which must be texts, before the rest: no list hides them.
-pub fn bounded<K: AsRef<str>>(attributes: impl IntoIterator<Item = (K, Value)>) -> Vec<(K, Value)> {
-    let is_name = |key: &K| [SERVICE_NAME, INSTANCE_ID].contains(&key.as_ref());
-    let (names, rest): (Vec<_>, Vec<_>) = attributes.into_iter().partition(|(key, _)| is_name(key));
-    let names = names.into_iter().filter(|(_, value)| value.as_text().is_some_and(|text| !text.is_empty()));
-    let mut own: Vec<(K, Value)> = Vec::new();
-    let mut bytes = 0;
-    for (key, value) in names.chain(rest) {
-        let len = key.as_ref().len() + value.as_text().map_or(8, str::len);
-        let has_room = own.len() < environment::MOST && bytes + len <= environment::MOST_BYTES;
-        if has_room && !key.as_ref().is_empty() && own.iter().all(|(known, _)| known.as_ref() != key.as_ref()) {
-            bytes += len;
-            own.push((key, value));
-        }
-    }
-    own
 }
 
 /// mqspan's own Resource on this host.

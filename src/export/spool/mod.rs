@@ -16,7 +16,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot, watch};
 use tracing::warn;
 
-use self::store::{Found, NewRow, Row, Store};
+use self::store::{NewRow, Row, SpooledRow, Store};
 use self::thin::Newest;
 use super::batch::Encoding;
 use super::ledger::{Ledger, Outcome, Share, Stage, Tally};
@@ -413,8 +413,8 @@ impl Keeper {
     }
 
     /// A request had to make room.
-    fn end_dropped(&mut self, dropped: Found) {
-        let Found { id, signal, batch, calls } = dropped;
+    fn end_dropped(&mut self, dropped: SpooledRow) {
+        let SpooledRow { id, signal, batch, calls } = dropped;
         // It has come to its end already.
         if self.gone.remove(&id) {
             return;

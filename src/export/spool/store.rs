@@ -71,7 +71,7 @@ pub struct Row {
 
 /// A request on disk, without itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct SpooledRow {
     /// Its number.
     pub id: i64,
     /// Its signal.
@@ -86,7 +86,7 @@ pub struct Found {
 #[derive(Debug)]
 pub enum ReadError {
     /// It does not hold what it says.
-    Row(Found),
+    Row(SpooledRow),
     /// The file.
     File(rusqlite::Error),
 }
@@ -268,7 +268,7 @@ impl Store {
 
     /// Takes requests in and others out, all or nothing. Returns the numbers of the new ones, and of the oldest ones
     /// that had to make room.
-    pub fn change(&mut self, new: &[NewRow<'_>], gone: &[i64]) -> rusqlite::Result<(Vec<i64>, Vec<Found>)> {
+    pub fn change(&mut self, new: &[NewRow<'_>], gone: &[i64]) -> rusqlite::Result<(Vec<i64>, Vec<SpooledRow>)> {
         let change = self.db.transaction()?;
         let (mut ids, mut dropped) = (Vec::with_capacity(new.len()), Vec::new());
         {
@@ -327,7 +327,7 @@ impl Store {
         match read.optional()? {
             None => Ok(None),
             Some((found, _, _, None)) => Err(ReadError::Row(found)),
-            Some((Found { id, batch, calls, .. }, encoding, records, Some(body))) => {
+            Some((SpooledRow { id, batch, calls, .. }, encoding, records, Some(body))) => {
                 Ok(Some(Row { id, encoding, batch, calls, records, body }))
             }
         }
@@ -379,11 +379,11 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Er
 }
 
 /// A request's own columns, and the number of its signal.
-fn found(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Found, i64)> {
+fn found(row: &rusqlite::Row<'_>) -> rusqlite::Result<(SpooledRow, i64)> {
     let number = row.get::<_, i64>(1)?;
     let signal = Signal::ALL[number.unsigned_abs() as usize % Signal::ALL.len()];
     let unsigned = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-    Ok((Found { id: row.get(0)?, signal, batch: unsigned(2)?, calls: unsigned(3)? }, number))
+    Ok((SpooledRow { id: row.get(0)?, signal, batch: unsigned(2)?, calls: unsigned(3)? }, number))
 }
 
 /// A request is below 4 MiB; what says that it is larger by far is damaged.
@@ -517,7 +517,7 @@ mod tests {
             kept.extend(new);
             dropped.extend(gone);
         }
-        assert!(dropped.iter().all(|found: &Found| (found.signal, found.calls) == (Signal::Traces, 1)));
+        assert!(dropped.iter().all(|found: &SpooledRow| (found.signal, found.calls) == (Signal::Traces, 1)));
         assert_eq!(dropped.iter().map(|found| found.id).collect::<Vec<_>>(), kept[..dropped.len()]);
         assert_eq!(left(&store).iter().map(|(id, ..)| *id).collect::<Vec<_>>(), kept[dropped.len()..]);
         let size: u64 = fs::read_dir(&folder.0).unwrap().map(|file| file.unwrap().metadata().unwrap().len()).sum();
@@ -573,7 +573,7 @@ mod tests {
         let mut store = folder.open().unwrap();
         let (ids, _) = store.change(&[entry(1, b"one"), entry(2, b"two")], &[]).unwrap();
         store.db.execute("UPDATE requests SET body = x'00ff' WHERE id = ?1", [ids[0]]).unwrap();
-        let found = Found { id: ids[0], signal: Signal::Traces, batch: 1, calls: 1 };
+        let found = SpooledRow { id: ids[0], signal: Signal::Traces, batch: 1, calls: 1 };
         assert!(matches!(store.after(Signal::Traces, 0), Err(ReadError::Row(row)) if row == found));
         store.set_aside(ids[0]).unwrap();
         assert_eq!(store.after(Signal::Traces, 0).unwrap().unwrap().id, ids[1]);

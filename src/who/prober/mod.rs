@@ -1,9 +1,10 @@
 //! The one stage that touches memory, files and /proc entries of other processes, each of which may hold up whoever looks at
 //! it for as long as its owner likes. So it is done by threads that can be left behind: the reader asks and goes on, and
-//! takes the answers when they are there. What is next is decided by [`schedule`], what is looked at again by [`watch`];
-//! [`probe`] reads.
+//! takes the answers when they are there. What is next is decided by `schedule`, what is looked at again by `watch`;
+//! `probe` reads.
 
 pub mod files;
+mod findings;
 mod maps;
 mod probe;
 mod schedule;
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
-use self::probe::{Found, PAUSE, Probe, Progress, Remembered};
+use self::findings::{Found, Progress, Remembered};
+use self::probe::{PAUSE, Probe};
 use self::schedule::{Asked, Kind, ProbeId, Schedule};
 use self::watch::Watch;
 use super::process_context::{Published, Unreadable};

@@ -2,28 +2,22 @@
 //! another process. What can be kept from hanging in a way that not even a signal ends is kept from it: no page is read
 //! that comes from a file's mapping, and no file of a file system that a process serves (FUSE) is opened.
 
-use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::stat::{fstat, major, minor};
-
 use super::super::cgroup;
-use super::super::elf::{Publisher, Refused};
 use super::super::environment;
-use super::super::owner::Owners;
 use super::super::process_context::{self, ContextHeader, HEADER, Published, Unreadable};
 use super::super::registry::{ImageFacts, Inquiry, Subject};
 use super::files::{ProcessFolder, read_memory};
+use super::findings::{Found, Progress, Remembered, mapped_pages, memory_device};
 use super::maps::{Mapping, MapsReader, Step};
 use super::schedule::Kind;
 use super::threads::Files;
 use super::watch::Swept;
-use crate::model::call::{Image, ImageKey, Root};
-use crate::model::slot::Slot;
+use crate::model::call::{Image, Root};
 
 /// The kernel side notes a process's publications once in half of this (bpf/publish.h): all of them are there by then.
 pub const PAUSE: Duration = Duration::from_millis(20);
@@ -31,75 +25,10 @@ pub const PAUSE: Duration = Duration::from_millis(20);
 const TRIES: u32 = 3;
 /// As much of an environment is read.
 const MOST_ENVIRON: usize = 1 << 20;
-/// As many files are remembered, and as many once more of those before.
-const FILES: usize = 4096;
 /// As many processes are seen to at one step of a sweep.
 const SWEEP_STEP: usize = 64;
 /// As many threads are looked at for the one that called.
 const MOST_THREADS: usize = 64;
-
-/// What a probe has found.
-#[derive(Debug)]
-pub enum Found {
-    /// About an image at its first call.
-    Facts(ImageKey, ImageFacts),
-    /// What an image has published; None where it has not.
-    Context(ImageKey, Option<Published>),
-    /// Why that could not be read.
-    Unreadable(Unreadable),
-    /// A file that a process has mapped contradicts itself.
-    BadFile,
-    /// What /proc says of an image whose record was lost.
-    Described(Box<Image>),
-    /// Where an image's threads publish their spans, and what the process had mapped before.
-    Slot(ImageKey, Option<Slot>, Option<u64>),
-    /// What a sweep found.
-    Swept(Swept),
-    /// The image's process has ended, or runs another image.
-    Ended(ImageKey),
-}
-
-/// How a step ended.
-#[derive(Debug)]
-pub enum Progress {
-    /// There is no more to do.
-    Done,
-    /// There is more, after this time.
-    More(Duration),
-}
-
-/// A file, as long as it is not written to: device, number, size and time of change.
-pub type FileKey = (u64, u64, u64, i64, i64);
-/// What a file was found to be.
-pub type Classified = Result<Publisher, Refused>;
-
-/// What all workers remember. Locked for a look-up only, never while anything is read of another process.
-#[derive(Debug, Default)]
-pub struct Remembered {
-    files: Mutex<[HashMap<FileKey, Classified>; 2]>,
-    owners: Mutex<Owners>,
-}
-
-impl Remembered {
-    /// What a file was found to be.
-    pub fn file(&self, key: &FileKey) -> Option<Classified> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.iter().find_map(|files| files.get(key)).copied()
-    }
-
-    /// Remembers what a file is.
-    pub fn put(&self, key: FileKey, classified: Classified) {
-        let [young, old] = &mut *self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if young.len() >= FILES {
-            *old = std::mem::take(young);
-        }
-        young.insert(key, classified);
-    }
-
-    fn owner(&self, uid: u32) -> Option<String> {
-        self.owners.lock().unwrap_or_else(PoisonError::into_inner).name(uid)
-    }
-}
 
 /// What is read, as far as it has got.
 #[derive(Debug)]
@@ -355,17 +284,6 @@ fn read_at(memory: &File, at: u64, before: &ContextHeader) -> Result<Published, 
     }
 }
 
-/// The device that memory without a file of its own file system is on, as mappings name it.
-pub fn memory_device() -> &'static [u8] {
-    static DEVICE: OnceLock<Vec<u8>> = OnceLock::new();
-    DEVICE.get_or_init(|| {
-        let device =
-            memfd_create("mqspan", MFdFlags::MFD_CLOEXEC).ok().and_then(|file| Some(fstat(&file).ok()?.st_dev));
-        // Where it is not known no mapping is on it.
-        device.map_or(Vec::new(), |device| format!("{:02x}:{:02x}", major(device), minor(device)).into())
-    })
-}
-
 /// What /proc tells of an image whose record was lost. Its environment only where one of its threads still has the name
 /// that it called by, which an exec changes.
 fn describe(subject: &Subject, comm: &[u8]) -> Option<Image> {
@@ -397,9 +315,4 @@ fn describe(subject: &Subject, comm: &[u8]) -> Option<Image> {
     };
     // Read of another process, where this one ended meanwhile.
     folder.runs(&Subject { environ_at: image.environ_at, ..*subject }).then_some(image)
-}
-
-/// The size of what is mapped, in pages: another one where a library came or went.
-pub fn mapped_pages(folder: &ProcessFolder) -> Option<u64> {
-    folder.text("statm")?.split(' ').next()?.parse().ok()
 }

@@ -10,8 +10,8 @@ use super::super::elf::{self, Access, ElfSource, Publisher, Refused};
 use super::super::registry::Subject;
 use super::super::tls::{self, Libc, Memory};
 use super::files::{ProcessFolder, read_memory};
+use super::findings::{Found, Progress, Remembered, mapped_pages, memory_device};
 use super::maps::{Mapping, MapsReader, Step, served};
-use super::probe::{Found, Progress, Remembered, mapped_pages, memory_device};
 
 /// As many files of one process are looked at, and so many at a step.
 const MOST_FILES: usize = 4096;
