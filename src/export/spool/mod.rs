@@ -169,25 +169,9 @@ pub fn start(
     ledger: &Arc<Ledger>,
     outputs: &[(Signal, usize)],
 ) -> Result<(Spool, JoinHandle<()>), Error> {
-    let store = Store::open(&settings.folder, settings.bytes, settings.sync)?;
-    let backlogs: Arc<[Backlog; Signal::ALL.len()]> = Arc::default();
+    let mut keeper = Keeper::open(settings, ledger, outputs)?;
+    let backlogs = keeper.backlogs.clone();
     let (commands, orders) = channel();
-    let mut keeper = Keeper {
-        store,
-        settings: settings.clone(),
-        ledger: ledger.clone(),
-        outputs: outputs.to_vec(),
-        shares: BTreeMap::new(),
-        under_way: HashSet::new(),
-        backlogs: backlogs.clone(),
-        puts: Vec::new(),
-        gone: HashSet::new(),
-        bytes: 0,
-        said: false,
-    };
-    keeper.restore().map_err(|error| {
-        Error::cannot_run(format!("--spool: it can't be read: {error}"), "name another folder, or check the disk")
-    })?;
     let (gather, strike) = if settings.sync { (GATHER_SYNCED, GATHER_SYNCED) } else { (GATHER, Duration::ZERO) };
     let thread = thread::Builder::new().name("mqspan-spool".into()).spawn(move || keeper.run(&orders, gather, strike));
     Ok((Spool { commands, backlogs }, thread.map_err(no_thread)?))
@@ -213,6 +197,10 @@ struct Keeper {
     shares: BTreeMap<i64, (Signal, Share)>,
     under_way: HashSet<i64>,
     backlogs: Arc<[Backlog; Signal::ALL.len()]>,
+    /// Of these, those that have come to the disk.
+    on_disk: [u64; Signal::ALL.len()],
+    /// The highest number that a request ever had: none has it a second time.
+    last: i64,
     puts: Vec<Put>,
     /// Those that have come to their end and are still on disk.
     gone: HashSet<i64>,
@@ -221,17 +209,43 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn open(settings: &SpoolSettings, ledger: &Arc<Ledger>, outputs: &[(Signal, usize)]) -> Result<Self, Error> {
+        let mut keeper = Self {
+            store: Store::open(&settings.folder, settings.bytes, settings.sync)?,
+            settings: settings.clone(),
+            ledger: ledger.clone(),
+            outputs: outputs.to_vec(),
+            shares: BTreeMap::new(),
+            under_way: HashSet::new(),
+            backlogs: Arc::default(),
+            on_disk: [0; Signal::ALL.len()],
+            last: 0,
+            puts: Vec::new(),
+            gone: HashSet::new(),
+            bytes: 0,
+            said: false,
+        };
+        keeper.restore().map_err(|error| {
+            Error::cannot_run(format!("--spool: it can't be read: {error}"), "name another folder, or check the disk")
+        })?;
+        Ok(keeper)
+    }
+
     /// Takes the requests of an earlier run over; those of a signal that this run does not deliver stay.
     fn restore(&mut self) -> rusqlite::Result<()> {
         self.ledger.restored(self.store.calls()?);
+        self.last = self.store.last()?;
         for signal in Signal::ALL {
             let requests = self.store.count(signal)?;
+            self.on_disk[signal as usize] = requests;
             self.backlogs[signal as usize].requests.send_modify(|waiting| *waiting += requests);
         }
         Ok(())
     }
 
     fn keep(&mut self, id: i64, signal: Signal, share: Share, is_under_way: bool) {
+        self.last = self.last.max(id);
+        self.on_disk[signal as usize] += 1;
         self.shares.insert(id, (signal, share));
         if is_under_way {
             self.under_way.insert(id);
@@ -267,6 +281,7 @@ impl Keeper {
 
     fn end(&mut self, id: i64, signal: Signal, outcome: Outcome) {
         self.under_way.remove(&id);
+        self.on_disk[signal as usize] -= 1;
         let backlog = &self.backlogs[signal as usize];
         backlog.remove();
         // One behind it may have waited for it.
@@ -302,10 +317,7 @@ impl Keeper {
                     }
                 }
                 Ok(SpoolCommand::Done(id, outcome)) => {
-                    if let Some(signal) = self.shares.get(&id).map(|(signal, _)| *signal) {
-                        self.end(id, signal, outcome);
-                        self.gone.insert(id);
-                    }
+                    self.done(id, outcome);
                     let soon = Instant::now() + strike;
                     due = Some(due.map_or(soon, |due| due.min(soon)));
                 }
@@ -326,6 +338,14 @@ impl Keeper {
                     return self.close();
                 }
             }
+        }
+    }
+
+    /// A request was under way and has come to its end.
+    fn done(&mut self, id: i64, outcome: Outcome) {
+        if let Some(signal) = self.shares.get(&id).map(|(signal, _)| *signal) {
+            self.end(id, signal, outcome);
+            self.gone.insert(id);
         }
     }
 
@@ -350,12 +370,13 @@ impl Keeper {
         match self.store.change(&rows, &removed) {
             Ok((ids, dropped)) => {
                 self.said = false;
+                let mut metrics = Vec::new();
                 for (id, Put { queued, encoding, is_under_way, reply }) in ids.into_iter().zip(puts) {
                     let Request { signal, body, share } = queued.request;
                     self.keep(id, signal, share, is_under_way);
                     let _ = reply.send(Ok(id));
                     if signal == Signal::Metrics {
-                        self.thin(id, encoding, &body);
+                        metrics.push((id, encoding, body));
                     }
                 }
                 if !dropped.is_empty() {
@@ -363,6 +384,10 @@ impl Keeper {
                 }
                 for dropped in dropped {
                     self.end_dropped(dropped);
+                }
+                // Last: it reads what is on disk, which may turn out to be damaged.
+                for (id, encoding, body) in metrics {
+                    self.thin(id, encoding, &body);
                 }
                 if self.backlogs.iter().all(|backlog| *backlog.requests.borrow() == 0) {
                     let _ = self.store.shrink();
@@ -402,7 +427,9 @@ impl Keeper {
 
     /// The file is damaged: it is put aside, and what was in it is lost.
     fn begin_anew(&mut self, error: &rusqlite::Error) {
-        match self.store.begin_anew(&self.settings.folder, self.settings.bytes, self.settings.sync) {
+        let SpoolSettings { folder, bytes, sync } = &self.settings;
+        // What is under way has its number from the damaged file: no other request may get it.
+        match self.store.begin_anew(folder, *bytes, *sync, self.last) {
             Ok(aside) => {
                 warn!("the spool is damaged ({error}): its file is now {}, a new one is begun", aside.display())
             }
@@ -414,10 +441,10 @@ impl Keeper {
         }
         self.under_way.clear();
         self.gone.clear();
-        for backlog in self.backlogs.iter() {
-            // Those on their way here are counted, too.
-            let coming = 0;
-            backlog.requests.send_replace(coming);
+        // Those on their way here stay.
+        for (backlog, on_disk) in self.backlogs.iter().zip(&mut self.on_disk) {
+            let lost = std::mem::take(on_disk);
+            backlog.requests.send_modify(|requests| *requests -= lost);
             backlog.grown.notify_one();
         }
     }
@@ -457,8 +484,14 @@ impl Keeper {
                 Ok(row) => return row,
                 Err(store::ReadError::Row(found)) => {
                     after = found.id;
+                    if self.gone.contains(&found.id) {
+                        continue;
+                    }
                     warn!("a request in the spool can't be read: it is set aside, with {} calls", found.calls);
-                    let _ = self.store.set_aside(found.id);
+                    if self.store.set_aside(found.id).is_err() {
+                        // On a full disk, say: it is struck off with the next change then.
+                        self.gone.insert(found.id);
+                    }
                     if !self.shares.contains_key(&found.id) {
                         let share = Share::of_calls(
                             &Tally::from_spool(&self.ledger, found.calls, found.batch),
@@ -513,3 +546,6 @@ impl Keeper {
         let _ = self.store.shrink();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -208,8 +208,8 @@ impl Store {
         Ok(Self { db, page, most_pages: (bytes - LOG) / page })
     }
 
-    /// Puts the file aside and begins a new one; where the old one is now.
-    pub fn begin_anew(&mut self, folder: &Path, bytes: u64, sync: bool) -> Result<PathBuf, Error> {
+    /// Puts the file aside and begins a new one, whose requests have numbers beyond `last`; where the old one is now.
+    pub fn begin_anew(&mut self, folder: &Path, bytes: u64, sync: bool, last: i64) -> Result<PathBuf, Error> {
         let path = folder.join(FILE);
         let aside = put_aside(&path)?;
         *self = Self::try_open(&path, bytes, sync).map_err(|unusable| match unusable {
@@ -218,7 +218,15 @@ impl Store {
                 Error::cannot_run(format!("--spool: a new spool is damaged: {why}"), "check the disk")
             }
         })?;
+        let number = self.db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('requests', ?1)", [last]);
+        number.map_err(|error| Error::cannot_run(format!("--spool: {error}"), "check the disk"))?;
         Ok(aside)
+    }
+
+    /// The highest number that a request in it ever had; 0 where there was none.
+    pub fn last(&self) -> rusqlite::Result<i64> {
+        let last = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'requests'";
+        self.db.query_row(last, [], |row| row.get(0))
     }
 
     /// The calls of all batches in it.
@@ -342,6 +350,18 @@ impl Store {
             .prepare_cached("UPDATE requests SET calls = 0 WHERE batch = ?1 AND calls > 0")?
             .execute([batch.cast_signed()])?;
         Ok(())
+    }
+
+    /// From now on nothing can be written, as on a full disk.
+    #[cfg(test)]
+    pub fn refuse_writes(&self) {
+        self.db.pragma_update(None, "query_only", "ON").unwrap();
+    }
+
+    /// Spoils the body of a request.
+    #[cfg(test)]
+    pub fn spoil(&self, id: i64) {
+        self.db.execute("UPDATE requests SET body = x'00ff' WHERE id = ?1", [id]).unwrap();
     }
 
     /// Gives what is free back to the file system.
