@@ -47,6 +47,8 @@ pub struct Backend {
     taken: bool,
     off_until: Option<Instant>,
     pause_until: Option<Instant>,
+    /// What the backend itself asked for: a success of a request beside that one does not end it.
+    wish_until: Option<Instant>,
     pause: Option<Duration>,
     backoff: Backoff,
     failing_since: Option<Instant>,
@@ -68,11 +70,16 @@ impl Backend {
 
     /// Until when nothing is to be sent, whoever asks.
     pub fn pause(&self, now: Instant) -> Option<Instant> {
-        self.pause_until.filter(|until| now < *until)
+        self.pause_until.max(self.wish_until).filter(|until| now < *until)
     }
 
     /// Somebody says that it is to be tried at once.
     pub fn try_at_once(&mut self) {
+        self.wish_until = None;
+        self.begin_anew();
+    }
+
+    fn begin_anew(&mut self) {
         (self.off_until, self.pause_until, self.pause, self.backoff) = (None, None, None, Backoff::default());
     }
 
@@ -110,7 +117,7 @@ impl Backend {
     }
 
     fn works(&mut self, now: Instant) -> Option<Remark> {
-        self.try_at_once();
+        self.begin_anew();
         self.taken = true;
         let since = self.failing_since.take()?;
         self.said = None;
@@ -133,8 +140,9 @@ impl Backend {
             Some(_) => wish.unwrap_or_default(),
             None => self.backoff.next(wish, random),
         };
-        let until = self.pause_until.max(Some(now + pause)).unwrap_or(now);
-        self.pause_until = Some(until);
+        self.wish_until = self.wish_until.max(wish.map(|wish| now + wish));
+        self.pause_until = self.pause_until.max(Some(now + pause));
+        let until = self.pause_until.max(self.wish_until).unwrap_or(now);
         let given_up = !self.keeps && until.saturating_duration_since(first) > GIVE_UP_AFTER;
         match given_up {
             false => (Next::Again, said),
@@ -233,6 +241,7 @@ mod tests {
             let mut test = Test::new(keeps);
             assert_eq!(test.answer(0, retry(Some(100))), (Next::Again, 100));
             assert_eq!(test.answer(0, retry(None)), (Next::Again, 100), "a request beside it");
+            assert_eq!(test.answer(1, Ok(Accepted::default())), (TAKEN, 99), "one that was sent before the wish came");
             assert_eq!(test.answer(100, Ok(Accepted::default())), (TAKEN, 0));
             let expected = if keeps { Next::Again } else { LOST(Stage::GivenUp) };
             assert_eq!(test.answer(101, retry(Some(400))), (expected, 400));

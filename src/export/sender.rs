@@ -128,6 +128,10 @@ impl Deliverer {
         if self.is_off() {
             return queued.settle(Outcome::Lost(Stage::SwitchedOff));
         }
+        // It may have waited for its slot while the backend asked for a pause.
+        if self.spool.is_none() {
+            self.pause_over().await;
+        }
         let first = Instant::now();
         let outcome = loop {
             let result = match &self.spool {

@@ -109,7 +109,7 @@ fn shares_in_memory_are_bounded() {
     let mut test = KeeperTest::new("shares");
     let requests = MOST_SHARES as u64 + 100;
     for _ in 0..requests {
-        let _ = test.put(false);
+        drop(test.put(false));
     }
     test.keeper.commit();
     assert_eq!((test.keeper.shares.len(), test.waiting()), (MOST_SHARES, requests));
