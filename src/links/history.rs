@@ -17,8 +17,11 @@ use super::held::Ticket;
 use super::records::Records;
 use crate::model::call::Ids;
 
-/// So many receives of a queue are kept whose messages are not told apart, and so many calls before it was surely empty.
+/// So many receives of a queue are kept whose messages are not told apart: each is looked at with each call.
 pub const OPEN: usize = 16;
+/// So many calls of a queue are kept that may have come after it was surely empty: the record that says so is that of
+/// the first of them, which in a pool of waiting receivers is long under way.
+pub const BEFORE_TRUST: usize = 64;
 
 /// The records of one place: of sends, of receives.
 pub type Sides = [Records; 2];
@@ -228,7 +231,7 @@ impl History {
     pub fn settle(&mut self, sides: &Sides, settled: &mut Vec<Settled>) -> Result<(), Contradiction> {
         if !self.is_trusted {
             // What came since may be part of a history whose beginning comes with a record that is late.
-            return if self.len() > OPEN { Err(Contradiction) } else { Ok(()) };
+            return if self.len() > BEFORE_TRUST { Err(Contradiction) } else { Ok(()) };
         }
         self.place(sides)?;
         let first_unplaced = self.unplaced.first().map(|receipt| receipt.number);
