@@ -46,6 +46,16 @@ pub fn run(options: &Open) -> Result<()> {
     outcome
 }
 
+/// Opens missing queues, each of another name of NAME_MAX bytes.
+pub fn names(names: u64) -> Result<()> {
+    for number in 0..names {
+        let name = CString::new(format!("{number:0>255}"))?;
+        let result = kernel::mq_open(name.as_ptr().addr(), 0, 0, 0);
+        ensure!(result == -i64::from(libc::ENOENT), "mq_open of {name:?}: {result}");
+    }
+    Ok(())
+}
+
 pub fn short_lived(calls: u64) -> Result<()> {
     (0..calls).try_for_each(|number| {
         let name = CString::new(format!("short-lived-{number}"))?;
