@@ -85,9 +85,9 @@ enum Workload {
         cpu: Option<usize>,
     },
 
-    /// Opens missing queues of different names, each as long as a name may be
+    /// Makes and removes queues of different names, each as long as a name may be
     Names {
-        #[arg(long, default_value_t = 1_900)]
+        #[arg(long, default_value_t = 950)]
         names: u64,
     },
 

@@ -46,12 +46,13 @@ pub fn run(options: &Open) -> Result<()> {
     outcome
 }
 
-/// Opens missing queues, each of another name of NAME_MAX bytes.
+/// Makes and removes queues, each of another name of NAME_MAX bytes.
 pub fn names(names: u64) -> Result<()> {
+    let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
     for number in 0..names {
-        let name = CString::new(format!("{number:0>255}"))?;
-        let result = kernel::mq_open(name.as_ptr().addr(), 0, 0, 0);
-        ensure!(result == -i64::from(libc::ENOENT), "mq_open of {name:?}: {result}");
+        let name = CString::new(format!("{:0>245}{number:010}", std::process::id()))?;
+        drop(kernel::open_queue(&name, create, &[0, 1, 1, 0, 0, 0, 0, 0])?);
+        kernel::mq_unlink(&name);
     }
     Ok(())
 }
