@@ -3,6 +3,7 @@
 mod child;
 pub mod directory;
 mod end;
+mod memory;
 pub mod meter;
 pub mod metrics;
 pub mod outlet;
@@ -57,6 +58,7 @@ use crate::who::resource;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
+    memory::trim_early();
     let signals = SignalQueue::take().map_err(no_thread)?;
     panics::watch(signals.bell());
     // Before there is any other thread, and before mqspan's own affinity.
