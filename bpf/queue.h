@@ -16,7 +16,7 @@ static __always_inline void read_queue(struct call *call, struct file *file, __u
 	struct mq_attr attr;
 	long len;
 
-	if (BPF_CORE_READ(sb, s_magic) != MQUEUE_MAGIC)
+	if (!is_queue(inode))
 		return;
 	if (bpf_core_read(&attr, sizeof(attr), &queue_of((__u64)inode)->attr))
 		return;
@@ -31,7 +31,7 @@ static __always_inline void read_queue(struct call *call, struct file *file, __u
 	call->queue_maxmsg = attr.mq_maxmsg;
 	call->queue_msgsize = attr.mq_msgsize;
 	call->queue_curmsgs = attr.mq_curmsgs;
-	call->queue_mode = BPF_CORE_READ(inode, i_mode) & 07777;
+	call->queue_mode = BPF_CORE_READ(inode, i_mode) & ~S_IFMT;
 	ns = BPF_CORE_READ(sb, s_fs_info);
 	call->queue_ns = (__u64)ns;
 	call->ipc_ns = BPF_CORE_READ(ns, ns.inum);

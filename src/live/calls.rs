@@ -13,7 +13,7 @@ use std::sync::Arc;
 use nix::sys::statfs::{FsType, statfs};
 
 use crate::model::container::Container;
-use crate::model::reading::QueueName;
+use crate::model::reading::QueueId;
 use crate::model::text::utf8;
 use crate::model::values::Op;
 use crate::who::cgroup;
@@ -36,7 +36,25 @@ pub struct InCall {
     /// Which call.
     pub op: Op,
     /// On which queue; None where the descriptor is none, or can't be seen.
-    pub queue: Option<QueueName>,
+    pub queue: Option<LiveQueue>,
+}
+
+/// A queue that a thread is at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LiveQueue {
+    /// The number of its ipc namespace.
+    pub ipc_ns: u32,
+    /// Its name, with its slash.
+    pub name: Arc<str>,
+    /// Its inode's number.
+    pub number: u64,
+}
+
+impl LiveQueue {
+    /// Which queue.
+    pub fn id(&self) -> QueueId {
+        (self.ipc_ns, self.number)
+    }
 }
 
 /// The entries of a folder that are numbers, ascending.
@@ -70,7 +88,7 @@ pub fn in_calls() -> (Vec<InCall>, u64) {
             let queue = queue_at(pid, fd);
             let comm = utf8(comm.trim_ascii_end()).into_owned();
             let container = cgroup::of_process(pid).and_then(|path| Container::of_path(&path).id);
-            let ipc_ns = queue.as_ref().map(|(ipc_ns, _)| *ipc_ns).or_else(|| ipc_namespace(pid));
+            let ipc_ns = queue.as_ref().map(|queue| queue.ipc_ns).or_else(|| ipc_namespace(pid));
             found.push(InCall { pid, tid, comm, uid: effective_uid(pid, tid), container, ipc_ns, op, queue });
         }
     }
@@ -96,11 +114,13 @@ fn parse_call(text: &str) -> Option<(Op, i32)> {
 }
 
 /// The queue that a descriptor of a process is. Its link is the name as the queue's own mount has it.
-fn queue_at(pid: u32, fd: i32) -> Option<QueueName> {
-    let path = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?.into_os_string().into_encoded_bytes();
+fn queue_at(pid: u32, fd: i32) -> Option<LiveQueue> {
+    let link = format!("/proc/{pid}/fd/{fd}");
+    let path = fs::read_link(&link).ok()?.into_os_string().into_encoded_bytes();
+    let number = fs::metadata(&link).ok()?.st_ino();
     let name = path.rsplit(|byte| *byte == b'/').next()?;
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some((ipc_namespace(pid)?, Arc::from(format!("/{}", utf8(name)))))
+    Some(LiveQueue { ipc_ns: ipc_namespace(pid)?, name: Arc::from(format!("/{}", utf8(name))), number })
 }
 
 /// Opens each queue of every ipc namespace that has an mqueue mount somewhere, for as long as `each` looks at it.

@@ -28,7 +28,7 @@ impl Surroundings {
         let mut waiting = Waiting { threads: BTreeMap::new(), all_seen: hidden == 0 };
         for call in calls {
             if let Some(queue) = call.queue {
-                *waiting.threads.entry((queue, call.op)).or_default() += 1;
+                *waiting.threads.entry((queue.id(), call.op)).or_default() += 1;
             }
         }
         Self { waiting, containers: namespaces::containers().unwrap_or_default() }

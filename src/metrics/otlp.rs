@@ -13,7 +13,7 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
 use super::distribution::Distribution;
-use super::queues::Gauge;
+use super::queues::{Gauge, GaugeKey};
 use super::streams::{self, AttributeSet, Destination, Export, Series};
 use crate::model::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
 use crate::model::container::Container;
@@ -184,15 +184,15 @@ fn count(distribution: &Distribution, attributes: Vec<KeyValue>, time_ns: u64) -
 
 /// The gauges of a queue and of the threads that wait at it, with the container and the pod that its ipc namespace
 /// belongs to.
-pub fn of_gauge(
-    (ipc_ns, destination): &(u32, Destination),
-    of: &Gauge,
-    container: Option<&Container>,
-    time_ns: u64,
-) -> Vec<(Instrument, Point)> {
+pub fn of_gauge(key: &GaugeKey, of: &Gauge, container: Option<&Container>, time_ns: u64) -> Vec<(Instrument, Point)> {
     let id = container.and_then(|container| Some(text(CONTAINER_ID, container.id.as_ref()?)));
     let pod_uid = container.and_then(|container| Some(text(POD_UID, container.pod_uid.as_ref()?)));
-    let attributes: Vec<KeyValue> = of_queue(Some(destination), *ipc_ns).into_iter().chain(id).chain(pod_uid).collect();
+    let mut attributes: Vec<KeyValue> = of_queue(Some(&key.destination), key.ipc_ns);
+    attributes.extend(id.into_iter().chain(pod_uid));
+    if key.unlinked {
+        attributes.push(attribute("posix_mq.queue.unlinked", Any::BoolValue(true)));
+    }
+    attributes.extend(key.number.map(|number| int("posix_mq.queue.id", number.cast_signed())));
     let point = |attributes, value| {
         let value = Some(Number::AsInt(value));
         Point::Gauge(NumberDataPoint { attributes, time_unix_nano: time_ns, value, ..Default::default() })
@@ -262,7 +262,7 @@ fn overflow() -> Vec<KeyValue> {
 }
 
 fn of_call(series: &Series, with_type: bool) -> Vec<KeyValue> {
-    let Series { op, set: AttributeSet { destination, ipc_ns, errno }, .. } = series;
+    let Series { op, set: AttributeSet { destination, ipc_ns, errno, cause }, .. } = series;
     let mut attributes = vec![text("messaging.system", "posix_mq"), text("messaging.operation.name", operation(*op))];
     if let Some(kind) = operation_type(*op).filter(|_| with_type) {
         attributes.push(text("messaging.operation.type", kind));
@@ -275,5 +275,6 @@ fn of_call(series: &Series, with_type: bool) -> Vec<KeyValue> {
             attributes.push(text("error.type", &name));
         }
     }
+    attributes.extend(cause.map(|cause| text("posix_mq.cause", cause.name())));
     attributes
 }

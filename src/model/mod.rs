@@ -3,6 +3,7 @@
 
 pub mod buckets;
 pub mod call;
+pub mod cause;
 pub mod container;
 pub mod counts;
 pub mod error;

@@ -286,7 +286,8 @@ fn look(stop: &Arc<Stop>) -> mpsc::Receiver<Vec<(u32, Option<QueueName>)>> {
     let woken = stop.clone();
     thread::spawn(move || {
         let (calls, _) = calls::in_calls();
-        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive).map(|call| (call.tid, call.queue));
+        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive);
+        let early = early.map(|call| (call.tid, call.queue.map(|queue| (queue.ipc_ns, queue.name))));
         let _ = found.send(early.collect());
         woken.wake();
     });

@@ -37,7 +37,7 @@ pub fn in_calls(filters: &Filters, own_ipc_namespace: u32) {
     }
     for call in calls.iter().filter(|call| is_asked_for(call, filters, own_ipc_namespace)) {
         let InCall { pid, tid, comm, op, queue, .. } = call;
-        let name = queue.as_ref().map_or("a descriptor that is no queue", |(_, name)| name);
+        let name = queue.as_ref().map_or("a descriptor that is no queue", |queue| &queue.name);
         info!("{comm}[{pid}/{tid}] is in {} on {name} already", operation(*op));
     }
 }
@@ -56,7 +56,7 @@ fn is_asked_for(call: &InCall, filters: &Filters, own_ipc_namespace: u32) -> boo
         && filters.comm.passes_name(Some(comm))
         && filters.container.passes(|pick| container.as_ref().is_some_and(|id| id.starts_with(pick)))
         && filters.ipc_namespace.passes(namespace)
-        && filters.queue.passes_name(queue.as_ref().map(|(_, name)| &**name))
+        && filters.queue.passes_name(queue.as_ref().map(|queue| &*queue.name))
 }
 
 /// Says what the run came to: the totals, and what a user would not have expected.
@@ -151,6 +151,7 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::export::ledger::Ledger;
+    use crate::live::calls::LiveQueue;
     use crate::model::filter::Filter;
     use crate::model::values::Op;
 
@@ -187,7 +188,7 @@ mod tests {
             container: Some("abc1".into()),
             ipc_ns: Some(5),
             op: Op::MqTimedreceive,
-            queue: Some((5, "/orders".into())),
+            queue: Some(LiveQueue { ipc_ns: 5, name: "/orders".into(), number: 1 }),
         };
         let all = || Filters { call: Op::ALL.into(), ..Filters::default() };
         fn of<T: std::str::FromStr>(picks: &[&str]) -> Filter<T> {

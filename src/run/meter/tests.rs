@@ -12,7 +12,7 @@ use crate::export::metrics::{decode, encode, points};
 use crate::model::buckets::BUCKETS;
 use crate::model::call::QueueKey;
 use crate::model::filter::Filter;
-use crate::model::reading::Points;
+use crate::model::reading::{Points, Standing};
 use crate::model::resource::Value as Attribute;
 use crate::model::values::Op;
 
@@ -125,6 +125,7 @@ fn reading(pid: u32, name: u64, op: Op, errno: i32, calls: u32) -> Reading {
         name,
         ipc_ns: 9,
         errno,
+        cause: None,
         measure: Measure::Duration,
         op,
         comm: Vec::new(),
@@ -304,7 +305,7 @@ fn gauges_of_many_queues() {
         maxmsg: 10,
         depth: 1,
         peak: None,
-        unlinked: false,
+        standing: Standing::Named,
         matched: true,
     };
     let queues: Vec<QueueReading> = (1..=3000).map(queue).collect();

@@ -4,6 +4,7 @@
 mod abi;
 mod bursts;
 mod call;
+mod causes;
 mod family;
 mod fuse;
 mod hold;
@@ -57,6 +58,10 @@ enum Workload {
 
     /// Opens queues while another thread changes the arguments; writes what the kernel used
     Race(Race),
+
+    /// Makes calls that fail, each for a cause that it sets up; prints a line for each, a tab between the fields: thread id,
+    /// errno, cause, the limit's value, what is in use, what is asked for, who is registered; `-` where there is none
+    Causes(Causes),
 
     /// Publishes process contexts, one after the other, and calls when it is told to on stdin
     Publish(Publish),
@@ -255,6 +260,21 @@ struct Steps {
 }
 
 #[derive(Args)]
+struct Causes {
+    /// As which kind of caller
+    #[arg(long, value_enum, default_value = "native")]
+    abi: abi::Abi,
+
+    /// As many that are drawn at random, in place of the table
+    #[arg(long, default_value_t = 0)]
+    random: u64,
+
+    /// Of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Args)]
 struct Race {
     /// While the name changes, and as many while attr does
     #[arg(long, default_value_t = 50)]
@@ -275,6 +295,7 @@ fn main() -> Result<()> {
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
+        Workload::Causes(options) => causes::run(&options),
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
         Workload::Hostile(options) => hostile::run(&options),
