@@ -5,7 +5,7 @@ use super::decode::{Malformed, head, op_of};
 use super::skel::types::{measures, metric, points, queue_key, queue_state, series};
 use crate::model::call::{ImageKey, QueueKey};
 use crate::model::cause::Cause;
-use crate::model::reading::{Measure, Points, QueueReading, Reading, Standing};
+use crate::model::reading::{Measure, Points, QueueLife, QueueReading, Reading};
 
 impl Reading {
     /// Decodes an entry of the map of series: what was measured at all.
@@ -59,7 +59,7 @@ impl QueueReading {
             maxmsg: value.maxmsg,
             depth: value.depth,
             peak: (peak >> 32 == u64::from(period)).then_some((peak & 0xffff_ffff).cast_signed()),
-            standing: Standing::Named,
+            life: QueueLife::Named,
             matched: value.matched != 0,
         })
     }

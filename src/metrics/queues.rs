@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::streams::Destination;
-use crate::model::reading::{QueueId, QueueReading, Standing, Waiting};
+use crate::model::reading::{QueueId, QueueLife, QueueReading, Waiting};
 use crate::model::values::Op;
 
 /// What is said of a queue.
@@ -36,20 +36,20 @@ pub fn points(
     let mut named: BTreeMap<(u32, Arc<str>), QueuePoint> = BTreeMap::new();
     let mut points = Vec::new();
     let mut readings: Vec<&QueueReading> = readings.iter().filter(|of| of.matched || !only_matched).collect();
-    readings.sort_by_key(|of| (of.standing != Standing::Ended, of.key.number));
+    readings.sort_by_key(|of| (of.life != QueueLife::Ended, of.key.number));
     for of in readings {
         let Some(name) = name(of.name) else { continue };
         let point = QueuePoint {
             name: name.clone(),
             id: (of.ipc_ns, of.key.number),
-            unlinked: of.standing == Standing::Unlinked,
+            unlinked: of.life == QueueLife::Unlinked,
             depth: of.depth,
             peak: of.peak.unwrap_or(of.depth).max(of.depth),
             capacity: of.maxmsg,
         };
-        match of.standing {
-            Standing::Unlinked => points.push(point),
-            Standing::Named | Standing::Ended => _ = named.insert((of.ipc_ns, name), point),
+        match of.life {
+            QueueLife::Unlinked => points.push(point),
+            QueueLife::Named | QueueLife::Ended => _ = named.insert((of.ipc_ns, name), point),
         }
     }
     points.extend(named.into_values());
@@ -125,7 +125,7 @@ mod tests {
             maxmsg: 10,
             depth,
             peak,
-            standing: Standing::Named,
+            life: QueueLife::Named,
             matched: true,
         }
     }
@@ -142,12 +142,12 @@ mod tests {
     /// ended, and others' queues from being shown where only some calls are of interest.
     #[test]
     fn of_one_name_and_of_others() {
-        let old = QueueReading { standing: Standing::Unlinked, ..reading(3, 5, 2, Some(3)) };
-        let ended = QueueReading { standing: Standing::Ended, ..reading(4, 5, 0, Some(9)) };
+        let old = QueueReading { life: QueueLife::Unlinked, ..reading(3, 5, 2, Some(3)) };
+        let ended = QueueReading { life: QueueLife::Ended, ..reading(4, 5, 0, Some(9)) };
         let new = reading(2, 5, 1, Some(1));
         let (of_old, of_new) = (("/5", 3, true, 2, 3), ("/5", 2, false, 1, 1));
         assert_eq!(depths(&points(&[new.clone(), ended.clone(), old.clone()], false, name)), [of_old, of_new]);
-        assert_eq!(depths(&points(&[old.clone()], false, name)), [of_old]);
+        assert_eq!(depths(&points(std::slice::from_ref(&old), false, name)), [of_old]);
         assert_eq!(depths(&points(&[ended], false, name)), [("/5", 4, false, 0, 9)]);
         let foreign = QueueReading { matched: false, ..reading(1, 6, 1, None) };
         assert_eq!(depths(&points(&[foreign.clone(), new.clone()], true, name)), [of_new]);

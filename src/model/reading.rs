@@ -74,7 +74,7 @@ pub type QueueId = (u32, u64);
 
 /// What is left of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum QueueLife {
     /// It has its name.
     Named,
     /// Its name is gone, or another queue's by now: only descriptors keep it.
@@ -99,7 +99,7 @@ pub struct QueueReading {
     /// The most messages that were in it since the collection before; None where no call reached it since then.
     pub peak: Option<i64>,
     /// What is left of it.
-    pub standing: Standing,
+    pub life: QueueLife,
     /// Whether a call that passed the filters on whose calls reached it.
     pub matched: bool,
 }

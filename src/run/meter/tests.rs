@@ -12,7 +12,7 @@ use crate::export::metrics::{decode, encode, points};
 use crate::model::buckets::BUCKETS;
 use crate::model::call::QueueKey;
 use crate::model::filter::Filter;
-use crate::model::reading::{Points, Standing};
+use crate::model::reading::{Points, QueueLife};
 use crate::model::resource::Value as Attribute;
 use crate::model::values::Op;
 
@@ -305,7 +305,7 @@ fn gauges_of_many_queues() {
         maxmsg: 10,
         depth: 1,
         peak: None,
-        standing: Standing::Named,
+        life: QueueLife::Named,
         matched: true,
     };
     let queues: Vec<QueueReading> = (1..=3000).map(queue).collect();

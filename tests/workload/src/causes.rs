@@ -49,7 +49,7 @@ const PRIORITIES: usize = 32_768;
 
 /// Why a call fails; an empty cause: that is not said.
 #[derive(Clone, Debug, Default)]
-struct Expected {
+struct Why {
     cause: &'static str,
     value: Option<i64>,
     used: Option<i64>,
@@ -57,20 +57,20 @@ struct Expected {
     owner: Option<u32>,
 }
 
-fn nothing() -> Expected {
-    Expected::default()
+fn nothing() -> Why {
+    Why::default()
 }
 
-fn because(cause: &'static str) -> Expected {
-    Expected { cause, ..Expected::default() }
+fn because(cause: &'static str) -> Why {
+    Why { cause, ..Why::default() }
 }
 
-fn bound(cause: &'static str, value: i64, requested: i64) -> Expected {
-    Expected { value: Some(value), requested: Some(requested), ..because(cause) }
+fn bound(cause: &'static str, value: i64, requested: i64) -> Why {
+    Why { value: Some(value), requested: Some(requested), ..because(cause) }
 }
 
-fn limit(cause: &'static str, value: i64, used: i64, requested: i64) -> Expected {
-    Expected { used: Some(used), ..bound(cause, value, requested) }
+fn limit(cause: &'static str, value: i64, used: i64, requested: i64) -> Why {
+    Why { used: Some(used), ..bound(cause, value, requested) }
 }
 
 /// What a queue takes of RLIMIT_MSGQUEUE (below 32,768 messages).
@@ -105,13 +105,13 @@ fn descriptors(from: i32) -> Result<i64> {
     Ok(numbers.iter().filter(is_open).count() as i64)
 }
 
-struct Caller {
+struct Failing {
     abi: Abi,
     memory: Low,
     rows: usize,
 }
 
-impl Caller {
+impl Failing {
     fn name(&mut self, name: &str) -> Result<usize> {
         self.memory.put(CString::new(name)?.as_bytes_with_nul())
     }
@@ -147,15 +147,15 @@ impl Caller {
     }
 
     /// Makes a call that fails.
-    fn fails(&mut self, call: Call, args: [usize; 5], errno: i32, expected: Expected) -> Result<()> {
+    fn fails(&mut self, call: Call, args: [usize; 5], errno: i32, expected: Why) -> Result<()> {
         let result = self.abi.call(call, args);
         ensure!(result == i64::from(-errno), "{call:?} {args:x?} returned {result}, not {}: {expected:?}", -errno);
         self.told(errno, &expected)
     }
 
-    fn told(&mut self, errno: i32, expected: &Expected) -> Result<()> {
+    fn told(&mut self, errno: i32, expected: &Why) -> Result<()> {
         let or_dash = |number: Option<i64>| number.map_or("-".into(), |number| number.to_string());
-        let Expected { cause, value, used, requested, owner } = expected;
+        let Why { cause, value, used, requested, owner } = expected;
         let cause = if cause.is_empty() { "-" } else { cause };
         let numbers = [*value, *used, *requested, owner.map(i64::from)].map(or_dash).join("\t");
         writeln!(io::stdout(), "{}\t{errno}\t{cause}\t{numbers}", gettid())?;
@@ -165,27 +165,20 @@ impl Caller {
         Ok(())
     }
 
-    fn open_fails(
-        &mut self,
-        name: &str,
-        oflag: i32,
-        attr: Option<(i64, i64)>,
-        errno: i32,
-        why: Expected,
-    ) -> Result<()> {
+    fn open_fails(&mut self, name: &str, oflag: i32, attr: Option<(i64, i64)>, errno: i32, why: Why) -> Result<()> {
         let attr = attr.map_or(Ok(0), |(maxmsg, msgsize)| self.attr(maxmsg, msgsize))?;
         let args = [self.name(name)?, oflag as usize, 0o600, attr, 0];
         self.fails(Call::Open, args, errno, why)
     }
 
-    fn unlink_fails(&mut self, name: &str, errno: i32, why: Expected) -> Result<()> {
+    fn unlink_fails(&mut self, name: &str, errno: i32, why: Why) -> Result<()> {
         let args = [self.name(name)?, 0, 0, 0, 0];
         self.fails(Call::Unlink, args, errno, why)
     }
 }
 
 /// The queues and other files that calls are made on.
-struct Files {
+struct Targets {
     /// As full as it gets, by four descriptors.
     full: [OwnedFd; 3],
     /// Without a message.
@@ -201,7 +194,7 @@ struct Files {
 const ACCESS: [i32; 3] = [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR];
 
 fn write_limit(name: &str, value: i64) -> Result<()> {
-    Ok(fs::write(format!("/proc/sys/fs/mqueue/{name}"), value.to_string()).with_context(|| name.to_owned())?)
+    fs::write(format!("/proc/sys/fs/mqueue/{name}"), value.to_string()).with_context(|| name.to_owned())
 }
 
 pub fn run(options: &Causes) -> Result<()> {
@@ -217,7 +210,7 @@ pub fn run(options: &Causes) -> Result<()> {
     ] {
         write_limit(name, value)?;
     }
-    let mut caller = Caller { abi: options.abi, memory: Low::new()?, rows: 0 };
+    let mut caller = Failing { abi: options.abi, memory: Low::new()?, rows: 0 };
     let files = files(&mut caller)?;
     match options.random {
         0 => {
@@ -237,7 +230,7 @@ pub fn run(options: &Causes) -> Result<()> {
     Ok(())
 }
 
-fn files(caller: &mut Caller) -> Result<Files> {
+fn files(caller: &mut Failing) -> Result<Targets> {
     let mut queue = |name: &str| -> Result<[OwnedFd; 3]> {
         drop(caller.open(name, CREATE, 0o600, MAXMSG, MSGSIZE)?);
         let mut open = |access: i32| caller.open(name, access | POLL, 0, 1, 1);
@@ -254,11 +247,11 @@ fn files(caller: &mut Caller) -> Result<Files> {
     let null = open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
     let watched = caller.open("causes-watched", CREATE, 0o600, MAXMSG, MSGSIZE)?;
     let (owner, alive) = watch(caller, &watched)?;
-    Ok(Files { full, empty, others: vec![folder, read, write, null], watched, owner, _alive: alive })
+    Ok(Targets { full, empty, others: vec![folder, read, write, null], watched, owner, _alive: alive })
 }
 
 /// Another process is to be notified of the queue, as long as this one lives.
-fn watch(caller: &mut Caller, queue: &OwnedFd) -> Result<(u32, OwnedFd)> {
+fn watch(caller: &mut Failing, queue: &OwnedFd) -> Result<(u32, OwnedFd)> {
     let event = caller.event(libc::SIGEV_NONE, 0)?;
     let ((told, tell), (end, alive)) = (pipe()?, pipe()?);
     // SAFETY: this process has one thread.
@@ -280,7 +273,7 @@ fn watch(caller: &mut Caller, queue: &OwnedFd) -> Result<(u32, OwnedFd)> {
     }
 }
 
-fn names(caller: &mut Caller) -> Result<()> {
+fn names(caller: &mut Failing) -> Result<()> {
     let names =
         [("", libc::ENOENT), ("a/b", libc::EACCES), ("/x", libc::EACCES), (".", libc::EACCES), ("..", libc::EACCES)];
     for (name, errno) in names {
@@ -309,7 +302,7 @@ fn names(caller: &mut Caller) -> Result<()> {
     caller.unlink("causes-readable")
 }
 
-fn attributes(caller: &mut Caller) -> Result<()> {
+fn attributes(caller: &mut Failing) -> Result<()> {
     let invalid = libc::EINVAL;
     // Whoever passes over them is held by the kernel's own limits.
     let (most, longest) = if passes_over_limits()? { (65_536, 16 << 20) } else { (MSG_MAX, MSGSIZE_MAX) };
@@ -335,7 +328,7 @@ fn attributes(caller: &mut Caller) -> Result<()> {
     become_user(0, 0)
 }
 
-fn queues(caller: &mut Caller) -> Result<()> {
+fn queues(caller: &mut Failing) -> Result<()> {
     // Three are there already; mqueue counts those that have a name.
     let (least, used) = (1, 3);
     write_limit("queues_max", least)?;
@@ -351,7 +344,7 @@ fn queues(caller: &mut Caller) -> Result<()> {
     write_limit("queues_max", QUEUES_MAX)
 }
 
-fn bytes_in_queues(caller: &mut Caller) -> Result<()> {
+fn bytes_in_queues(caller: &mut Failing) -> Result<()> {
     become_user(*USER, *USER)?;
     lower(Resource::RLIMIT_MSGQUEUE, BYTES)?;
     let most = BYTES as i64;
@@ -376,7 +369,7 @@ fn bytes_in_queues(caller: &mut Caller) -> Result<()> {
 }
 
 /// In a child, which is in another user namespace from then on.
-fn user_namespaces(caller: &mut Caller) -> Result<()> {
+fn user_namespaces(caller: &mut Failing) -> Result<()> {
     io::stdout().flush()?;
     // SAFETY: this process has one thread.
     match unsafe { fork() }? {
@@ -398,7 +391,7 @@ fn user_namespaces(caller: &mut Caller) -> Result<()> {
     }
 }
 
-fn in_user_namespace(caller: &mut Caller) -> Result<()> {
+fn in_user_namespace(caller: &mut Failing) -> Result<()> {
     // Of the user outside: what it has in queues there counts against what its namespace may have.
     setresuid(Uid::from_raw(*USER), Uid::from_raw(*USER), Uid::from_raw(*USER))?;
     let kept = caller.open("causes-outside", CREATE, 0o600, 4, 256)?;
@@ -416,7 +409,7 @@ fn in_user_namespace(caller: &mut Caller) -> Result<()> {
     Ok(())
 }
 
-fn too_many_descriptors(caller: &mut Caller) -> Result<()> {
+fn too_many_descriptors(caller: &mut Failing) -> Result<()> {
     let (before, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let mut held: Vec<OwnedFd> = vec![open("/dev/null", OFlag::O_RDWR, Mode::empty())?];
     for most in [64_u64, 200] {
@@ -446,8 +439,8 @@ fn too_many_descriptors(caller: &mut Caller) -> Result<()> {
 /// Descriptors that are not open, that are something else, and that are a queue.
 const CLOSED: [usize; 2] = [usize::MAX, 900];
 
-fn messages(caller: &mut Caller, files: &Files) -> Result<()> {
-    let body = |caller: &mut Caller| caller.memory.put(&[0; 64]);
+fn messages(caller: &mut Failing, files: &Targets) -> Result<()> {
+    let body = |caller: &mut Failing| caller.memory.put(&[0; 64]);
     for call in [Call::Send, Call::Receive] {
         let (right, wrong) = match call {
             Call::Send => (&files.full[1], &files.full[0]),
@@ -485,7 +478,7 @@ fn messages(caller: &mut Caller, files: &Files) -> Result<()> {
     caller.fails(Call::Send, args, libc::EINVAL, because("timeout"))
 }
 
-fn notifications(caller: &mut Caller, files: &Files) -> Result<()> {
+fn notifications(caller: &mut Failing, files: &Targets) -> Result<()> {
     let (queue, other) = (files.watched.as_raw_fd() as usize, files.empty[2].as_raw_fd() as usize);
     let bad = CLOSED.into_iter().map(|fd| (fd, "closed"));
     for (fd, cause) in bad.chain(files.others.iter().map(|fd| (fd.as_raw_fd() as usize, "not_a_queue"))) {
@@ -498,7 +491,7 @@ fn notifications(caller: &mut Caller, files: &Files) -> Result<()> {
         let event = caller.event(libc::SIGEV_SIGNAL, signal)?;
         caller.fails(Call::Notify, [queue, event, 0, 0, 0], libc::EINVAL, because("signal"))?;
     }
-    let registered = |owner| Expected { owner: Some(owner), ..because("registered") };
+    let registered = |owner| Why { owner: Some(owner), ..because("registered") };
     let event = caller.event(libc::SIGEV_SIGNAL, libc::SIGUSR1)?;
     caller.fails(Call::Notify, [queue, event, 0, 0, 0], libc::EBUSY, registered(files.owner))?;
     let event = caller.event(libc::SIGEV_NONE, 0)?;
@@ -514,7 +507,7 @@ fn notifications(caller: &mut Caller, files: &Files) -> Result<()> {
 }
 
 /// Failures whose cause the errno says, or the kernel's state does not prove.
-fn other_errors(caller: &mut Caller, files: &Files) -> Result<()> {
+fn other_errors(caller: &mut Failing, files: &Targets) -> Result<()> {
     const NOWHERE: usize = 16;
     caller.fails(Call::Open, [NOWHERE, 0, 0, 0, 0], libc::EFAULT, nothing())?;
     caller.open_fails("causes-full", CREATE | libc::O_EXCL, None, libc::EEXIST, nothing())?;
@@ -530,7 +523,7 @@ fn other_errors(caller: &mut Caller, files: &Files) -> Result<()> {
 }
 
 /// Calls drawn at random, of which the failing ones are told.
-fn random(caller: &mut Caller, files: &Files, seed: u64, calls: u64) -> Result<()> {
+fn random(caller: &mut Failing, files: &Targets, seed: u64, calls: u64) -> Result<()> {
     let mut rng = Rng::new(seed, 0);
     become_user(*USER, *USER)?;
     lower(Resource::RLIMIT_MSGQUEUE, BYTES)?;
@@ -548,7 +541,7 @@ fn random(caller: &mut Caller, files: &Files, seed: u64, calls: u64) -> Result<(
     become_user(0, 0)
 }
 
-fn random_open(caller: &mut Caller, rng: &mut Rng) -> Result<()> {
+fn random_open(caller: &mut Failing, rng: &mut Rng) -> Result<()> {
     let name = rng.pick(&["", ".", "..", "/", "a/b", "causes-full", "causes-kept", "causes-new", "causes-new"]);
     let access = rng.pick(&[ACCESS[0], ACCESS[1], ACCESS[2], ACCESS[2], 3]);
     let more = rng.pick(&[0, libc::O_CREAT, libc::O_CREAT, libc::O_CREAT | libc::O_EXCL]);
@@ -581,7 +574,7 @@ fn random_open(caller: &mut Caller, rng: &mut Rng) -> Result<()> {
 }
 
 /// A descriptor, what is wrong with it, and the queue that it is: its number among the access modes, and whether it is full.
-fn random_descriptor(files: &Files, rng: &mut Rng) -> (usize, &'static str, Option<(usize, bool)>) {
+fn random_descriptor(files: &Targets, rng: &mut Rng) -> (usize, &'static str, Option<(usize, bool)>) {
     match rng.below(8) {
         0 => (rng.pick(&CLOSED), "closed", None),
         1 => (files.others[rng.below(files.others.len() as u64) as usize].as_raw_fd() as usize, "not_a_queue", None),
@@ -593,7 +586,7 @@ fn random_descriptor(files: &Files, rng: &mut Rng) -> (usize, &'static str, Opti
     }
 }
 
-fn random_message(caller: &mut Caller, files: &Files, rng: &mut Rng) -> Result<()> {
+fn random_message(caller: &mut Failing, files: &Targets, rng: &mut Rng) -> Result<()> {
     let call = rng.pick(&[Call::Send, Call::Receive]);
     let sends = matches!(call, Call::Send);
     let (fd, wrong, queue) = random_descriptor(files, rng);
@@ -624,7 +617,7 @@ fn random_message(caller: &mut Caller, files: &Files, rng: &mut Rng) -> Result<(
     caller.told(errno, &expected)
 }
 
-fn random_notify(caller: &mut Caller, files: &Files, rng: &mut Rng) -> Result<()> {
+fn random_notify(caller: &mut Failing, files: &Targets, rng: &mut Rng) -> Result<()> {
     let (fd, wrong, _) = random_descriptor(files, rng);
     let watched = files.watched.as_raw_fd() as usize;
     let fd = if rng.one_in(2) { watched } else { fd };
@@ -639,13 +632,13 @@ fn random_notify(caller: &mut Caller, files: &Files, rng: &mut Rng) -> Result<()
     let expected = match errno {
         libc::EBADF => because(wrong),
         libc::EINVAL if method == libc::SIGEV_SIGNAL => because("signal"),
-        libc::EBUSY => Expected { owner: Some(files.owner), ..because("registered") },
+        libc::EBUSY => Why { owner: Some(files.owner), ..because("registered") },
         _ => nothing(),
     };
     caller.told(errno, &expected)
 }
 
-fn random_getsetattr(caller: &mut Caller, files: &Files, rng: &mut Rng) -> Result<()> {
+fn random_getsetattr(caller: &mut Failing, files: &Targets, rng: &mut Rng) -> Result<()> {
     let (fd, wrong, _) = random_descriptor(files, rng);
     let flags = rng.pick(&[POLL.into(), 1, -1]);
     let new = caller.abi.longs(&[flags, 0, 0, 0, 0, 0, 0, 0]);
