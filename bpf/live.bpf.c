@@ -238,6 +238,7 @@ int live_waiters(struct bpf_iter__task *ctx)
 	waiter->pid = task->tgid;
 	waiter->tid = task->pid;
 	waiter->local_pid = number_here(task->group_leader);
+	waiter->local_tid = number_here(task);
 	waiter->uid = BPF_CORE_READ(task, cred, euid.val);
 	waiter->op = op;
 	waiter->fd = fd;
@@ -270,7 +271,6 @@ int live_holders(struct bpf_iter__task_file *ctx)
 	if (!holder->mode || !describe_queue(&holder->queue, file))
 		return 0;
 	holder->pid = task->tgid;
-	holder->local_pid = number_here(task->group_leader);
 	holder->fd = ctx->fd;
 	holder->file = (__u64)file;
 	bpf_probe_read_kernel_str(holder->comm, sizeof(holder->comm), task->group_leader->comm);

@@ -21,12 +21,14 @@ struct waiter {
 	__u32 pid; /* on the host */
 	__u32 tid;
 	__u32 local_pid; /* in mqspan's own pid namespace; 0: none */
+	__u32 local_tid;
 	__u32 uid;	 /* effective, in the initial user namespace */
 	__u32 op;
-	__s32 fd;
 	__u64 since_ns; /* CLOCK_MONOTONIC: since then at least */
 	__u32 ipc_ns;	/* its own */
 	__u32 is_exact; /* since_ns is its entry */
+	__s32 fd;
+	__u32 unused;
 	char comm[COMM_SIZE];
 	struct live_queue queue; /* all zero: the descriptor is none */
 };
@@ -34,9 +36,9 @@ struct waiter {
 /* An open descriptor of a queue. */
 struct holder {
 	__u32 pid;
-	__u32 local_pid;
 	__s32 fd;
 	__u32 mode; /* 1: reading, 2: writing, 3: both */
+	__u32 unused;
 	char comm[COMM_SIZE]; /* of the process's first thread */
 	__u64 file; /* its address */
 	struct live_queue queue;

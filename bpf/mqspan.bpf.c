@@ -185,6 +185,9 @@ int see_queue(struct bpf_raw_tracepoint_args *ctx) { return look_at_queue(ctx->a
 SEC("raw_tracepoint")
 int find_queue(struct bpf_raw_tracepoint_args *ctx) { return keep_queue(ctx->args[0]); }
 
+SEC("raw_tracepoint")
+int find_file(struct bpf_raw_tracepoint_args *ctx) { return keep_file((void *)ctx->args[0], ctx->args[1]); }
+
 SEC("raw_tracepoint/sched_process_exit")
 int image_on_exit(struct bpf_raw_tracepoint_args *ctx) { end_image((void *)ctx->args[0]); return 0; }
 

@@ -9,11 +9,12 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::statfs::{FsType, statfs};
 
 use crate::model::container::Container;
-use crate::model::reading::QueueId;
+use crate::model::live::{LiveQueue, Waiter};
 use crate::model::text::utf8;
 use crate::model::values::Op;
 use crate::who::cgroup;
@@ -37,23 +38,25 @@ pub struct InCall {
     pub op: Op,
     /// On which queue; None where the descriptor is none, or can't be seen.
     pub queue: Option<LiveQueue>,
+    /// How long it has waited, at least; None where that can't be seen.
+    pub waited: Option<Duration>,
 }
 
-/// A queue that a thread is at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LiveQueue {
-    /// The number of its ipc namespace.
-    pub ipc_ns: u32,
-    /// Its name, with its slash.
-    pub name: Arc<str>,
-    /// Its inode's number.
-    pub number: u64,
-}
-
-impl LiveQueue {
-    /// Which queue.
-    pub fn id(&self) -> QueueId {
-        (self.ipc_ns, self.number)
+impl InCall {
+    /// The same of a thread that the kernel's own lists show, at the time `now_ns` of CLOCK_MONOTONIC.
+    pub fn of(waiter: Waiter, now_ns: u64) -> Self {
+        let container = cgroup::of_process(waiter.pid).and_then(|path| Container::of_path(&path).id);
+        Self {
+            pid: waiter.pid,
+            tid: waiter.tid,
+            comm: waiter.comm,
+            uid: Some(waiter.uid),
+            container,
+            ipc_ns: Some(waiter.queue.as_ref().map_or(waiter.ipc_ns, |queue| queue.ipc_ns)),
+            op: waiter.op,
+            queue: waiter.queue,
+            waited: Some(Duration::from_nanos(now_ns.saturating_sub(waiter.since_ns))),
+        }
     }
 }
 
@@ -69,7 +72,7 @@ fn ipc_namespace(pid: u32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}/ns/ipc")).ok().map(|file| file.st_ino() as u32)
 }
 
-/// The threads that sleep in a send or receive now (proc_pid_syscall(5)), and how many others may not be looked at: that
+/// The threads that sleep in a send or receive now, where the kernel has no lists of its own (proc_pid_syscall(5)), and how many others may not be looked at: that
 /// takes CAP_SYS_PTRACE, and a sandbox may hide some from those who have it. Those of 32-bit programs are not seen.
 pub fn in_calls() -> (Vec<InCall>, u64) {
     let (mut found, mut hidden) = (Vec::new(), 0);
@@ -89,7 +92,17 @@ pub fn in_calls() -> (Vec<InCall>, u64) {
             let comm = utf8(comm.trim_ascii_end()).into_owned();
             let container = cgroup::of_process(pid).and_then(|path| Container::of_path(&path).id);
             let ipc_ns = queue.as_ref().map(|queue| queue.ipc_ns).or_else(|| ipc_namespace(pid));
-            found.push(InCall { pid, tid, comm, uid: effective_uid(pid, tid), container, ipc_ns, op, queue });
+            found.push(InCall {
+                pid,
+                tid,
+                comm,
+                uid: effective_uid(pid, tid),
+                container,
+                ipc_ns,
+                op,
+                queue,
+                waited: None,
+            });
         }
     }
     (found, hidden)
@@ -120,7 +133,7 @@ fn queue_at(pid: u32, fd: i32) -> Option<LiveQueue> {
     let number = fs::metadata(&link).ok()?.st_ino();
     let name = path.rsplit(|byte| *byte == b'/').next()?;
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some(LiveQueue { ipc_ns: ipc_namespace(pid)?, name: Arc::from(format!("/{}", utf8(name))), number })
+    Some(LiveQueue { ipc_ns: ipc_namespace(pid)?, name: Arc::from(format!("/{}", utf8(name))), number, key: None })
 }
 
 /// Opens each queue of every ipc namespace that has an mqueue mount somewhere, for as long as `each` looks at it.

@@ -17,6 +17,7 @@ use super::queues::{Gauge, GaugeKey};
 use super::streams::{self, AttributeSet, Destination, Export, Series};
 use crate::model::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
 use crate::model::container::Container;
+use crate::model::live::QueueAccess;
 use crate::model::reading::Measure;
 use crate::model::resource::{Resource, Value};
 use crate::model::values::{HistogramAggregation, Op};
@@ -52,6 +53,9 @@ const PEAK: Instrument =
     instrument("posix_mq.queue.peak_depth", "{message}", "The most messages in the queue since the last collection.");
 const CAPACITY: Instrument = instrument("posix_mq.queue.capacity", "{message}", "The most messages that fit.");
 const BLOCKED: Instrument = instrument("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.");
+
+const DESCRIPTORS: Instrument =
+    instrument("posix_mq.queue.descriptors", "{descriptor}", "Open descriptors of the queue, of all processes.");
 
 /// A point of some metric.
 #[derive(Clone, Debug, PartialEq)]
@@ -207,6 +211,10 @@ pub fn of_gauge(key: &GaugeKey, of: &Gauge, container: Option<&Container>, time_
         let operation = text("messaging.operation.name", operation(op));
         let of_operation = [attributes.clone(), vec![operation]].concat();
         points.extend(threads.map(|threads| (BLOCKED, point(of_operation, threads))));
+    }
+    for (access, open) in QueueAccess::ALL.into_iter().zip(of.descriptors.into_iter().flatten()) {
+        let of_access = [attributes.clone(), vec![text("posix_mq.access", access.name())]].concat();
+        points.push((DESCRIPTORS, point(of_access, open)));
     }
     points
 }

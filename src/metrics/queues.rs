@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::streams::Destination;
-use crate::model::reading::{QueueId, QueueLife, QueueReading, Waiting};
+use crate::model::live::{Attendance, QueueAccess};
+use crate::model::reading::{QueueId, QueueLife, QueueReading};
 use crate::model::values::Op;
 
 /// What is said of a queue.
@@ -80,6 +81,8 @@ pub struct Gauge {
     pub capacity: i64,
     /// Threads that wait to send, and to receive; None where none was seen, but not all could be.
     pub waiting: [Option<i64>; 2],
+    /// Open descriptors, as in [`QueueAccess::ALL`]; None where that is not known.
+    pub descriptors: Option<[i64; 3]>,
 }
 
 /// The gauges by what they are told apart by.
@@ -87,13 +90,20 @@ pub struct Gauge {
 pub struct Gauges(pub BTreeMap<GaugeKey, Gauge>);
 
 impl Gauges {
-    /// Puts queues together with those who wait at them.
-    pub fn new(points: Vec<QueuePoint>, waiting: &Waiting, destination: impl Fn(Arc<str>) -> Destination) -> Self {
+    /// Puts queues together with those who wait at them and have them open.
+    pub fn new(
+        points: Vec<QueuePoint>,
+        attendance: &Attendance,
+        destination: impl Fn(Arc<str>) -> Destination,
+    ) -> Self {
         let mut gauges: BTreeMap<GaugeKey, Gauge> = BTreeMap::new();
         for point in points {
             let threads = [Op::MqTimedsend, Op::MqTimedreceive].map(|op| {
-                let seen = waiting.threads.get(&(point.id, op)).map(|threads| threads.cast_signed());
-                seen.or(waiting.all_seen.then_some(0))
+                let seen = attendance.threads.get(&(point.id, op)).map(|threads| threads.cast_signed());
+                seen.or(attendance.all_seen.then_some(0))
+            });
+            let descriptors = attendance.descriptors.as_ref().map(|descriptors| {
+                QueueAccess::ALL.map(|access| descriptors.get(&(point.id, access)).map_or(0, |open| open.cast_signed()))
             });
             let QueuePoint { name, id: (ipc_ns, number), unlinked, .. } = point;
             let destination = destination(name);
@@ -103,6 +113,10 @@ impl Gauges {
             gauge.depth += point.depth;
             gauge.peak = gauge.peak.max(point.peak);
             gauge.capacity += point.capacity;
+            if let Some(descriptors) = descriptors {
+                let sums = gauge.descriptors.get_or_insert_default();
+                sums.iter_mut().zip(descriptors).for_each(|(sum, open)| *sum += open);
+            }
             for (sum, threads) in gauge.waiting.iter_mut().zip(threads) {
                 *sum = threads.map_or(*sum, |threads| Some(sum.unwrap_or(0) + threads));
             }
@@ -169,7 +183,7 @@ mod tests {
         ] {
             let templates = Templates::new(templates);
             let destination = |name| Destination::of(name, &templates);
-            let gauges = Gauges::new(all.clone(), &Waiting::default(), destination).0;
+            let gauges = Gauges::new(all.clone(), &Attendance::default(), destination).0;
             let told: Vec<_> = gauges.iter().map(|(key, of)| (key.unlinked, key.number, of.depth)).collect();
             assert_eq!(told, expected);
         }
@@ -181,12 +195,28 @@ mod tests {
         let points = vec![point("/1", 1, false), point("/2", 2, false)];
         let threads = BTreeMap::from([(((9, 1), Op::MqTimedreceive), 3)]);
         let gauges = |all_seen| {
-            let waiting = Waiting { threads: threads.clone(), all_seen };
+            let waiting = Attendance { threads: threads.clone(), all_seen, descriptors: None };
             let destination = |name| Destination::of(name, &Templates::default());
             let gauges = Gauges::new(points.clone(), &waiting, destination).0;
             gauges.into_values().map(|gauge| gauge.waiting).collect::<Vec<_>>()
         };
         assert_eq!(gauges(true), [[Some(0), Some(3)], [Some(0), Some(0)]]);
         assert_eq!(gauges(false), [[None, Some(3)], [None, None]]);
+    }
+
+    /// Prevents a queue that nobody reads from having no point that says so, and one whose holders are not known from having
+    /// a zero.
+    #[test]
+    fn open_descriptors() {
+        let points = vec![point("/1", 1, false), point("/2", 2, false)];
+        let open = BTreeMap::from([(((9, 1), QueueAccess::Write), 3), (((8, 2), QueueAccess::Read), 1)]);
+        let gauges = |descriptors| {
+            let attendance = Attendance { descriptors, ..Attendance::default() };
+            let destination = |name| Destination::of(name, &Templates::default());
+            let gauges = Gauges::new(points.clone(), &attendance, destination).0;
+            gauges.into_values().map(|gauge| gauge.descriptors).collect::<Vec<_>>()
+        };
+        assert_eq!(gauges(Some(open)), [Some([0, 3, 0]), Some([0, 0, 0])]);
+        assert_eq!(gauges(None), [None, None]);
     }
 }

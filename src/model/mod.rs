@@ -11,6 +11,7 @@ pub mod error;
 pub(crate) mod examples;
 pub mod filter;
 pub mod glob;
+pub mod live;
 pub mod reading;
 pub mod resource;
 pub mod slot;

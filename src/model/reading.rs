@@ -1,7 +1,6 @@
 //! What the kernel side shows of metrics: the values added to each series, the state of each queue, and who waits. Pure
 //! code.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::buckets::BUCKETS;
@@ -118,13 +117,4 @@ pub enum QueueState {
     Ended,
     /// The kernel can't be asked.
     Unknown,
-}
-
-/// Who waits at queues now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many threads, in which call on which queue.
-    pub threads: BTreeMap<(QueueId, Op), u64>,
-    /// Whether every thread of the host could be looked at: else nobody seen does not mean nobody there.
-    pub all_seen: bool,
 }

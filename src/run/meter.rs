@@ -22,7 +22,8 @@ use crate::model::call::ImageKey;
 use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
-use crate::model::reading::{Measure, QueueReading, Reading, Waiting};
+use crate::model::live::Attendance;
+use crate::model::reading::{Measure, QueueReading, Reading};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
 use crate::model::values::{HistogramAggregation, MetricLimits, Temporality};
@@ -270,9 +271,9 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
     fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>) {
         let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
         points.retain(|point| self.parts.filters.queue.keeps_name(Some(&point.name)));
-        let nobody_seen = Waiting::default();
-        let waiting = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.waiting);
-        self.gauges = Gauges::new(points, waiting, |name| Destination::of(name, &self.parts.templates));
+        let nobody_seen = Attendance::default();
+        let attendance = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.attendance);
+        self.gauges = Gauges::new(points, attendance, |name| Destination::of(name, &self.parts.templates));
         if let Some(surroundings) = surroundings {
             self.containers.clone_from(&surroundings.containers);
         }

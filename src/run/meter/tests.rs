@@ -309,7 +309,8 @@ fn gauges_of_many_queues() {
         matched: true,
     };
     let queues: Vec<QueueReading> = (1..=3000).map(queue).collect();
-    let surroundings = Surroundings { waiting: Waiting { all_seen: true, ..Default::default() }, ..Default::default() };
+    let surroundings =
+        Surroundings { attendance: Attendance { all_seen: true, ..Attendance::default() }, ..Surroundings::default() };
     collect_all(&mut meter, after(1), &[], &queues, Some(&surroundings));
     let mut sent = 0;
     while meter.pump().more {

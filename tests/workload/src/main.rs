@@ -5,6 +5,7 @@ mod abi;
 mod bursts;
 mod call;
 mod causes;
+mod crowd;
 mod family;
 mod fuse;
 mod hold;
@@ -38,6 +39,10 @@ enum Workload {
 
     /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
     Hold(Hold),
+
+    /// Has threads wait at queues, to receive at those of even numbers, to send at the others; says `held`, and lets go when
+    /// stdin ends
+    Crowd(Crowd),
 
     /// Keeps a queue full, with two senders that wait for room and a receiver that asks for no priority, says `full` and ends
     /// when stdin ends
@@ -266,6 +271,19 @@ struct Steps {
 }
 
 #[derive(Args)]
+struct Crowd {
+    /// The queues are /NAME-0 and so on
+    #[arg(long)]
+    name: String,
+
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    queues: u64,
+
+    #[arg(long, default_value_t = 100)]
+    threads: u64,
+}
+
+#[derive(Args)]
 struct Causes {
     /// As which kind of caller
     #[arg(long, value_enum, default_value = "native")]
@@ -301,6 +319,7 @@ fn main() -> Result<()> {
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
+        Workload::Crowd(options) => crowd::run(&options),
         Workload::Causes(options) => causes::run(&options),
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
