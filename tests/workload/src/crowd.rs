@@ -47,7 +47,7 @@ pub fn run(options: &Crowd) -> Result<()> {
             let fd = fds[place];
             thread::Builder::new().stack_size(STACK).spawn_scoped(scope, move || {
                 id.store(gettid().as_raw(), Ordering::Relaxed);
-                if place % 2 == 0 { receive(fd) } else { send(fd) }
+                if place.is_multiple_of(2) { receive(fd) } else { send(fd) }
             })?;
         }
         while !threads.iter().all(|id| waits(id.load(Ordering::Relaxed))) {
@@ -58,7 +58,7 @@ pub fn run(options: &Crowd) -> Result<()> {
         io::copy(&mut io::stdin(), &mut io::sink())?;
         for number in 0..threads.len() {
             let place = number % fds.len();
-            let done = if place % 2 == 0 { send(fds[place]) } else { receive(fds[place]) };
+            let done = if place.is_multiple_of(2) { send(fds[place]) } else { receive(fds[place]) };
             ensure!(done >= 0, "a thread that waits goes on");
         }
         Ok(())
