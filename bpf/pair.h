@@ -2,6 +2,7 @@
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
+#include "cause.h"
 #include "context.h"
 #include "limit.h"
 #include "container.h"
@@ -260,6 +261,8 @@ __noinline int record(struct thread *thread)
 	if (!thread)
 		return false;
 	call = call_of(thread);
+	if (call->ret < 0)
+		explain(call);
 	if (aggregates_comm)
 		read_comm(call, task);
 	if (aggregates) {

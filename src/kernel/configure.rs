@@ -54,6 +54,7 @@ pub fn configure(
     open.progs.see_self.set_autoload(true);
     open.progs.see_queue.set_autoload(config.aggregates);
     open.progs.find_queue.set_autoload(config.aggregates);
+    open.progs.find_file.set_autoload(config.aggregates);
     open.progs.image_on_exit.set_autoload(true);
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());

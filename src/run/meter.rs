@@ -15,20 +15,21 @@ use crate::export::ledger::Ledger;
 use crate::live::Surroundings;
 use crate::metrics::intake::{Intake, Replaced};
 use crate::metrics::otlp;
-use crate::metrics::queues::{self, Gauge, Gauges};
+use crate::metrics::queues::{self, Gauge, GaugeKey, Gauges};
 use crate::metrics::requests::RequestBuilder;
 use crate::metrics::streams::{Cursor, Destination, StreamTable};
 use crate::model::call::ImageKey;
 use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
-use crate::model::reading::{Measure, QueueReading, Reading, Waiting};
+use crate::model::live::Attendance;
+use crate::model::reading::{Measure, QueueReading, Reading};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
 use crate::model::values::{HistogramAggregation, MetricLimits, Temporality};
 
 /// All streams take so many bytes at most, about.
-pub const STREAM_BYTES: usize = 16 << 20;
+pub const STREAM_BYTES: usize = 8 << 20;
 
 /// Collections are at least so far apart by their times, in ns: some backends keep one point of a stream for each
 /// millisecond (Prometheus), and the last collection may follow right after another.
@@ -148,7 +149,7 @@ enum Phase {
     Idle,
     Streams(Cursor),
     /// The gauges behind this one.
-    Gauges(Option<(u32, Destination)>),
+    Gauges(Option<GaugeKey>),
 }
 
 /// What [`Meter::pump`] came to.
@@ -269,10 +270,10 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
 
     fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>) {
         let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
-        points.retain(|(_, name), _| self.parts.filters.queue.keeps_name(Some(name)));
-        let nobody_seen = Waiting::default();
-        let waiting = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.waiting);
-        self.gauges = Gauges::new(points, waiting, |name| Destination::of(name, &self.parts.templates));
+        points.retain(|point| self.parts.filters.queue.keeps_name(Some(&point.name)));
+        let nobody_seen = Attendance::default();
+        let attendance = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.attendance);
+        self.gauges = Gauges::new(points, attendance, |name| Destination::of(name, &self.parts.templates));
         if let Some(surroundings) = surroundings {
             self.containers.clone_from(&surroundings.containers);
         }
@@ -303,7 +304,7 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
 
 /// The gauges of a collection.
 struct GaugeSource<'a> {
-    gauges: &'a BTreeMap<(u32, Destination), Gauge>,
+    gauges: &'a BTreeMap<GaugeKey, Gauge>,
     containers: &'a HashMap<u32, Container>,
     own: &'a Resource,
     time_ns: u64,
@@ -329,7 +330,7 @@ impl<O: Outlet> Pass<O> {
             let mut rest = source.gauges.range((after.clone().map_or(Unbounded, Excluded), Unbounded));
             while !builder.is_full() {
                 let Some((queue, gauge)) = rest.next() else { break };
-                let container = source.containers.get(&queue.0);
+                let container = source.containers.get(&queue.ipc_ns);
                 builder.add(source.own, otlp::of_gauge(queue, gauge, container, source.time_ns));
                 *after = Some(queue.clone());
             }
