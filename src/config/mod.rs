@@ -6,6 +6,7 @@ mod env;
 pub mod file;
 pub mod otlp;
 mod pairs;
+pub mod top;
 pub mod unavailable;
 mod yaml;
 
@@ -271,7 +272,8 @@ fn color(option: Option<Color>, env: &Environment<'_>, file: Option<Color>) -> R
     Ok(option.or(no_color).or(file).unwrap_or(Color::Auto))
 }
 
-fn filters(args: FilterArgs) -> Filters {
+/// The filters that these options ask for.
+pub fn filters(args: FilterArgs) -> Filters {
     Filters {
         call: either(args.call, Op::ALL.into()).into_iter().collect(),
         queue: Filter::new(args.queue),

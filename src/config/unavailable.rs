@@ -24,11 +24,6 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     }
 }
 
-/// Refuses the command `top`.
-pub fn top() -> Error {
-    not_available("top", "run mqspan --output console for the calls, line by line")
-}
-
 fn not_available(what: &str, instead: &str) -> Error {
     Error::cannot_run(format!("{what} is not available yet"), instead)
 }

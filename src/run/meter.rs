@@ -15,17 +15,20 @@ use crate::export::ledger::Ledger;
 use crate::live::Surroundings;
 use crate::metrics::intake::{Intake, Replaced};
 use crate::metrics::otlp;
-use crate::metrics::queues::{self, Gauge, Gauges};
+use crate::metrics::queues::{self, Gauge, Gauges, QueuePoint};
 use crate::metrics::requests::RequestBuilder;
 use crate::metrics::streams::{Cursor, Destination, StreamTable};
 use crate::model::call::ImageKey;
 use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
-use crate::model::reading::{Measure, QueueReading, Reading, Waiting};
+use crate::model::reading::{Measure, QueueName, QueueReading, Reading, Waiting};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
-use crate::model::values::{HistogramAggregation, MetricLimits, Temporality};
+use crate::model::values::{HistogramAggregation, MetricLimits, Op, Temporality};
+use crate::overview::Overview;
+use crate::overview::tables::{BlockedThread, QueueLook};
+use crate::telemetry::terms::operation;
 
 /// All streams take so many bytes at most, about.
 pub const STREAM_BYTES: usize = 16 << 20;
@@ -104,6 +107,8 @@ pub struct MeterParts {
     pub templates: Templates,
     /// Whether calls have no records, so that they are counted here.
     pub alone: bool,
+    /// What people look at, where there is any.
+    pub overview: Option<Overview>,
 }
 
 /// What makes metrics of readings.
@@ -187,6 +192,9 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
     ) -> Result<(), E> {
         self.directory.catch_up();
         self.begin(now);
+        if let Some(overview) = &self.parts.overview {
+            overview.tables().begin(now.boot_ns, now.wall_ns);
+        }
         self.replace();
         let result = series(&mut |reading| self.add_series(reading));
         for (reading, name) in self.parts.intake.take_waits().take() {
@@ -200,6 +208,9 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
             self.accounts.iter_mut().for_each(|account| account.table.exemplify(image, &series, exemplar));
         }
         self.look_at_queues(queues, surroundings);
+        if let Some(overview) = &self.parts.overview {
+            overview.tables().end();
+        }
         for account in &mut self.accounts {
             for pass in &mut account.passes {
                 match pass.phase {
@@ -261,6 +272,10 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
     }
 
     fn add(&mut self, reading: &Reading, name: Option<Arc<str>>) {
+        if let Some(overview) = &self.parts.overview {
+            let queue = name.as_ref().map(|name| (reading.ipc_ns, name.clone()));
+            overview.tables().add(reading, queue.as_ref(), |image| self.directory.resource(image));
+        }
         let destination = name.map(|name| Destination::of(name, &self.parts.templates));
         for account in &mut self.accounts {
             account.table.add(reading, destination.clone(), |image| self.directory.resource(image));
@@ -272,6 +287,9 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         points.retain(|(_, name), _| self.parts.filters.queue.keeps_name(Some(name)));
         let nobody_seen = Waiting::default();
         let waiting = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.waiting);
+        if let Some(overview) = &self.parts.overview {
+            show_queues(overview, &points, waiting, surroundings);
+        }
         self.gauges = Gauges::new(points, waiting, |name| Destination::of(name, &self.parts.templates));
         if let Some(surroundings) = surroundings {
             self.containers.clone_from(&surroundings.containers);
@@ -299,6 +317,47 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         }
         pumped
     }
+}
+
+/// Shows people the queues that are there, and who waits at them.
+fn show_queues(
+    overview: &Overview,
+    points: &BTreeMap<QueueName, QueuePoint>,
+    waiting: &Waiting,
+    surroundings: Option<&Surroundings>,
+) {
+    let mut tables = overview.tables();
+    for (queue, point) in points {
+        let threads = |op| {
+            let seen = waiting.threads.get(&(queue.clone(), op)).copied();
+            seen.or(waiting.all_seen.then_some(0))
+        };
+        let container = surroundings.and_then(|surroundings| surroundings.containers.get(&queue.0));
+        let look = QueueLook {
+            depth: point.depth,
+            peak: point.peak,
+            capacity: point.capacity,
+            blocked: [Op::MqTimedsend, Op::MqTimedreceive].map(threads),
+            descriptors: None,
+            oldest_ns: None,
+            container: container.and_then(|container| container.id.clone()),
+        };
+        tables.look_at(queue.clone(), look);
+    }
+    let shown = |queue: &&QueueName| points.contains_key(*queue);
+    let in_calls = surroundings.into_iter().flat_map(|surroundings| &surroundings.in_calls);
+    let blocked = in_calls.filter(|call| call.queue.as_ref().is_some_and(|queue| shown(&queue)));
+    let blocked = blocked.map(|call| BlockedThread {
+        key: call.queue.clone(),
+        queue: call.queue.as_ref().map(|(_, name)| name.to_string()),
+        ipc_namespace: call.ipc_ns,
+        pid: call.pid,
+        tid: call.tid,
+        name: call.comm.clone(),
+        operation: operation(call.op),
+        waiting_seconds: None,
+    });
+    tables.set_blocked(blocked.collect());
 }
 
 /// The gauges of a collection.

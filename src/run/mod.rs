@@ -6,11 +6,12 @@ mod end;
 pub mod meter;
 pub mod metrics;
 pub mod outlet;
-mod panics;
+pub mod panics;
 pub mod pipeline;
 mod reader;
 mod report;
 pub mod signals;
+pub mod top;
 
 use std::fs;
 use std::io::IsTerminal;
@@ -108,6 +109,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             only_matched: child.is_some() || filters.picks_callers(),
             templates: settings.templates.clone(),
             alone: !makes_records,
+            overview: None,
         };
         let outlets = of_signal(|signal| signal == CallSignal::Metrics).into_iter();
         let outlets = outlets.filter_map(|sink| SinkOutlet::of(sink, &ledger)).collect();
@@ -124,6 +126,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         traces: settings.signals.traces,
         receive: settings.receive,
         metrics: meter.is_some().then_some(intake),
+        overview: None,
         pulse: pulse.clone(),
         color: is_colored(settings.color),
     });
@@ -138,12 +141,6 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         makes_records,
         aggregates: settings.signals.metrics,
         rate: settings.rate,
-    };
-    let refused = |why: String| {
-        Error::cannot_run(
-            format!("the kernel refused the programs: {why}"),
-            "mqspan check says what is missing on this host",
-        )
     };
     let (programs, asked_to_end) = attach(&config, &signals);
     let programs = Arc::new(programs.map_err(refused)?);
@@ -208,6 +205,13 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     started.map(|()| status)
 }
 
+fn refused(why: String) -> Error {
+    Error::cannot_run(
+        format!("the kernel refused the programs: {why}"),
+        "mqspan check says what is missing on this host",
+    )
+}
+
 /// A look at the queues that are there is waited for so long at the start: mounts lead through those of other processes.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -250,7 +254,7 @@ fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, Strin
             match signals.wait(None) {
                 Wakeup::End { signal, .. } => asked = Some(signal),
                 Wakeup::Rung => break,
-                Wakeup::Hangup | Wakeup::Child | Wakeup::TimeOut => {}
+                Wakeup::Hangup | Wakeup::Stop | Wakeup::Continue | Wakeup::Child | Wakeup::TimeOut => {}
             }
         }
         attaching.join().unwrap_or_else(|_| Err("the thread that attaches them died".into()))
@@ -274,6 +278,8 @@ fn watch(
             Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
             Wakeup::Rung => return 0,
             Wakeup::Hangup => hangup.raise(),
+            // Of whoever has the terminal, which a run does not take.
+            Wakeup::Stop | Wakeup::Continue => {}
             Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;

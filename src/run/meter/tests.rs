@@ -103,6 +103,7 @@ fn parts(temporality: Temporality, histograms: HistogramAggregation) -> MeterPar
         only_matched: false,
         templates: Templates::default(),
         alone: false,
+        overview: None,
     }
 }
 
