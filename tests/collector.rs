@@ -17,13 +17,15 @@ use opentelemetry_proto::tonic::{
     metrics::v1::{metric::Data, number_data_point},
 };
 use support::{
+    backend::{Answer, Backend},
     calls::{Form, compare},
     certificates,
-    collector::{Collector, Received},
+    collector::{Collector, Ports, Received},
     otlp::{self, Record, made_by},
+    own,
     program::{Ended, Mqspan, Tracing, finish},
     stats::Stats,
-    workload,
+    wait, workload,
 };
 
 const CALLS: usize = 1500;
@@ -220,6 +222,71 @@ fn nothing_is_sent_to_strangers() -> Result<()> {
     let received = collector.stop()?;
     ensure!(received.spans()?.is_empty(), "a span arrived");
     undelivered(&mqspan, &gone, 10).map(drop)
+}
+
+/// Prevents certificates that are renewed while mqspan runs from ending what it sends: a new authority, and a new server and
+/// client under it, in the files of the old.
+#[test]
+fn certificates_that_are_renewed() -> Result<()> {
+    for protocol in ["grpc", "http/protobuf"] {
+        let mqspan = mqspan()?;
+        let certificates = mqspan.file("certificates");
+        certificates::write(&certificates)?;
+        let ports = Ports::free()?;
+        let first = Collector::start_at(ports, mqspan.file("first"), Some(&certificates))?;
+        let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+        let queue = format!("/mqspan-test-renewed-{}", protocol.replace('/', "-"));
+        let mut command = mqspan.command(["run", "--signals=traces", "--output=otlp", &*own::pid(), &stats]);
+        command.args(["--queue", &queue, "--max-rate=0"]);
+        command.envs(variables(&first, protocol, "none").into_iter().chain(client(&certificates, true)));
+        let tracing = Tracing::start(command)?;
+        let arrived = |collector: &Collector| collector.received().spans().map_or(0, |spans| spans.len());
+        own::opens(&queue, 10)?;
+        wait::until("what the old server takes", || Ok((arrived(&first) == 10).then_some(())))?;
+        first.stop()?;
+        certificates::write(&certificates)?;
+        let second = Collector::start_at(ports, mqspan.file("second"), Some(&certificates))?;
+        own::opens(&queue, 20)?;
+        wait::until("what the new server takes", || Ok((arrived(&second) == 20).then_some(())))
+            .with_context(|| format!("{protocol}: {:?}", tracing.said()))?;
+        tracing.stop()?.ok()?;
+        second.stop()?;
+        let stats = mqspan.stats()?;
+        ensure!((stats.exported, stats.lost_sum()) == (30, 0), "{protocol}: {stats:?}");
+    }
+    Ok(())
+}
+
+/// Exemplars of the metrics that a Collector has.
+fn exemplars(received: &Received) -> Result<usize> {
+    let mut count = 0;
+    let scopes = received.metrics()?.into_iter().flat_map(|request| request.resource_metrics);
+    for metric in scopes.flat_map(|of| of.scope_metrics).flat_map(|of| of.metrics) {
+        if let Some(Data::ExponentialHistogram(histogram)) = metric.data {
+            count += histogram.data_points.iter().map(|point| point.exemplars.len()).sum::<usize>();
+        }
+    }
+    Ok(count)
+}
+
+/// Prevents exemplars from naming spans that no backend took.
+#[test]
+fn exemplars_of_spans_that_were_taken() -> Result<()> {
+    for (answer, has_exemplars) in [(Answer::Taken, true), (Answer::Http(400, None), false)] {
+        let mqspan = mqspan()?;
+        let of_traces = Backend::start(move |_, _| answer.clone())?;
+        let collector = Collector::start(mqspan.file("collector"), None)?;
+        let traces = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", format!("{}/v1/traces", of_traces.endpoint()));
+        let mut command = mqspan.command(["run", "--signals=traces,metrics", "--output=otlp", "--"]);
+        // Some collections after the spans' answers.
+        command.args(["bash", "-c", "for n in {1..30}; do \"$0\" flat --calls=3; sleep 0.1; done"]);
+        command.arg(mqspan.workload_arg()).envs(variables(&collector, "http/protobuf", "none")).env(traces.0, traces.1);
+        command.env("OTEL_METRIC_EXPORT_INTERVAL", "200").env("OTEL_SDK_DISABLED", "true");
+        Ended::of(finish(command)?).ok()?;
+        let found = exemplars(&collector.stop()?)?;
+        ensure!((found > 0) == has_exemplars, "{found} exemplars, expected some: {has_exemplars}");
+    }
+    Ok(())
 }
 
 /// Prevents a signal's own settings from being mixed with those for all.

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -23,7 +23,7 @@ use opentelemetry_proto::tonic::{metrics::v1::metric::Data, trace::v1::Span};
 use support::{
     fed::Fed,
     otlp::{self, Record, of_operation},
-    program::{Ended, Mqspan},
+    program::{Ended, Mqspan, finish, without_otel},
     wait,
 };
 
@@ -76,6 +76,39 @@ fn inside(span: &Span) -> Result<Option<(String, String, String)>> {
         }
     }
     Ok(None)
+}
+
+/// Prevents a sidecar from missing the threads' spans where it shares the pod's pid namespace, which is not the host's.
+#[test]
+fn a_sidecar_in_a_pod() -> Result<()> {
+    let mqspan = mqspan()?;
+    let (record, queue) = (mqspan.file("truth"), queue_of("pod"));
+    let script = r#"
+        "$0" run --signals=traces --queue "$4" "$3" 2> "$2/said" & tracing=$!
+        until grep -q tracing "$2/said"; do sleep 0.05; done
+        OTEL_TRACES_SAMPLER=always_on "$1" --orders=50 --threads=2 --pauses 2000 1 --print "$2/truth" --queue "$4"
+        kill -INT "$tracing"
+        wait "$tracing""#;
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script]);
+    command.arg(mqspan.path()).arg(example()?).arg(mqspan.file("")).arg(mqspan.to_file("spans")).arg(&queue);
+    without_otel(&mut command);
+    command.stdin(Stdio::null());
+    Ended::of(finish(command)?).ok()?;
+    // Thread ids in the truth are those of the pod: what each thread did is told apart by its spans alone.
+    let mut expected: Vec<_> = truth(&record)?.into_values().flatten().collect();
+    let mut found = Vec::new();
+    for span in otlp::spans(&mqspan.file("spans"))? {
+        let passes = matches!(span.text("messaging.operation.name"), Some("mq_timedsend" | "mq_timedreceive"));
+        if let Some((how, trace, id)) = inside(&span.body)?.filter(|_| passes) {
+            ensure!(how == "parent", "{how}: {span:?}");
+            found.push((trace, id));
+        }
+    }
+    expected.sort();
+    found.sort();
+    ensure!(!expected.is_empty() && found == expected, "{} of {} in their spans", found.len(), expected.len());
+    Ok(())
 }
 
 /// Runs the example for 1,000 orders by four clerks and four billers; how many calls stand where they belong, by how.

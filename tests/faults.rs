@@ -2,6 +2,7 @@
 //! root and tracefs. TLS with a wrong authority is in tests/collector.rs, restarts and outages are in tests/spool.rs.
 
 use std::{
+    sync::{Arc, OnceLock},
     thread,
     time::{Duration, Instant},
 };
@@ -248,15 +249,16 @@ fn a_signal_that_is_not_taken() -> Result<()> {
 }
 
 /// A run with a spool that makes some calls, each in a request of its own, while the backend answers as `script` says by
-/// the seconds since its start; at `sighup` seconds it is told to try again. What arrived, and the counters.
+/// the seconds since the first request; at `sighup` it is told to try again. What arrived, and the counters.
 fn spooled(
     script: impl Fn(f64) -> Answer + Send + Sync + 'static,
     protocol: &str,
     sighup: Duration,
     enough: impl Fn(&Backend) -> bool,
 ) -> Result<(Vec<Arrived>, Stats)> {
-    let start = Instant::now();
-    let backend = Backend::start(move |_, _| script(start.elapsed().as_secs_f64()))?;
+    let first = Arc::new(OnceLock::new());
+    let asked = first.clone();
+    let backend = Backend::start(move |_, _| script(asked.get_or_init(Instant::now).elapsed().as_secs_f64()))?;
     let mqspan = mqspan()?;
     let spool = format!("--spool={}", mqspan.file("spool").display());
     let mut command = command(&mqspan, &backend.endpoint(), protocol, &["--signals=traces", &spool]);
@@ -264,7 +266,8 @@ fn spooled(
     let script = r#"trap 'exit 0' INT; "$0" flat --calls "$1"; while :; do sleep 0.05; done"#;
     command.args(["--", "bash", "-c", script, &mqspan.workload_arg(), &CALLS.to_string()]);
     let tracing = Tracing::start(command)?;
-    wait::until("the time to try again", || Ok((start.elapsed() >= sighup).then_some(())))?;
+    let is_time = || first.get().is_some_and(|first: &Instant| first.elapsed() >= sighup);
+    wait::until("the time to try again", || Ok(is_time().then_some(())))?;
     tracing.signal(nix::sys::signal::Signal::SIGHUP)?;
     wait::until("what is to arrive", || Ok(enough(&backend).then_some(())))?;
     tracing.stop()?.ok()?;

@@ -353,6 +353,37 @@ fn a_metrics_backend_that_never_answers() -> Result<()> {
     Ok(())
 }
 
+/// Prevents series without number and with long names from making requests that no backend takes: 7.3 MB, 170,392 points
+/// rejected for good, and nothing that said so.
+#[test]
+fn thirty_thousand_series_of_long_names() -> Result<()> {
+    // Each name has one of mq_open and one of mq_unlink.
+    const SERIES: u64 = 16 * 2 * 950;
+    // What a receiver of gRPC takes, unless told otherwise.
+    const LIMIT: usize = 4 << 20;
+    for protocol in ["grpc", "http/json"] {
+        let mqspan = mqspan()?;
+        let backend = Backend::start(|_, _| Answer::Taken)?;
+        let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+        let mut command = mqspan.command(["run", "--signals=metrics", "--output=otlp", &stats, "--protocol", protocol]);
+        command.args(["--endpoint", &*backend.endpoint(), &*mqspan.to_file("all"), "--"]);
+        command.args(["bash", "-c", "for each in {1..16}; do \"$0\" names --names 950 & done; wait; sleep 1"]);
+        command.arg(mqspan.workload_arg());
+        command.env("OTEL_METRIC_EXPORT_INTERVAL", "1000").env("OTEL_SDK_DISABLED", "true");
+        let ended = Ended::of(finish(command)?).ok()?;
+        let largest = backend.arrived().iter().map(|request| request.size).max().context("no request")?;
+        let output = mqspan.stats()?.outputs.remove("otlp.metrics").context("no metrics")?;
+        let totals = Metrics::read(&otlp::metrics(&mqspan.file("all"))?, CUMULATIVE)?
+            .totals("messaging.client.operation.duration")?;
+        let counted: u64 = totals.values().map(|total| total.count).sum();
+        println!("{protocol}: {} series, {counted} calls, at most {largest} bytes: {output:?}", totals.len());
+        ensure!(counted == SERIES, "{counted} calls: {:?}", ended.stderr);
+        ensure!(largest <= LIMIT, "{largest} bytes");
+        ensure!(output.sent > 0 && output.rejected == 0 && output.lost == 0, "{output:?}");
+    }
+    Ok(())
+}
+
 /// Prevents a call from being on the wrong side of an explicit bound.
 #[test]
 fn explicit_buckets() -> Result<()> {

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     env, fs,
+    os::unix::fs::FileExt,
     path::Path,
     process::{Command, Stdio},
     sync::{
@@ -15,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
     backend::{self, Answer, Arrived, Backend},
@@ -281,5 +283,42 @@ fn a_damaged_file_is_set_aside() -> Result<()> {
     let names = fs::read_dir(mqspan.file("spool"))?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let names = names.collect::<Result<Vec<_>>>()?;
     ensure!(names.iter().any(|name| name.starts_with("spool.sqlite.damaged-")), "{names:?}");
+    Ok(())
+}
+
+/// Prevents a disk that damages the spool while it is in use from ending what comes later, and from hiding what was lost.
+#[test]
+fn a_file_that_is_damaged_while_it_is_in_use() -> Result<()> {
+    let (mqspan, port, queue) = (mqspan()?, backend::free_port()?, "/mqspan-test-damaged");
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let (protocol, file) = ("http/protobuf", mqspan.file("spool").join("spool.sqlite"));
+    let options = [&*own::pid(), "--queue", queue];
+    let tracing = Tracing::start(command(&mqspan, &endpoint, protocol, &options))?;
+    // More than stays in memory, each batch in requests of its own.
+    for _ in 0..20 {
+        own::opens(queue, 1000)?;
+    }
+    wait::until("calls on disk", || Ok((bytes_in(&mqspan.file("spool"))? > 100 * 4096).then_some(())))?;
+    // SQLite's file and its log, but for their first pages.
+    for file in [file.clone(), file.with_extension("sqlite-wal")] {
+        let spoilt = fs::OpenOptions::new().write(true).open(&file)?;
+        let rest = spoilt.metadata()?.len().saturating_sub(4096);
+        spoilt.write_all_at(&vec![0xff; usize::try_from(rest)?], 4096)?;
+    }
+    let backend = Backend::start_at(port, |_, _| Answer::Taken)?;
+    tracing.signal(Signal::SIGHUP)?;
+    let is_said = || tracing.said().iter().any(|line| line.contains("the spool is damaged"));
+    wait::until("the damage", || {
+        own::opens(queue, 10)?;
+        Ok(is_said().then_some(()))
+    })?;
+    let before = backend.taken().0.len();
+    own::opens(queue, 100)?;
+    wait::until("what comes later", || Ok((backend.taken().0.len() >= before + 100).then_some(())))?;
+    tracing.stop()?.ok()?;
+    let (stats, arrived) = (mqspan.stats()?, backend.taken().0.len() as u64);
+    println!("{arrived} arrived; {stats:?}");
+    ensure!(stats.lost_at("spool_damaged") > 0 && stats.spooled == 0, "{stats:?}");
+    ensure!(stats.exported <= arrived, "{arrived} arrived: {stats:?}");
     Ok(())
 }

@@ -1,13 +1,26 @@
 //! stress-ng's mq stressor beside mqspan, which traces the host with its default limit: its count and mqspan's, what
-//! mqspan takes, and what it leaves behind. Needs root, tracefs and stress-ng; MQSPAN_TEST_STRESS says for how many
+//! mqspan takes, and what it leaves behind; then whatever else could grow in mqspan, all at once. Needs root, tracefs and stress-ng; MQSPAN_TEST_STRESS says for how many
 //! seconds.
 
-use std::{collections::BTreeMap, env, fs, process::Command};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    os::unix::process::CommandExt,
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use libbpf_rs::{MapCore, MapHandle, MapType};
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use opentelemetry_proto::tonic::metrics::v1::{AggregationTemporality, metric::Data};
 use support::{
+    backend::{Answer, Backend},
+    fed::Fed,
     otlp::{self, text},
     program::{Memory, Mqspan, Tracing},
     ready, wait,
@@ -107,5 +120,83 @@ fn a_stressor_of_queues() -> Result<()> {
     let all: u64 = counted.values().sum();
     ensure!(stats.captured >= all, "{} captured, {all} in metrics", stats.captured);
     ensure!(anonymous <= 64 << 10, "{anonymous} KiB");
+    Ok(())
+}
+
+/// Loads that each would have a table, queue or wait of mqspan grow, as shell commands: `$0` is the workload. Each goes on
+/// until it is killed.
+const LOADS: [&str; 7] = [
+    // Series and names.
+    "while :; do for each in {1..16}; do OTEL_SERVICE_NAME=$RANDOM \"$0\" names & done; wait; done",
+    // Processes.
+    "while :; do \"$0\" short-lived --calls 9000; done",
+    // Links that stay open.
+    "while :; do \"$0\" ledger --messages 20000 --threads 8 --priorities 32768 --print /dev/null; done",
+    // Whose message, again and again: never empty.
+    "sleep infinity | \"$0\" full",
+    // Queues, in namespaces that end with them.
+    "while :; do unshare --ipc \"$0\" open --calls 2000 --seed $RANDOM; done",
+    // Descriptions of processes of 64 KiB, and of others.
+    "while :; do X=$(head -c 100000 /dev/zero | tr '\\0' x) OTEL_RESOURCE_ATTRIBUTES=a=$X \"$0\" flat --calls 1; done",
+    // Calls.
+    "while :; do \"$0\" flat; done",
+];
+
+/// A shell with all that it started; dropped, they are killed.
+struct Load(Child);
+
+impl Load {
+    fn start(mqspan: &Mqspan, script: &str) -> Result<Self> {
+        let mut command = Command::new("bash");
+        command.args(["-c", script]).arg(mqspan.workload()).process_group(0);
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self(quiet.spawn()?))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+        let _ = self.0.wait();
+    }
+}
+
+/// Prevents processes that are hostile to each part of mqspan, all at once, with a backend that hangs, from having it take
+/// more memory than the contract allows.
+#[test]
+fn everything_at_once() -> Result<()> {
+    let seconds = env::var("MQSPAN_TEST_STRESS").map_or(Ok(60), |seconds| seconds.parse::<u64>())?;
+    let mqspan = Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))?;
+    let backend = Backend::start(|_, _| Answer::Nothing)?;
+    let spool = format!("--spool={}", mqspan.file("spool").display());
+    let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
+    let mut command = mqspan.command(["run", "--signals=traces,logs,metrics", "--max-rate=0", "--output=otlp"]);
+    command.args([&*spool, "--spool-size=64MiB", &*stats, "--endpoint", &*backend.endpoint()]);
+    command.env("OTEL_METRIC_EXPORT_INTERVAL", "1000");
+    let tracing = Tracing::start(command)?;
+    let quiet = Memory::of(tracing.pid())?;
+    let mut loads = Vec::new();
+    for load in LOADS {
+        loads.push(Load::start(&mqspan, load)?);
+    }
+    let mut hostile = Vec::new();
+    for how in ["fuse", "lock", "mappings", "prctl", "numbers"] {
+        let folder = mqspan.file(how);
+        fs::create_dir(&folder)?;
+        let mut command = Command::new(mqspan.workload());
+        command.args(["hostile", how]).arg(folder);
+        hostile.push(Fed::start(command, "hostile")?);
+    }
+    let start = Instant::now();
+    let mut most = quiet;
+    while start.elapsed() < Duration::from_secs(seconds) {
+        thread::sleep(Duration::from_millis(100));
+        most = most.most(Memory::of(tracing.pid())?);
+    }
+    drop(loads);
+    hostile.into_iter().try_for_each(Fed::end)?;
+    tracing.stop()?.ok()?;
+    println!("{seconds} s: idle {quiet:?}, at most {most:?} KiB; {:?}", mqspan.stats()?);
+    ensure!(most.resident <= 64 << 10, "{most:?} KiB");
     Ok(())
 }

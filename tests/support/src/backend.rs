@@ -59,6 +59,8 @@ pub struct Arrived {
     pub answered: Option<Instant>,
     /// `/v1/traces`, or a method of gRPC.
     pub path: String,
+    /// Bytes of its body, compressed as it came.
+    pub size: usize,
     /// Its spans' ids; none where it was not read.
     pub spans: Vec<Vec<u8>>,
     /// Whether it was taken.
@@ -167,6 +169,7 @@ async fn answer(state: Arc<State>, cut: Arc<Notify>, request: Request<Incoming>)
             at: Instant::now(),
             answered: None,
             path: path.clone(),
+            size: 0,
             spans: Vec::new(),
             taken: false,
         });
@@ -181,7 +184,10 @@ async fn answer(state: Arc<State>, cut: Arc<Notify>, request: Request<Incoming>)
     // gRPC's five bytes: not compressed, and the length.
     let message = if is_grpc { body.get(5..).unwrap_or_default() } else { &body[..] };
     let spans = if path.to_lowercase().contains("trace") { ids(message).unwrap_or_default() } else { Vec::new() };
-    state.arrived()[number].spans = spans;
+    {
+        let arrived = &mut state.arrived()[number];
+        (arrived.size, arrived.spans) = (body.len(), spans);
+    }
     match answer {
         Answer::Nothing => std::future::pending::<()>().await,
         Answer::TakenAfter(pause) => tokio::time::sleep(pause).await,

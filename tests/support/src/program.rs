@@ -192,7 +192,8 @@ impl Memory {
         Ok(Self { resident: field("VmHWM")?, anonymous: field("RssAnon")? + field("RssShmem")? })
     }
 
-    fn most(self, other: Self) -> Self {
+    /// The higher of each.
+    pub fn most(self, other: Self) -> Self {
         Self { resident: self.resident.max(other.resident), anonymous: self.anonymous.max(other.anonymous) }
     }
 }

@@ -71,6 +71,8 @@ pub fn full() -> Result<()> {
     kernel::mq_unlink(&name);
     let (queue, ends, senders) = (queue.as_raw_fd(), AtomicBool::new(false), AtomicI32::new(2));
     let send = || kernel::mq_timedsend(queue, [0_u8; MSGSIZE].as_ptr().addr(), 1, 0, 0);
+    // These two have a certain place; the senders below are never alone.
+    (0..attr[1]).for_each(|_| _ = send());
     // Without waiting: the queue is full until the senders end.
     let past = kernel::Timespec { sec: 1, nsec: 0 };
     let receive = || {

@@ -90,6 +90,12 @@ enum Workload {
         cpu: Option<usize>,
     },
 
+    /// Makes and removes queues of different names, each as long as a name may be
+    Names {
+        #[arg(long, default_value_t = 950)]
+        names: u64,
+    },
+
     /// Starts processes, one after the other, that make one call each and are gone
     ShortLived {
         #[arg(long, default_value_t = 100)]
@@ -304,6 +310,7 @@ fn main() -> Result<()> {
         Workload::Hostile(options) => hostile::run(&options),
         Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
         Workload::Pass { calls, cpu } => timing::pass(calls, cpu),
+        Workload::Names { names } => open::names(names),
         Workload::ShortLived { calls } => open::short_lived(calls),
     }
 }

@@ -46,6 +46,17 @@ pub fn run(options: &Open) -> Result<()> {
     outcome
 }
 
+/// Makes and removes queues, each of another name of NAME_MAX bytes.
+pub fn names(names: u64) -> Result<()> {
+    let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+    for number in 0..names {
+        let name = CString::new(format!("{:0>245}{number:010}", std::process::id()))?;
+        drop(kernel::open_queue(&name, create, &[0, 1, 1, 0, 0, 0, 0, 0])?);
+        kernel::mq_unlink(&name);
+    }
+    Ok(())
+}
+
 pub fn short_lived(calls: u64) -> Result<()> {
     (0..calls).try_for_each(|number| {
         let name = CString::new(format!("short-lived-{number}"))?;
