@@ -303,3 +303,38 @@ fn draw_and_panic() -> Result<()> {
     ensure!(stage.join().is_err() && panics::happened());
     Ok(())
 }
+
+/// Prevents the summary from counting other than what was done, from going to stdout, and from changing the exit status.
+#[test]
+fn a_summary() -> Result<()> {
+    let mqspan = mqspan()?;
+    let workload = mqspan.workload_arg();
+    let name = "--name=mqspan-test-summary";
+    let ended = mqspan.output([
+        "run",
+        "--summary",
+        "--output=none",
+        "--",
+        &workload,
+        "bursts",
+        name,
+        "--bursts=1",
+        "--pairs=40",
+    ])?;
+    ensure!(
+        ended.status.success() && ended.stdout.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+    );
+    let said = String::from_utf8(ended.stderr)?;
+    let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+    let calls = |call: &str| {
+        let of = rows.iter().find(|row| row.len() > 7 && row[0] == "/mqspan-test-summary" && row[1] == call);
+        of.and_then(|row| Some((row[2].parse::<u64>().ok()?, row[3].parse::<u64>().ok()?)))
+    };
+    let (sent, received) =
+        (calls("mq_timedsend").context("no sends")?, calls("mq_timedreceive").context("no receives")?);
+    ensure!(sent.0 - sent.1 == received.0 - received.1 && sent.0 - sent.1 >= 40, "{said}");
+    let passed = (sent.0 - sent.1).to_string();
+    let flow = rows.iter().find(|row| row.len() == 5 && row[1].starts_with("workload[")).context("no flow")?;
+    ensure!(flow[2] == passed && flow[4] == passed && flow[1] == flow[3], "{said}");
+    Ok(())
+}

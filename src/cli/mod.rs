@@ -23,7 +23,6 @@ use crate::model::values::{
 
 const RULES: &str = "Values of one filter are or-ed, filters and-ed; ! in front of a value excludes what matches. \
      Globs match the whole name; * and ? match every character.";
-const LATER: &str = "Not available in this version";
 
 /// Traces POSIX message queues from the kernel, and exports OpenTelemetry.
 #[derive(Debug, Parser)]
@@ -116,6 +115,12 @@ pub struct RunArgs {
     /// Write the counters to this file at exit, as one JSON object
     #[arg(long, value_name = "PATH")]
     pub stats_file: Option<PathBuf>,
+    /// At the end, print calls, failures and times for each queue and operation
+    #[arg(long)]
+    pub summary: bool,
+    /// At the end, write one self-contained HTML page
+    #[arg(long, value_name = "PATH")]
+    pub report: Option<PathBuf>,
     /// Read the configuration file
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
@@ -131,13 +136,10 @@ pub struct RunArgs {
     /// The command to trace, with its arguments; mqspan exits with its status
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
-    // clap keeps a heading for what follows, so the groups come last.
+    // clap keeps a heading for what follows, so the group comes last.
     /// Whose calls, and which
     #[command(flatten)]
     pub filters: FilterArgs,
-    /// What this version refuses
-    #[command(flatten)]
-    pub later: LaterArgs,
 }
 
 /// The options of `top`.
@@ -191,18 +193,6 @@ pub struct FilterArgs {
     /// Only calls at least this long
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub min_duration: Option<Duration>,
-}
-
-/// Options that are checked for their form and then refused, see `config::unavailable`.
-#[derive(Args, Clone, Debug, Default, PartialEq)]
-#[command(next_help_heading = LATER)]
-pub struct LaterArgs {
-    /// At the end, print calls, failures and times for each queue and operation
-    #[arg(long)]
-    pub summary: bool,
-    /// At the end, write one self-contained HTML page
-    #[arg(long, value_name = "PATH")]
-    pub report: Option<PathBuf>,
 }
 
 /// Why there is no command to carry out.

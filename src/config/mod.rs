@@ -20,7 +20,7 @@ use self::file::ConfigFile;
 use self::otlp::{Layer, Layers};
 use self::pairs::pairs;
 use crate::cli::choices::choice;
-use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+use crate::cli::{FilterArgs, RunArgs};
 use crate::export::endpoint::Otlp;
 use crate::export::spool;
 use crate::model::error::Error;
@@ -60,6 +60,10 @@ pub struct Settings {
     pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
     pub stats_file: Option<PathBuf>,
+    /// Whether calls, failures and times are printed at the end.
+    pub summary: bool,
+    /// Where the page goes at the end.
+    pub report: Option<PathBuf>,
     /// The kinds of hooks to choose from, in this order; empty: mqspan chooses.
     pub hooks: Vec<HookKind>,
     /// How much is said on stderr.
@@ -158,6 +162,8 @@ impl Settings {
             spool,
             health: run.health,
             stats_file: run.stats_file,
+            summary: run.summary,
+            report: run.report,
             hooks: match run.hooks.contains(&HookKind::Auto) {
                 true => Vec::new(),
                 false => run.hooks,
@@ -223,10 +229,8 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         quiet: above.quiet || (below.quiet && !quiet_or_verbose),
         verbose: above.verbose || (below.verbose && !quiet_or_verbose),
         color: above.color.or(below.color),
-        later: LaterArgs {
-            summary: above.later.summary || below.later.summary,
-            report: above.later.report.or(below.later.report),
-        },
+        summary: above.summary || below.summary,
+        report: above.report.or(below.report),
         command: above.command,
     }
 }

@@ -6,6 +6,7 @@ pub mod log;
 pub mod numbers;
 pub mod order;
 pub mod snapshot;
+pub mod summary;
 pub mod tables;
 pub mod text;
 

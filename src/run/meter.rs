@@ -118,6 +118,10 @@ pub struct Meter<D, O> {
     accounts: Vec<Account<O>>,
     gauges: Gauges,
     containers: HashMap<u32, Container>,
+    /// The greatest depths since the last export, of collections that were not exported.
+    peaks: HashMap<QueueName, i64>,
+    /// Whether the collection before was exported.
+    exports: bool,
     /// The collection before.
     before: Moment,
     /// Its time as points have it, ns since 1970.
@@ -178,14 +182,17 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         let table = || StreamTable::new(parts.limits, bytes, cumulative, parts.own.clone(), now.wall_ns);
         let accounts = passes.into_iter().map(|passes| Account { table: table(), passes }).collect();
         let (gauges, containers) = (Gauges::default(), HashMap::new());
-        Self { parts, directory, accounts, gauges, containers, before: now, time_ns: now.wall_ns }
+        let peaks = HashMap::new();
+        Self { parts, directory, accounts, gauges, containers, peaks, exports: true, before: now, time_ns: now.wall_ns }
     }
 
     /// Takes what was added since the collection before: `series` calls back with each reading. What it finds is exported
-    /// by [`Self::pump`]. Without `surroundings` it is not known who waits at queues.
+    /// by [`Self::pump`], where it `exports`; else it is added up, and people can look at it. Without `surroundings` it is
+    /// not known who waits at queues.
     pub fn collect<E>(
         &mut self,
         now: Moment,
+        exports: bool,
         queues: &[QueueReading],
         surroundings: Option<&Surroundings>,
         series: impl FnOnce(&mut dyn FnMut(&Reading)) -> Result<(), E>,
@@ -207,12 +214,13 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         {
             self.accounts.iter_mut().for_each(|account| account.table.exemplify(image, &series, exemplar));
         }
-        self.look_at_queues(queues, surroundings);
+        self.look_at_queues(queues, surroundings, exports);
         if let Some(overview) = &self.parts.overview {
             overview.tables().end();
         }
+        self.exports = exports;
         for account in &mut self.accounts {
-            for pass in &mut account.passes {
+            for pass in account.passes.iter_mut().filter(|_| exports) {
                 match pass.phase {
                     Phase::Idle => pass.phase = Phase::Streams(Cursor::default()),
                     _ => pass.again = true,
@@ -234,7 +242,11 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         self.time_ns = now.wall_ns.max(self.time_ns.saturating_add(APART));
         self.before = now;
         for Account { table, .. } in &mut self.accounts {
-            table.begin(self.time_ns);
+            if self.exports {
+                table.begin(self.time_ns)
+            } else {
+                table.go_on(self.time_ns)
+            }
             table.confirm(|image| self.directory.resource(image));
         }
     }
@@ -282,7 +294,7 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         }
     }
 
-    fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>) {
+    fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>, exports: bool) {
         let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
         points.retain(|(_, name), _| self.parts.filters.queue.keeps_name(Some(name)));
         let nobody_seen = Waiting::default();
@@ -290,6 +302,14 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         if let Some(overview) = &self.parts.overview {
             show_queues(overview, &points, waiting, surroundings);
         }
+        // The peak that is exported is that since the last export.
+        for (queue, point) in &mut points {
+            point.peak = point.peak.max(self.peaks.get(queue).copied().unwrap_or(point.peak));
+        }
+        self.peaks = match exports {
+            true => HashMap::new(),
+            false => points.iter().map(|(queue, point)| (queue.clone(), point.peak)).collect(),
+        };
         self.gauges = Gauges::new(points, waiting, |name| Destination::of(name, &self.parts.templates));
         if let Some(surroundings) = surroundings {
             self.containers.clone_from(&surroundings.containers);

@@ -175,7 +175,7 @@ impl Watching {
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
         let collecting = Collecting { aggregates, looker: Surroundings::looker().map_err(no_thread)?, meter };
-        let metrics = MetricsStage::start(collecting, interval).map_err(no_thread)?;
+        let metrics = MetricsStage::start(collecting, interval, None).map_err(no_thread)?;
         Ok(Some(Self { overview, ledger, hooks, programs, reader, metrics, notices }))
     }
 
