@@ -32,7 +32,7 @@ struct series {
 	__u32 ipc_ns;
 	__u32 errno; /* 0: the call succeeded */
 	__u32 op;
-	__u32 unused;
+	__u32 cause; /* enum cause */
 	char comm[COMM_SIZE]; /* only where a filter asks for it */
 };
 
@@ -160,6 +160,7 @@ __noinline int aggregate(const struct call *call, __u64 name)
 		.ipc_ns = call->ipc_ns,
 		.errno = call->ret < 0 ? -call->ret : 0,
 		.op = call->op,
+		.cause = call->flags & CALL_CAUSE ? FAILURE(call)->cause : CAUSE_NONE,
 	};
 
 	if (aggregates_comm)

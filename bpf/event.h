@@ -40,6 +40,7 @@ enum call_flag {
 	CALL_CONTEXT = 1 << 20,	     /* context is set */
 	CALL_CONTEXT_SAMPLED = 1 << 21, /* ... and its span is sampled: the parent of the call's */
 	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
+	CALL_CAUSE = 1 << 23,	     /* it failed, and struct failure says why */
 };
 
 /* The system calls of the family; their order is that of src/model/call.rs. */
@@ -75,10 +76,6 @@ struct message_args {
 	__s64 deadline_s;
 	__s64 deadline_ns;
 	__u64 priority_ptr; /* where a receive wants it */
-	__u64 wait_ns; /* from the message's insertion into the queue to its removal */
-	__u64 sent_trace_id[2]; /* of the span that sent the message */
-	__u64 sent_span_id;
-	char sent_comm[COMM_SIZE]; /* name of the thread that sent it */
 	__u32 priority;
 	__u32 only_priority; /* of all sends that had begun at its exit, plus 1; 0: there are several, or none */
 	__u64 turn;	/* number of the call among those of its kind, from 1; 0: not counted */
@@ -86,6 +83,11 @@ struct message_args {
 	__u32 limited_calls; /* of this queue and kind that had no record since the last one */
 	__u32 lost_receives; /* as losses of struct call */
 	__u64 begun_before; /* CALL_EMPTY: calls of the other kind that had begun at its entry */
+	/* Of the message that was received: a call that failed has a struct failure here. */
+	__u64 wait_ns; /* from the message's insertion into the queue to its removal */
+	__u64 sent_trace_id[2]; /* of the span that sent the message */
+	__u64 sent_span_id;
+	char sent_comm[COMM_SIZE]; /* name of the thread that sent it */
 };
 
 /* struct call, args of mq_notify */
@@ -96,6 +98,55 @@ struct notify_args {
 };
 
 #define ARGS_SIZE sizeof(struct message_args)
+
+/* What the kernel checked (cause.h); their order is that of src/model/cause.rs. */
+enum cause {
+	CAUSE_NONE,
+	CAUSE_RLIMIT_MSGQUEUE,
+	CAUSE_RLIMIT_NOFILE,
+	CAUSE_FILE_MAX,
+	CAUSE_QUEUES_MAX,
+	CAUSE_MSG_MAX,
+	CAUSE_MSGSIZE_MAX,
+	CAUSE_MAXMSG,
+	CAUSE_MSGSIZE,
+	CAUSE_NAME,
+	CAUSE_PERMISSION,
+	CAUSE_MISSING,
+	CAUSE_CLOSED,
+	CAUSE_NOT_A_QUEUE,
+	CAUSE_ACCESS_MODE,
+	CAUSE_PRIORITY,
+	CAUSE_TIMEOUT,
+	CAUSE_FLAGS,
+	CAUSE_SIGNAL,
+	CAUSE_FULL,
+	CAUSE_EMPTY,
+	CAUSE_REGISTERED,
+	CAUSES,
+};
+
+/* struct failure, known */
+enum failure_flag {
+	FAILURE_LIMIT = 1 << 0, /* value and requested are set */
+	FAILURE_USED = 1 << 1,	/* used is set */
+};
+
+/* Why a call failed: CALL_CAUSE. Numbers are in the limit's own unit. */
+struct failure {
+	__u16 cause;
+	__u16 known;
+	__u32 owner_pid; /* EBUSY: who is registered for notification, 0: not known */
+	__u64 value;	 /* the limit in force for the caller */
+	__u64 used;	 /* when the call ended */
+	__u64 requested; /* by the call */
+};
+
+_Static_assert(sizeof(struct open_args) <= __builtin_offsetof(struct message_args, wait_ns) &&
+		       sizeof(struct failure) <= ARGS_SIZE - __builtin_offsetof(struct message_args, wait_ns),
+	       "a failure has the place of the message");
+
+#define FAILURE(call) ((struct failure *)&((struct message_args *)(call)->args)->wait_ns)
 
 /* A span: where a call was made in one of the application's own. */
 struct context {

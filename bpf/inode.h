@@ -43,6 +43,12 @@ static __always_inline struct mqueue_inode_info *queue_of(__u64 inode)
 	return (void *)inode - bpf_core_field_offset(struct mqueue_inode_info, vfs_inode);
 }
 
+/* Whether the inode is a queue's. The mount's own folder is none, although its inode is of the same kind. */
+static __always_inline bool is_queue(struct inode *inode)
+{
+	return BPF_CORE_READ(inode, i_sb, s_magic) == MQUEUE_MAGIC && (BPF_CORE_READ(inode, i_mode) & S_IFMT) == S_IFREG;
+}
+
 /* How many messages are in a queue. */
 static __always_inline __u64 depth_of(__u64 inode)
 {

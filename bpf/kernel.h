@@ -52,6 +52,9 @@ struct bpf_raw_tracepoint_args {
 #define ETIMEDOUT 110
 #define ERESTARTSYS 512
 #define MQUEUE_MAGIC 0x19800202
+/* include/uapi/linux/stat.h */
+#define S_IFMT 0170000
+#define S_IFREG 0100000
 
 /* include/uapi/linux/mqueue.h, struct mq_attr as a caller passes it: flags, maxmsg, msgsize, curmsgs */
 struct mq_attr_user {
@@ -157,16 +160,19 @@ struct file {
 	struct path f_path;
 	struct inode *f_inode;
 	unsigned int f_flags;
+	unsigned int f_mode;
 };
 
 struct fdtable {
 	unsigned int max_fds;
 	struct file **fd;
+	unsigned long *open_fds;
 };
 
 struct files_struct {
 	atomic_t count;
 	struct fdtable *fdt;
+	unsigned int next_fd;
 };
 
 /* include/uapi/linux/mqueue.h */
@@ -181,6 +187,11 @@ struct mq_attr {
 struct mqueue_inode_info {
 	struct inode vfs_inode;
 	struct mq_attr attr;
+	struct pid *notify_owner;
+};
+
+struct posix_msg_tree_node {
+	int priority;
 };
 
 /* include/linux/msg.h */
@@ -194,6 +205,12 @@ struct ns_common {
 
 struct ipc_namespace {
 	struct ns_common ns;
+	unsigned int mq_queues_count;
+	unsigned int mq_queues_max;
+	unsigned int mq_msg_max;
+	unsigned int mq_msgsize_max;
+	unsigned int mq_msg_default;
+	unsigned int mq_msgsize_default;
 };
 
 /* fs/mount.h */
@@ -213,7 +230,7 @@ struct upid {
 	struct pid_namespace *ns;
 };
 
-struct pid {
+struct pid { /* its number on the host is the first */
 	unsigned int level;
 	struct upid numbers[1];
 };
@@ -222,8 +239,55 @@ typedef struct {
 	__u32 val;
 } kuid_t;
 
+/* include/linux/user_namespace.h */
+enum rlimit_type {
+	UCOUNT_RLIMIT_MSGQUEUE = 1,
+};
+
+enum ucount_type___before_6_0 {
+	UCOUNT_RLIMIT_MSGQUEUE___before_6_0 = 1,
+};
+
+typedef struct {
+	long counter;
+} atomic_long_t;
+
+struct ucounts {
+	struct user_namespace *ns;
+	atomic_long_t rlimit[1];
+};
+
+struct ucounts___before_6_0 {
+	atomic_long_t ucount[1];
+};
+
+struct user_namespace {
+	int level;
+	struct ucounts *ucounts;
+	long rlimit_max[1];
+};
+
+struct user_namespace___before_6_0 {
+	long ucount_max[1];
+};
+
+struct user_struct___before_5_14 {
+	unsigned long mq_bytes;
+};
+
+struct user_struct;
+
+/* include/linux/capability.h */
+typedef struct {
+	__u64 val;
+} kernel_cap_t;
+
 struct cred {
 	kuid_t euid;
+	kernel_cap_t cap_effective;
+	struct user_struct *user;
+	struct user_namespace *user_ns;
+	struct ucounts *ucounts;
 };
 
 struct mm_struct {
@@ -232,8 +296,17 @@ struct mm_struct {
 	struct file *exe_file;
 };
 
+struct rlimit {
+	unsigned long rlim_cur;
+};
+
 struct signal_struct {
 	atomic_t live;
+	struct rlimit rlim[16];
+};
+
+enum bpf_func_id {
+	BPF_FUNC_loop = 181,
 };
 
 #ifdef __TARGET_ARCH_arm64

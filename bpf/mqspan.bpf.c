@@ -4,7 +4,7 @@
  * (src/kernel/plan.rs).
  *
  * The way of a call: entry, exit (call.h, which pairs them by pair.h) -> the queue reached (queue.h) -> filter
- * (filter.h) -> who it was, once for each image (image.h) -> metrics (aggregate.h) -> ring (output.h).
+ * (filter.h) -> why it failed (cause.h) -> who it was, once for each image (image.h) -> metrics (aggregate.h) -> ring (output.h).
  */
 #include "kernel.h"
 #include <bpf/bpf_helpers.h>
@@ -21,6 +21,7 @@ const struct call call_type = {};
 const struct open_args open_args_type = {};
 const struct message_args message_args_type = {};
 const struct notify_args notify_args_type = {};
+const struct failure failure_type = {};
 const struct image image_type = {};
 const struct publisher publisher_type = {};
 const struct name name_type = {};
@@ -33,6 +34,8 @@ const struct queue_key queue_key_type = {};
 const struct queue_state queue_state_type = {};
 const struct rule rule_type = {};
 const enum call_flag call_flag_type = 0;
+const enum cause cause_type = 0;
+const enum failure_flag failure_flag_type = 0;
 const enum image_flag image_flag_type = 0;
 const enum notice_kind notice_kind_type = 0;
 const enum counter counter_type = 0;
@@ -181,6 +184,9 @@ int see_queue(struct bpf_raw_tracepoint_args *ctx) { return look_at_queue(ctx->a
 
 SEC("raw_tracepoint")
 int find_queue(struct bpf_raw_tracepoint_args *ctx) { return keep_queue(ctx->args[0]); }
+
+SEC("raw_tracepoint")
+int find_file(struct bpf_raw_tracepoint_args *ctx) { return keep_file((void *)ctx->args[0], ctx->args[1]); }
 
 SEC("raw_tracepoint/sched_process_exit")
 int image_on_exit(struct bpf_raw_tracepoint_args *ctx) { end_image((void *)ctx->args[0]); return 0; }

@@ -2,6 +2,7 @@
 /* The pairing of entry and exit: who calls, what stays the same for each call, and what becomes of it. */
 #pragma once
 #include "aggregate.h"
+#include "cause.h"
 #include "context.h"
 #include "limit.h"
 #include "container.h"
@@ -236,6 +237,8 @@ static __always_inline bool finish(enum op op, struct thread *thread, struct tas
 	}
 	if (!matched)
 		return refuse(op, call, COUNT_FILTERED);
+	if (call->ret < 0)
+		explain(call);
 	send_image(slot);
 	if (aggregates_comm)
 		read_comm(call, task);

@@ -16,7 +16,7 @@ static __always_inline void read_queue(struct call *call, struct file *file, __u
 	struct mq_attr attr;
 	long len;
 
-	if (BPF_CORE_READ(sb, s_magic) != MQUEUE_MAGIC)
+	if (!is_queue(inode))
 		return;
 	if (bpf_core_read(&attr, sizeof(attr), &queue_of((__u64)inode)->attr))
 		return;
@@ -31,7 +31,7 @@ static __always_inline void read_queue(struct call *call, struct file *file, __u
 	call->queue_maxmsg = attr.mq_maxmsg;
 	call->queue_msgsize = attr.mq_msgsize;
 	call->queue_curmsgs = attr.mq_curmsgs;
-	call->queue_mode = BPF_CORE_READ(inode, i_mode) & 07777;
+	call->queue_mode = BPF_CORE_READ(inode, i_mode) & ~S_IFMT;
 	ns = BPF_CORE_READ(sb, s_fs_info);
 	call->queue_ns = (__u64)ns;
 	call->ipc_ns = BPF_CORE_READ(ns, ns.inum);
@@ -83,7 +83,7 @@ static __always_inline void leave_queue(struct call *call, struct task_struct *t
 	}
 }
 
-/* mqspan's own, one at a time: too large for the stack. */
+/* mqspan's own, one at a time (Programs::keep_queue, keep_file): too large for the stack. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -91,10 +91,9 @@ struct {
 	__type(value, struct call);
 } found SEC(".maps");
 
-/* Keeps the state of a queue that mqspan has opened: one that was there before and that no call may ever reach. */
-static __always_inline int keep_queue(__s64 fd)
+/* Keeps the state of a queue that was there before, and that no call may ever reach; 0: whichever number it has. */
+static __always_inline int keep_file(struct file *file, __u64 number)
 {
-	struct file *file = file_of(bpf_get_current_task_btf(), fd);
 	__u32 first = 0;
 	struct call *call = bpf_map_lookup_elem(&found, &first);
 
@@ -103,5 +102,13 @@ static __always_inline int keep_queue(__s64 fd)
 	call->flags = 0;
 	call->asked_len = 0;
 	read_queue(call, file, 0);
-	return call->flags & CALL_QUEUE && state_of(call, hash_of_name(call));
+	if (!(call->flags & CALL_QUEUE) || (number && call->queue_ino != number))
+		return false;
+	return !!state_of(call, hash_of_name(call));
+}
+
+/* The same of one that mqspan has opened. */
+static __always_inline int keep_queue(__s64 fd)
+{
+	return keep_file(file_of(bpf_get_current_task_btf(), fd), 0);
 }

@@ -34,6 +34,10 @@ fn key(pid: i64, attributes: &Attributes) -> Key {
     (pid, own("messaging.operation.name"), own("messaging.destination.name"), own("posix_mq.errno"))
 }
 
+fn stream_key(pid: i64, attributes: &Attributes) -> (Key, Option<String>) {
+    (key(pid, attributes), text(attributes, "posix_mq.cause").map(String::from))
+}
+
 /// Numbers that were added up: how many, their sum, and how many in each bucket of an exponential histogram.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Total {
@@ -84,12 +88,19 @@ impl Total {
     }
 }
 
-/// A metric's streams: for each key the interval that the last point covered, and the total so far.
+/// A metric's streams: for each key and cause (tests/causes.rs looks at these) the interval that the last point covered, and the total so far.
 #[derive(Default)]
-struct Streams(BTreeMap<Key, (u64, u64, Total)>);
+struct Streams(BTreeMap<(Key, Option<String>), (u64, u64, Total)>);
 
 impl Streams {
-    fn point(&mut self, key: Key, temporality: i32, start: u64, time: u64, total: Total) -> Result<()> {
+    fn point(
+        &mut self,
+        key: (Key, Option<String>),
+        temporality: i32,
+        start: u64,
+        time: u64,
+        total: Total,
+    ) -> Result<()> {
         ensure!(start < time, "{key:?} covers nothing: {start} to {time}");
         match self.0.get_mut(&key) {
             None => {
@@ -110,7 +121,11 @@ impl Streams {
     }
 
     fn totals(&self) -> BTreeMap<Key, Total> {
-        self.0.iter().map(|(key, (.., total))| (key.clone(), total.clone())).collect()
+        let mut totals: BTreeMap<Key, Total> = BTreeMap::new();
+        for ((key, _), (.., total)) in &self.0 {
+            totals.entry(key.clone()).or_default().take(total);
+        }
+        totals
     }
 }
 
@@ -145,7 +160,7 @@ impl Metrics {
                     let scale = *self.scales.entry(name.into()).or_insert(point.scale);
                     ensure!(scale == point.scale, "the scale changes");
                     let (start, time) = (point.start_time_unix_nano, point.time_unix_nano);
-                    let key = key(pid, &otlp::attributes(&point.attributes)?);
+                    let key = stream_key(pid, &otlp::attributes(&point.attributes)?);
                     let streams = self.streams.entry(name.into()).or_default();
                     streams.point(key, temporality, start, time, Total::of(point)?)?;
                 }
@@ -159,7 +174,7 @@ impl Metrics {
                         let (start, time) = (point.start_time_unix_nano, point.time_unix_nano);
                         let total = Total { count: number(point)?.try_into()?, ..Total::default() };
                         let streams = self.streams.entry(name.into()).or_default();
-                        streams.point(key(pid, &attributes), temporality, start, time, total)?;
+                        streams.point(stream_key(pid, &attributes), temporality, start, time, total)?;
                     }
                 }
             }

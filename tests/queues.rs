@@ -1,9 +1,17 @@
 //! The state of queues: depth, peak, capacity and threads that wait, as the workload made it. Needs root and tracefs.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::{fd::AsRawFd, linux::fs::MetadataExt},
+};
 
 use anyhow::{Context, Result, ensure};
-use nix::mqueue::mq_unlink;
+use nix::{
+    mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_send, mq_unlink},
+    sys::stat::Mode,
+};
+use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point};
 use support::{
     otlp::{self, Value},
     program::{Mqspan, Tracing},
@@ -70,6 +78,65 @@ fn a_queue_that_was_there_before() -> Result<()> {
     let ended = outcome?;
     let named = ended.stderr.iter().filter(|line| line.contains("/mqspan-test-before-empty")).count();
     ensure!(named == 3, "{named} of 3 waiting threads were named: {:?}", ended.stderr);
+    Ok(())
+}
+
+/// The depths that were said of queues of this name: the value, and with what number a queue was said to be unlinked.
+fn depths(mqspan: &Mqspan, name: &str) -> Result<BTreeSet<(i64, Option<i64>)>> {
+    let mut depths = BTreeSet::new();
+    let requests = otlp::metrics(&mqspan.file("metrics"))?;
+    let of_resources = requests.iter().flat_map(|request| &request.resource_metrics);
+    for metric in of_resources.flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics) {
+        let Some(Data::Gauge(gauge)) = metric.data.as_ref().filter(|_| metric.name == "posix_mq.queue.depth") else {
+            continue;
+        };
+        for point in &gauge.data_points {
+            let attributes = otlp::attributes(&point.attributes)?;
+            if otlp::text(&attributes, "messaging.destination.name") != Some(name) {
+                continue;
+            }
+            let number = otlp::int(&attributes, "posix_mq.queue.id");
+            let unlinked = attributes.get("posix_mq.queue.unlinked");
+            ensure!(unlinked == number.map(|_| &Value::Bool(true)), "{attributes:?}");
+            if let Some(number_data_point::Value::AsInt(value)) = point.value {
+                depths.insert((value, number));
+            }
+        }
+    }
+    Ok(depths)
+}
+
+/// A queue with so many messages, and its inode's number.
+fn queue_with(name: &str, messages: usize) -> Result<(MqdT, i64)> {
+    let attr = MqAttr::new(0, 8, 16, 0);
+    let queue = mq_open(name, MQ_OFlag::O_CREAT | MQ_OFlag::O_EXCL | MQ_OFlag::O_RDWR, Mode::S_IRUSR, Some(&attr))?;
+    (0..messages).try_for_each(|_| mq_send(&queue, b"x", 0))?;
+    let number = fs::metadata(format!("/proc/self/fd/{}", queue.as_raw_fd()))?.st_ino();
+    Ok((queue, number.cast_signed()))
+}
+
+/// Prevents a queue that was unlinked and is still open, and its successor of the same name, from being taken for one: in the
+/// gauges and in spans.
+#[test]
+fn a_queue_and_its_successor() -> Result<()> {
+    const NAME: &str = "/mqspan-test-successor";
+    let mqspan = mqspan()?;
+    let tracing = trace(&mqspan, "--signals=traces,metrics")?;
+    let (_old, old_number) = queue_with(NAME, 2)?;
+    mq_unlink(NAME)?;
+    let (_new, new_number) = queue_with(NAME, 1)?;
+    let both = [(1, None), (2, Some(old_number))];
+    let outcome = wait::until("a point each", || {
+        let depths = depths(&mqspan, NAME)?;
+        Ok(both.iter().all(|point| depths.contains(point)).then_some(()))
+    });
+    mq_unlink(NAME)?;
+    outcome.with_context(|| format!("{both:?}"))?;
+    tracing.stop()?.ok()?;
+    let spans = otlp::spans(&mqspan.file("metrics"))?;
+    let sends = spans.iter().filter(|span| span.body.name == format!("mq_timedsend {NAME}"));
+    let numbers: Vec<_> = sends.map(|span| span.int("posix_mq.queue.id")).collect();
+    ensure!(numbers == [old_number, old_number, new_number].map(Some), "{numbers:?}");
     Ok(())
 }
 

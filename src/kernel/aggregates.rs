@@ -8,7 +8,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::programs::Programs;
 use super::readings::overflow_keys;
-use crate::model::reading::{QueueReading, QueueState, Reading};
+use crate::model::reading::{QueueLife, QueueReading, QueueState, Reading};
 
 /// As many series are read by one system call.
 const AT_ONCE: u32 = 512;
@@ -109,12 +109,13 @@ impl Aggregates {
                 QueueState::Ended => {
                     // Another of the same key can't come: it would have another number.
                     self.queues.delete(&key)?;
-                    reading.unlinked = true;
+                    reading.life = QueueLife::Ended;
                     // What calls did to it since the collection before is shown once more.
                     queues.extend(reading.peak.is_some().then_some(reading));
                 }
                 QueueState::There { depth, unlinked } => {
-                    (reading.depth, reading.unlinked) = (depth, unlinked);
+                    reading.depth = depth;
+                    reading.life = if unlinked { QueueLife::Unlinked } else { QueueLife::Named };
                     queues.push(reading);
                 }
                 QueueState::Unknown => queues.push(reading),

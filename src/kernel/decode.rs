@@ -4,12 +4,14 @@
 use std::mem::{offset_of, size_of};
 
 use super::skel::types::{
-    call, call_flag, context, image, image_flag, message_args, name, notice, notice_kind, notify_args, open_args,
+    call, call_flag, context, failure, failure_flag, image, image_flag, message_args, name, notice, notice_kind,
+    notify_args, open_args,
 };
 use crate::model::call::{
     Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Notice, Passed, Queue,
     QueueKey, Root, Sender, Source, Turn, unpadded,
 };
+use crate::model::cause::{CallFailure, Cause, ReachedLimit};
 use crate::model::values::Op;
 
 /// A record that is not one: the kernel side and this program disagree.
@@ -118,6 +120,22 @@ fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context
     has(call_flag::CALL_CONTEXT).then_some(Context { ids, source })
 }
 
+/// Where a call that failed has why: in the place of what a message would be described by.
+const FAILURE: usize = offset_of!(message_args, wait_ns);
+
+/// Why a call failed; None where that is not known.
+fn failure_of(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<CallFailure> {
+    let bytes = raw.args.map(u64::to_ne_bytes);
+    let failure { cause, known, owner_pid, value, used, requested } = head(bytes.as_flattened().get(FAILURE..)?);
+    let knows = |flag: failure_flag| u32::from(known) & flag.0 != 0;
+    let limit = ReachedLimit { value, used: knows(failure_flag::FAILURE_USED).then_some(used), requested };
+    Some(CallFailure {
+        cause: Cause::of(cause.into()).filter(|_| has(call_flag::CALL_CAUSE))?,
+        limit: knows(failure_flag::FAILURE_LIMIT).then_some(limit),
+        owner_pid: (owner_pid != 0).then_some(owner_pid),
+    })
+}
+
 impl Name {
     /// Decodes a `struct name`.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -184,6 +202,7 @@ impl Call {
                 mode: raw.queue_mode,
             }),
             comm: raw.comm.map(i8::cast_unsigned),
+            failure: failure_of(&raw, &has),
             filtered: has(call_flag::CALL_FILTERED),
             measured: has(call_flag::CALL_MEASURED),
         })

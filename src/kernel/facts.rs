@@ -16,7 +16,11 @@ const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 pub const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_BPF", 39, "loads programs and maps"),
     ("CAP_PERFMON", 38, "attaches them and reads the callers' memory"),
-    ("CAP_SYS_PTRACE", 19, "shows which threads wait at queues, and what processes publish of themselves"),
+    (
+        "CAP_SYS_PTRACE",
+        19,
+        "shows what processes publish of themselves, and before Linux 5.15 which threads wait at queues",
+    ),
     ("CAP_DAC_READ_SEARCH", 2, "reads tracefs"),
     ("CAP_DAC_OVERRIDE", DAC_OVERRIDE, "makes kprobes, by writing to tracefs"),
 ];

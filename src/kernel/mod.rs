@@ -1,7 +1,7 @@
 //! The kernel side as user space sees it, and the one user of libbpf: the facts about this host ([`facts`], [`btf`]) and
 //! what comes of trying ([`trial`]), the plan of hooks made from them ([`plan`], [`hooks`]), the programs loaded, attached and
 //! detached by it ([`programs`], [`probes`], `detach`), their rings ([`ring`]) and records ([`decode`]), the maps of metrics
-//! ([`aggregates`], [`readings`]), and what the kernel side is told of processes that publish their spans ([`contexts`]).
+//! ([`aggregates`], [`readings`]), the kernel's lists of who waits and who holds ([`iterators`]), and what the kernel side is told of processes that publish their spans ([`contexts`]).
 
 pub mod aggregates;
 pub mod btf;
@@ -11,6 +11,7 @@ pub mod decode;
 mod detach;
 pub mod facts;
 pub mod hooks;
+pub mod iterators;
 mod obi;
 pub mod plan;
 pub mod probes;
@@ -23,4 +24,10 @@ pub mod trial;
 pub mod skel {
     //! Generated from bpf/mqspan.bpf.c by libbpf-cargo (build.rs).
     include!(concat!(env!("OUT_DIR"), "/mqspan.skel.rs"));
+}
+
+#[allow(missing_docs, unused_qualifications, clippy::all, clippy::restriction)]
+mod live_skel {
+    //! Generated from bpf/live.bpf.c by libbpf-cargo (build.rs).
+    include!(concat!(env!("OUT_DIR"), "/live.skel.rs"));
 }

@@ -168,6 +168,21 @@ impl Programs {
         self.run(&self.skel.progs.find_queue, [fd, 0, 0]).is_ok_and(|kept| kept != 0)
     }
 
+    /// Keeps the state of a queue that some process has open, by the address of its file; returns whether it could.
+    pub fn keep_file(&self, file: u64, queue: &QueueKey) -> bool {
+        self.run(&self.skel.progs.find_file, [file, queue.number, 0]).is_ok_and(|kept| kept != 0)
+    }
+
+    /// The state of calls in flight.
+    pub fn threads(&self) -> &MapMut<'static> {
+        &self.skel.maps.threads
+    }
+
+    /// mqspan's own pid namespace: how deep it is, and its address.
+    pub fn own_pid_namespace(&self) -> (u32, u64) {
+        self.skel.maps.bss_data.as_deref().map_or((0, 0), |bss| (bss.own_level, bss.own_namespace))
+    }
+
     /// The image's record is sent again with its next call.
     pub fn unmark_image(&self, key: &ImageKey) {
         let key = image_key { started_ns: key.started_ns, pid: key.pid, exec_id: key.exec_id };
@@ -392,6 +407,7 @@ fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
     open.progs.see_self.set_autoload(true);
     open.progs.see_queue.set_autoload(config.aggregates);
     open.progs.find_queue.set_autoload(config.aggregates);
+    open.progs.find_file.set_autoload(config.aggregates);
     open.progs.image_on_exit.set_autoload(true);
     open.progs.tree_on_fork.set_autoload(config.tree.is_some());
     open.progs.tree_on_exit.set_autoload(config.tree.is_some());

@@ -4,7 +4,8 @@
 use super::decode::{Malformed, head, op_of};
 use super::skel::types::{measures, metric, points, queue_key, queue_state, series};
 use crate::model::call::{ImageKey, QueueKey};
-use crate::model::reading::{Measure, Points, QueueReading, Reading};
+use crate::model::cause::Cause;
+use crate::model::reading::{Measure, Points, QueueLife, QueueReading, Reading};
 
 impl Reading {
     /// Decodes an entry of the map of series: what was measured at all.
@@ -22,6 +23,7 @@ impl Reading {
         let image = ImageKey { pid: key.pid, started_ns: key.process_started_ns, exec_id: key.exec_id };
         let op = op_of(key.op).ok_or(malformed)?;
         let errno = key.errno.try_into().map_err(|_| malformed)?;
+        let cause = Cause::of(key.cause);
         let comm = key.comm.map(i8::cast_unsigned);
         let reading = |(number, measure): (metric, Measure)| {
             let points { sum, zeros, buckets, .. } = value.of[number.0 as usize];
@@ -30,6 +32,7 @@ impl Reading {
                 name: key.name,
                 ipc_ns: key.ipc_ns,
                 errno,
+                cause,
                 measure,
                 op,
                 comm: comm.split(|byte| *byte == 0).next().unwrap_or_default().into(),
@@ -56,7 +59,7 @@ impl QueueReading {
             maxmsg: value.maxmsg,
             depth: value.depth,
             peak: (peak >> 32 == u64::from(period)).then_some((peak & 0xffff_ffff).cast_signed()),
-            unlinked: false,
+            life: QueueLife::Named,
             matched: value.matched != 0,
         })
     }

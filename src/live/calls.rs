@@ -9,11 +9,12 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::statfs::{FsType, statfs};
 
 use crate::model::container::Container;
-use crate::model::reading::QueueName;
+use crate::model::live::{LiveQueue, Waiter};
 use crate::model::text::utf8;
 use crate::model::values::Op;
 use crate::who::cgroup;
@@ -36,7 +37,32 @@ pub struct InCall {
     /// Which call.
     pub op: Op,
     /// On which queue; None where the descriptor is none, or can't be seen.
-    pub queue: Option<QueueName>,
+    pub queue: Option<LiveQueue>,
+    /// How long it has waited, at least; None where that can't be seen.
+    pub waited: Option<Duration>,
+}
+
+impl InCall {
+    /// The same of a thread that the kernel's own lists show, at the time `now_ns` of CLOCK_MONOTONIC.
+    pub fn of(waiter: Waiter, now_ns: u64) -> Self {
+        let container = cgroup::of_process(waiter.pid).and_then(|path| Container::of_path(&path).id);
+        Self { container, ..Self::bare(waiter, now_ns) }
+    }
+
+    /// The same without the container, which /proc would have to be asked for.
+    pub fn bare(waiter: Waiter, now_ns: u64) -> Self {
+        Self {
+            pid: waiter.pid,
+            tid: waiter.tid,
+            comm: waiter.comm,
+            uid: Some(waiter.uid),
+            container: None,
+            ipc_ns: Some(waiter.queue.as_ref().map_or(waiter.ipc_ns, |queue| queue.ipc_ns)),
+            op: waiter.op,
+            queue: waiter.queue,
+            waited: Some(Duration::from_nanos(now_ns.saturating_sub(waiter.since_ns))),
+        }
+    }
 }
 
 /// The entries of a folder that are numbers, ascending.
@@ -51,7 +77,7 @@ fn ipc_namespace(pid: u32) -> Option<u32> {
     fs::metadata(format!("/proc/{pid}/ns/ipc")).ok().map(|file| file.st_ino() as u32)
 }
 
-/// The threads that sleep in a send or receive now (proc_pid_syscall(5)), and how many others may not be looked at: that
+/// The threads that sleep in a send or receive now, where the kernel has no lists of its own (proc_pid_syscall(5)), and how many others may not be looked at: that
 /// takes CAP_SYS_PTRACE, and a sandbox may hide some from those who have it. Those of 32-bit programs are not seen.
 pub fn in_calls() -> (Vec<InCall>, u64) {
     let (mut found, mut hidden) = (Vec::new(), 0);
@@ -70,8 +96,18 @@ pub fn in_calls() -> (Vec<InCall>, u64) {
             let queue = queue_at(pid, fd);
             let comm = utf8(comm.trim_ascii_end()).into_owned();
             let container = cgroup::of_process(pid).and_then(|path| Container::of_path(&path).id);
-            let ipc_ns = queue.as_ref().map(|(ipc_ns, _)| *ipc_ns).or_else(|| ipc_namespace(pid));
-            found.push(InCall { pid, tid, comm, uid: effective_uid(pid, tid), container, ipc_ns, op, queue });
+            let ipc_ns = queue.as_ref().map(|queue| queue.ipc_ns).or_else(|| ipc_namespace(pid));
+            found.push(InCall {
+                pid,
+                tid,
+                comm,
+                uid: effective_uid(pid, tid),
+                container,
+                ipc_ns,
+                op,
+                queue,
+                waited: None,
+            });
         }
     }
     (found, hidden)
@@ -96,11 +132,13 @@ fn parse_call(text: &str) -> Option<(Op, i32)> {
 }
 
 /// The queue that a descriptor of a process is. Its link is the name as the queue's own mount has it.
-fn queue_at(pid: u32, fd: i32) -> Option<QueueName> {
-    let path = fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?.into_os_string().into_encoded_bytes();
+fn queue_at(pid: u32, fd: i32) -> Option<LiveQueue> {
+    let link = format!("/proc/{pid}/fd/{fd}");
+    let path = fs::read_link(&link).ok()?.into_os_string().into_encoded_bytes();
+    let number = fs::metadata(&link).ok()?.st_ino();
     let name = path.rsplit(|byte| *byte == b'/').next()?;
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some((ipc_namespace(pid)?, Arc::from(format!("/{}", utf8(name)))))
+    Some(LiveQueue { ipc_ns: ipc_namespace(pid)?, name: Arc::from(format!("/{}", utf8(name))), number, key: None })
 }
 
 /// Opens each queue of every ipc namespace that has an mqueue mount somewhere, for as long as `each` looks at it.

@@ -13,10 +13,11 @@ use opentelemetry_proto::tonic::metrics::v1::{
 use opentelemetry_proto::tonic::resource::v1::Resource as ProtoResource;
 
 use super::distribution::Distribution;
-use super::queues::Gauge;
+use super::queues::{Gauge, GaugeKey};
 use super::streams::{self, AttributeSet, Destination, Export, Series};
 use crate::model::buckets::{FIRST_DURATION, FIRST_SIZE, SCALE};
 use crate::model::container::Container;
+use crate::model::live::QueueAccess;
 use crate::model::reading::Measure;
 use crate::model::resource::{Resource, Value};
 use crate::model::values::{HistogramAggregation, Op};
@@ -52,6 +53,9 @@ const PEAK: Instrument =
     instrument("posix_mq.queue.peak_depth", "{message}", "The most messages in the queue since the last collection.");
 const CAPACITY: Instrument = instrument("posix_mq.queue.capacity", "{message}", "The most messages that fit.");
 const BLOCKED: Instrument = instrument("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.");
+
+const DESCRIPTORS: Instrument =
+    instrument("posix_mq.queue.descriptors", "{descriptor}", "Open descriptors of the queue, of all processes.");
 
 /// A point of some metric.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,15 +188,15 @@ fn count(distribution: &Distribution, attributes: Vec<KeyValue>, time_ns: u64) -
 
 /// The gauges of a queue and of the threads that wait at it, with the container and the pod that its ipc namespace
 /// belongs to.
-pub fn of_gauge(
-    (ipc_ns, destination): &(u32, Destination),
-    of: &Gauge,
-    container: Option<&Container>,
-    time_ns: u64,
-) -> Vec<(Instrument, Point)> {
+pub fn of_gauge(key: &GaugeKey, of: &Gauge, container: Option<&Container>, time_ns: u64) -> Vec<(Instrument, Point)> {
     let id = container.and_then(|container| Some(text(CONTAINER_ID, container.id.as_ref()?)));
     let pod_uid = container.and_then(|container| Some(text(POD_UID, container.pod_uid.as_ref()?)));
-    let attributes: Vec<KeyValue> = of_queue(Some(destination), *ipc_ns).into_iter().chain(id).chain(pod_uid).collect();
+    let mut attributes: Vec<KeyValue> = of_queue(Some(&key.destination), key.ipc_ns);
+    attributes.extend(id.into_iter().chain(pod_uid));
+    if key.unlinked {
+        attributes.push(attribute("posix_mq.queue.unlinked", Any::BoolValue(true)));
+    }
+    attributes.extend(key.number.map(|number| int("posix_mq.queue.id", number.cast_signed())));
     let point = |attributes, value| {
         let value = Some(Number::AsInt(value));
         Point::Gauge(NumberDataPoint { attributes, time_unix_nano: time_ns, value, ..Default::default() })
@@ -207,6 +211,10 @@ pub fn of_gauge(
         let operation = text("messaging.operation.name", operation(op));
         let of_operation = [attributes.clone(), vec![operation]].concat();
         points.extend(threads.map(|threads| (BLOCKED, point(of_operation, threads))));
+    }
+    for (access, open) in QueueAccess::ALL.into_iter().zip(of.descriptors.into_iter().flatten()) {
+        let of_access = [attributes.clone(), vec![text("posix_mq.access", access.name())]].concat();
+        points.push((DESCRIPTORS, point(of_access, open)));
     }
     points
 }
@@ -262,7 +270,7 @@ fn overflow() -> Vec<KeyValue> {
 }
 
 fn of_call(series: &Series, with_type: bool) -> Vec<KeyValue> {
-    let Series { op, set: AttributeSet { destination, ipc_ns, errno }, .. } = series;
+    let Series { op, set: AttributeSet { destination, ipc_ns, errno, cause }, .. } = series;
     let mut attributes = vec![text("messaging.system", "posix_mq"), text("messaging.operation.name", operation(*op))];
     if let Some(kind) = operation_type(*op).filter(|_| with_type) {
         attributes.push(text("messaging.operation.type", kind));
@@ -275,5 +283,6 @@ fn of_call(series: &Series, with_type: bool) -> Vec<KeyValue> {
             attributes.push(text("error.type", &name));
         }
     }
+    attributes.extend(cause.map(|cause| text("posix_mq.cause", cause.name())));
     attributes
 }

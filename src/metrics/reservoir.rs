@@ -8,6 +8,7 @@ use rand::{Rng, SeedableRng};
 
 use super::streams::{AttributeSet, Destination, Exemplar, Series};
 use crate::model::call::{Ids, ImageKey};
+use crate::model::cause::Cause;
 use crate::model::glob::Templates;
 use crate::model::reading::Measure;
 use crate::model::values::Op;
@@ -27,6 +28,7 @@ pub struct Candidate {
     name: Option<Arc<str>>,
     ipc_ns: u32,
     errno: i32,
+    cause: Option<Cause>,
     time_ns: u64,
     duration_ns: u64,
     wait_ns: Option<u64>,
@@ -42,6 +44,7 @@ impl Candidate {
             name: view.destination.as_deref().map(Arc::from),
             ipc_ns: call.ipc_ns,
             errno: view.errno().unwrap_or(0),
+            cause: call.failure.map(|failure| failure.cause),
             time_ns: record.end_ns(),
             duration_ns: call.duration_ns(),
             wait_ns: call.wait_ns(),
@@ -51,9 +54,9 @@ impl Candidate {
 
     /// The streams that it may stand for, with what was measured.
     pub fn exemplars(&self, templates: &Templates) -> impl Iterator<Item = (ImageKey, Series, Exemplar)> {
-        let Self { image, op, ipc_ns, errno, time_ns, ids, .. } = *self;
+        let Self { image, op, ipc_ns, errno, cause, time_ns, ids, .. } = *self;
         let destination = self.name.clone().map(|name| Destination::of(name, templates));
-        let set = AttributeSet { destination, ipc_ns, errno };
+        let set = AttributeSet { destination, ipc_ns, errno, cause };
         let of = move |(measure, ns): (Measure, Option<u64>)| {
             let exemplar = Exemplar { time_ns, seconds: ns? as f64 / 1e9, ids };
             Some((image, Series { measure, op, set: set.clone() }, exemplar))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::distribution::Distribution;
 use crate::model::call::{Ids, ImageKey};
+use crate::model::cause::Cause;
 use crate::model::glob::Templates;
 use crate::model::reading::{Measure, Reading};
 use crate::model::resource::{Resource, Value};
@@ -53,6 +54,8 @@ pub struct AttributeSet {
     pub ipc_ns: u32,
     /// The positive errno of failures, else 0.
     pub errno: i32,
+    /// Why the calls failed, where that is known.
+    pub cause: Option<Cause>,
 }
 
 /// What tells a stream from others of its process.
@@ -303,7 +306,7 @@ impl StreamTable {
             streams.asked.len() < ASKED_NAMES && streams.asked.insert(reading.name)
         };
         let destination = destination.filter(|_| is_told_apart);
-        let set = AttributeSet { destination, ipc_ns: reading.ipc_ns, errno: reading.errno };
+        let set = AttributeSet { destination, ipc_ns: reading.ipc_ns, errno: reading.errno, cause: reading.cause };
         let series = Series { measure: reading.measure, op: reading.op, set };
         if !self.add_to(holder, series, reading) {
             self.overflow(Some(holder), reading);

@@ -68,6 +68,7 @@ impl Waits {
             name: 0,
             ipc_ns,
             errno: 0,
+            cause: None,
             measure: Measure::Wait,
             op: Op::MqTimedreceive,
             comm: Vec::new(),

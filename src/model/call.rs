@@ -1,5 +1,6 @@
 //! What the kernel side tells: [`Call`]s and the [`Image`]s that made them. Pure code.
 
+use super::cause::CallFailure;
 use super::values::Op;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
@@ -254,6 +255,8 @@ pub struct Call {
     pub queue: Option<Queue>,
     /// Name of the thread, NUL-terminated where shorter.
     pub comm: [u8; 16],
+    /// Why it failed, where that is known and its errno has more than one cause.
+    pub failure: Option<CallFailure>,
     /// Whether a filter refused it: it is here for its message's sake alone.
     pub filtered: bool,
     /// Whether metrics hold it.

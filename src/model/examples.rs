@@ -23,6 +23,7 @@ pub(crate) fn example() -> Call {
         args: Args::Open { name_ptr: 0, oflag: 0, mode: 0, attr: Passed { ptr: 0, value: None }, attr_changed: false },
         queue: None,
         comm: [0; 16],
+        failure: None,
         filtered: false,
         measured: false,
     }

@@ -3,6 +3,7 @@
 
 pub mod buckets;
 pub mod call;
+pub mod cause;
 pub mod container;
 pub mod counts;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod error;
 pub(crate) mod examples;
 pub mod filter;
 pub mod glob;
+pub mod live;
 pub mod reading;
 pub mod resource;
 pub mod slot;

@@ -1,11 +1,11 @@
 //! What the kernel side shows of metrics: the values added to each series, the state of each queue, and who waits. Pure
 //! code.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::buckets::BUCKETS;
 use super::call::{ImageKey, QueueKey};
+use super::cause::Cause;
 use super::values::Op;
 
 /// What is measured.
@@ -53,6 +53,8 @@ pub struct Reading {
     pub ipc_ns: u32,
     /// The positive errno of failures; 0: the calls succeeded.
     pub errno: i32,
+    /// Why they failed, where that is known.
+    pub cause: Option<Cause>,
     /// What is measured.
     pub measure: Measure,
     /// Which call.
@@ -65,6 +67,20 @@ pub struct Reading {
 
 /// A queue by what programs call it: its ipc namespace's number, and its name with its slash.
 pub type QueueName = (u32, Arc<str>);
+
+/// A queue among all that are there now: its ipc namespace's number, and its inode's.
+pub type QueueId = (u32, u64);
+
+/// What is left of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueLife {
+    /// It has its name.
+    Named,
+    /// Its name is gone, or another queue's by now: only descriptors keep it.
+    Unlinked,
+    /// Nothing: its last name and descriptor are gone.
+    Ended,
+}
 
 /// What the kernel side keeps of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,8 +97,8 @@ pub struct QueueReading {
     pub depth: i64,
     /// The most messages that were in it since the collection before; None where no call reached it since then.
     pub peak: Option<i64>,
-    /// Whether its name is gone, so that only descriptors keep it.
-    pub unlinked: bool,
+    /// What is left of it.
+    pub life: QueueLife,
     /// Whether a call that passed the filters on whose calls reached it.
     pub matched: bool,
 }
@@ -101,13 +117,4 @@ pub enum QueueState {
     Ended,
     /// The kernel can't be asked.
     Unknown,
-}
-
-/// Who waits at queues now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// How many threads, in which call on which queue.
-    pub threads: BTreeMap<(QueueName, Op), u64>,
-    /// Whether every thread of the host could be looked at: else nobody seen does not mean nobody there.
-    pub all_seen: bool,
 }

@@ -13,6 +13,7 @@ use super::tables::{BlockedThread, Flow, Grown, OpRecord, ProcessRecord, QueueRe
 use crate::metrics::distribution::Distribution;
 use crate::model::buckets::duration_bounds;
 use crate::model::call::ImageKey;
+use crate::model::cause::Cause;
 use crate::model::reading::QueueName;
 use crate::model::values::Op;
 use crate::telemetry::terms::{errno_name, is_error, operation};
@@ -128,6 +129,8 @@ pub struct ErrnoRow {
     pub operation: &'static str,
     /// The errno's name.
     pub errno: String,
+    /// Why, as `posix_mq.cause` has it; null where that is not known, or the errno has one cause only.
+    pub cause: Option<&'static str>,
     /// Whether it is an error: polling and being interrupted are not.
     pub is_error: bool,
     /// Since the start.
@@ -261,8 +264,9 @@ fn queue_row(name: Option<&QueueName>, record: &QueueRecord, rate: impl Fn(Grown
             .fold(Grown::default(), |sum, count| Grown { total: sum.total + count.total, last: sum.last + count.last })
     };
     let (calls, failed) = (sum(|op| op.calls), sum(|op| op.failed));
-    let errno = |((op, errno), failures): (&(Op, i32), &Grown)| ErrnoRow {
+    let errno = |((op, errno, cause), failures): (&(Op, i32, Option<Cause>), &Grown)| ErrnoRow {
         operation: operation(*op),
+        cause: cause.map(Cause::name),
         // Those beyond the errnos that are told apart.
         errno: if *errno == 0 { "other".into() } else { errno_name(*errno).into() },
         is_error: *errno == 0 || is_error(*errno),
@@ -351,7 +355,17 @@ mod tests {
             let mut buckets = Box::new([0; BUCKETS]);
             buckets[93] = count;
             let points = Points { sum: 0, zeros: 0, buckets };
-            Reading { image: Some(image), name: 1, ipc_ns: 9, errno, measure, op, comm: Vec::new(), points }
+            Reading {
+                image: Some(image),
+                name: 1,
+                ipc_ns: 9,
+                errno,
+                cause: None,
+                measure,
+                op,
+                comm: Vec::new(),
+                points,
+            }
         };
         let nobody = |_| None::<std::sync::Arc<crate::model::resource::Resource>>;
         tables.add(&reading(Op::MqTimedsend, 0, Measure::Duration, 4), Some(&name), nobody);

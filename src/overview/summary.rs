@@ -8,6 +8,7 @@ use super::snapshot::BOUNDS;
 use super::tables::{Flow, OpRecord, QueueRecord, Tables};
 use super::text::columns;
 use crate::model::call::ImageKey;
+use crate::model::cause::Cause;
 use crate::model::reading::QueueName;
 use crate::model::text::printable;
 use crate::model::values::Op;
@@ -35,18 +36,15 @@ pub fn quantile(record: &OpRecord, share: f64, logged: Option<u64>) -> Option<u6
     Some(exact(record, logged).map_or(bound, |longest| bound.min(longest)))
 }
 
-/// `3 EAGAIN, 1 EINVAL`: the failures of a call, the most frequent first.
+/// `3 EAGAIN (full), 1 EINVAL (priority)`: the failures of a call, the most frequent first.
 pub fn failures(record: &QueueRecord, op: Op) -> String {
-    let mut failures: Vec<_> = record
-        .failures
-        .iter()
-        .filter(|((of, _), _)| *of == op)
-        .map(|((_, errno), count)| (*errno, count.total))
-        .collect();
-    failures.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    let text = |(errno, count): &(i32, u64)| match errno {
-        0 => format!("{count} other"),
-        errno => format!("{count} {}", errno_name(*errno)),
+    let of_call = record.failures.iter().filter(|((of, ..), _)| *of == op);
+    let mut failures: Vec<_> = of_call.map(|((_, errno, cause), count)| (*errno, *cause, count.total)).collect();
+    failures.sort_by_key(|(.., count)| std::cmp::Reverse(*count));
+    let text = |(errno, cause, count): &(i32, Option<Cause>, u64)| {
+        let errno = if *errno == 0 { "other".into() } else { errno_name(*errno) };
+        let cause = cause.map(|cause| format!(" ({})", cause.name())).unwrap_or_default();
+        format!("{count} {errno}{cause}")
     };
     failures.iter().map(text).collect::<Vec<_>>().join(", ")
 }
@@ -173,7 +171,17 @@ mod tests {
                 let points = Points { sum: u64::from(count) * 3000, zeros: 0, buckets };
                 let image = Some(ImageKey { pid, started_ns: 1, exec_id: 0 });
                 let comm = Vec::new();
-                let reading = Reading { image, name: 1, ipc_ns, errno, measure: Measure::Duration, op, comm, points };
+                let reading = Reading {
+                    image,
+                    name: 1,
+                    ipc_ns,
+                    errno,
+                    cause: None,
+                    measure: Measure::Duration,
+                    op,
+                    comm,
+                    points,
+                };
                 let name = if op == Op::MqOpen { "/no\u{1b}" } else { "/orders" };
                 tables.add(&reading, Some(&(ipc_ns, name.into())), nobody);
             }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::metrics::distribution::Distribution;
 use crate::model::call::ImageKey;
+use crate::model::cause::Cause;
 use crate::model::reading::{Measure, QueueName, Reading};
 use crate::model::resource::Resource;
 use crate::model::text::printable;
@@ -117,8 +118,8 @@ pub struct QueueLook {
 pub struct QueueRecord {
     /// Its calls, by [`Op`].
     pub ops: [OpRecord; Op::ALL.len()],
-    /// Failures by call and errno.
-    pub failures: BTreeMap<(Op, i32), Grown>,
+    /// Failures by call, errno and cause; the errno 0 stands for any.
+    pub failures: BTreeMap<(Op, i32, Option<Cause>), Grown>,
     /// How long messages waited, since the start.
     pub waits: Distribution,
     recent_waits: VecDeque<Distribution>,
@@ -327,9 +328,9 @@ impl Tables {
                 if failed {
                     of_op.failed.add(count);
                     // Beyond the bound the errnos make one, which stands for any.
-                    let is_known = record.failures.contains_key(&(op, reading.errno));
-                    let errno = if is_known || record.failures.len() < ERRNOS { reading.errno } else { 0 };
-                    record.failures.entry((op, errno)).or_default().add(count);
+                    let key = (op, reading.errno, reading.cause);
+                    let has_room = record.failures.contains_key(&key) || record.failures.len() < ERRNOS;
+                    record.failures.entry(if has_room { key } else { (op, 0, None) }).or_default().add(count);
                 }
             }
             None => self.left_out.calls += count,

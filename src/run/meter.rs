@@ -2,7 +2,7 @@
 //! names, add up to streams, and leave as requests, one at a time and only where an output has room. What waits for room is
 //! no request but the streams themselves: so a newer reading replaces the older one, and a delta grows. Waits for nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
@@ -15,14 +15,15 @@ use crate::export::ledger::Ledger;
 use crate::live::Surroundings;
 use crate::metrics::intake::{Intake, Replaced};
 use crate::metrics::otlp;
-use crate::metrics::queues::{self, Gauge, Gauges, QueuePoint};
+use crate::metrics::queues::{self, Gauge, GaugeKey, Gauges, QueuePoint};
 use crate::metrics::requests::RequestBuilder;
 use crate::metrics::streams::{Cursor, Destination, StreamTable};
 use crate::model::call::ImageKey;
 use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
-use crate::model::reading::{Measure, QueueName, QueueReading, Reading, Waiting};
+use crate::model::live::{Attendance, QueueAccess};
+use crate::model::reading::{Measure, QueueId, QueueReading, Reading};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
 use crate::model::values::{HistogramAggregation, MetricLimits, Op, Temporality};
@@ -31,7 +32,7 @@ use crate::overview::tables::{BlockedThread, QueueLook};
 use crate::telemetry::terms::operation;
 
 /// All streams take so many bytes at most, about.
-pub const STREAM_BYTES: usize = 16 << 20;
+pub const STREAM_BYTES: usize = 8 << 20;
 
 /// Collections are at least so far apart by their times, in ns: some backends keep one point of a stream for each
 /// millisecond (Prometheus), and the last collection may follow right after another.
@@ -119,7 +120,7 @@ pub struct Meter<D, O> {
     gauges: Gauges,
     containers: HashMap<u32, Container>,
     /// The greatest depths since the last export, of collections that were not exported.
-    peaks: HashMap<QueueName, i64>,
+    peaks: HashMap<QueueId, i64>,
     /// Whether the collection before was exported.
     exports: bool,
     /// The collection before.
@@ -157,7 +158,7 @@ enum Phase {
     Idle,
     Streams(Cursor),
     /// The gauges behind this one.
-    Gauges(Option<(u32, Destination)>),
+    Gauges(Option<GaugeKey>),
 }
 
 /// What [`Meter::pump`] came to.
@@ -296,21 +297,21 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
 
     fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>, exports: bool) {
         let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
-        points.retain(|(_, name), _| self.parts.filters.queue.keeps_name(Some(name)));
-        let nobody_seen = Waiting::default();
-        let waiting = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.waiting);
+        points.retain(|point| self.parts.filters.queue.keeps_name(Some(&point.name)));
+        let nobody_seen = Attendance::default();
+        let attendance = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.attendance);
         if let Some(overview) = &self.parts.overview {
-            show_queues(overview, &points, waiting, surroundings);
+            show_queues(overview, &points, attendance, surroundings);
         }
         // The peak that is exported is that since the last export.
-        for (queue, point) in &mut points {
-            point.peak = point.peak.max(self.peaks.get(queue).copied().unwrap_or(point.peak));
+        for point in &mut points {
+            point.peak = point.peak.max(self.peaks.get(&point.id).copied().unwrap_or(point.peak));
         }
         self.peaks = match exports {
             true => HashMap::new(),
-            false => points.iter().map(|(queue, point)| (queue.clone(), point.peak)).collect(),
+            false => points.iter().map(|point| (point.id, point.peak)).collect(),
         };
-        self.gauges = Gauges::new(points, waiting, |name| Destination::of(name, &self.parts.templates));
+        self.gauges = Gauges::new(points, attendance, |name| Destination::of(name, &self.parts.templates));
         if let Some(surroundings) = surroundings {
             self.containers.clone_from(&surroundings.containers);
         }
@@ -339,50 +340,55 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
     }
 }
 
-/// Shows people the queues that are there, and who waits at them.
+/// Shows people the queues that are there, who waits at them and who has them open. Where an unlinked queue is still open
+/// beside its successor the name is the successor's, which comes later.
 fn show_queues(
     overview: &Overview,
-    points: &BTreeMap<QueueName, QueuePoint>,
-    waiting: &Waiting,
+    points: &[QueuePoint],
+    attendance: &Attendance,
     surroundings: Option<&Surroundings>,
 ) {
     let mut tables = overview.tables();
-    for (queue, point) in points {
-        let threads = |op| {
-            let seen = waiting.threads.get(&(queue.clone(), op)).copied();
-            seen.or(waiting.all_seen.then_some(0))
-        };
-        let container = surroundings.and_then(|surroundings| surroundings.containers.get(&queue.0));
+    for point in points {
+        let threads = |op| attendance.threads.get(&(point.id, op)).copied().or(attendance.all_seen.then_some(0));
+        let descriptors = attendance.descriptors.as_ref().map(|descriptors| {
+            let [read, write, both] =
+                QueueAccess::ALL.map(|access| descriptors.get(&(point.id, access)).copied().unwrap_or(0));
+            [read + both, write + both]
+        });
+        let container = surroundings.and_then(|surroundings| surroundings.containers.get(&point.id.0));
         let look = QueueLook {
             depth: point.depth,
             peak: point.peak,
             capacity: point.capacity,
             blocked: [Op::MqTimedsend, Op::MqTimedreceive].map(threads),
-            descriptors: None,
+            descriptors,
             oldest_ns: None,
             container: container.and_then(|container| container.id.clone()),
         };
-        tables.look_at(queue.clone(), look);
+        tables.look_at((point.id.0, point.name.clone()), look);
     }
-    let shown = |queue: &&QueueName| points.contains_key(*queue);
+    let shown: HashSet<QueueId> = points.iter().map(|point| point.id).collect();
     let in_calls = surroundings.into_iter().flat_map(|surroundings| &surroundings.in_calls);
-    let blocked = in_calls.filter(|call| call.queue.as_ref().is_some_and(|queue| shown(&queue)));
-    let blocked = blocked.map(|call| BlockedThread {
-        key: call.queue.clone(),
-        queue: call.queue.as_ref().map(|(_, name)| name.to_string()),
-        ipc_namespace: call.ipc_ns,
-        pid: call.pid,
-        tid: call.tid,
-        name: call.comm.clone(),
-        operation: operation(call.op),
-        waiting_seconds: None,
+    let blocked = in_calls.filter_map(|call| {
+        let queue = call.queue.as_ref().filter(|queue| shown.contains(&queue.id()))?;
+        Some(BlockedThread {
+            key: Some((queue.ipc_ns, queue.name.clone())),
+            queue: Some(queue.name.to_string()),
+            ipc_namespace: Some(queue.ipc_ns),
+            pid: call.pid,
+            tid: call.tid,
+            name: call.comm.clone(),
+            operation: operation(call.op),
+            waiting_seconds: call.waited.map(|waited| waited.as_secs_f64()),
+        })
     });
     tables.set_blocked(blocked.collect());
 }
 
 /// The gauges of a collection.
 struct GaugeSource<'a> {
-    gauges: &'a BTreeMap<(u32, Destination), Gauge>,
+    gauges: &'a BTreeMap<GaugeKey, Gauge>,
     containers: &'a HashMap<u32, Container>,
     own: &'a Resource,
     time_ns: u64,
@@ -408,7 +414,7 @@ impl<O: Outlet> Pass<O> {
             let mut rest = source.gauges.range((after.clone().map_or(Unbounded, Excluded), Unbounded));
             while !builder.is_full() {
                 let Some((queue, gauge)) = rest.next() else { break };
-                let container = source.containers.get(&queue.0);
+                let container = source.containers.get(&queue.ipc_ns);
                 builder.add(source.own, otlp::of_gauge(queue, gauge, container, source.time_ns));
                 *after = Some(queue.clone());
             }

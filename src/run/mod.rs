@@ -3,6 +3,7 @@
 mod child;
 pub mod directory;
 mod end;
+mod memory;
 pub mod meter;
 pub mod metrics;
 pub mod outlet;
@@ -46,7 +47,7 @@ use crate::kernel::plan::plan;
 use crate::kernel::programs::{Config, Programs};
 use crate::kernel::trial;
 use crate::live::looker::Looker;
-use crate::live::{Surroundings, calls};
+use crate::live::{Lookout, calls};
 use crate::metrics::intake::Intake;
 use crate::model::error::{Error, no_thread};
 use crate::model::resource::Resource;
@@ -61,6 +62,7 @@ use crate::who::resource;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
+    memory::trim_early();
     let signals = SignalQueue::take().map_err(no_thread)?;
     panics::watch(signals.bell());
     // Before there is any other thread, and before mqspan's own affinity.
@@ -154,11 +156,13 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if aggregates {
         find_queues(&programs);
     }
-    let options = ReaderOptions { infers: hooks == HookKind::Tracepoint && makes_records, directory };
+    let lookout = Lookout::of(&programs);
+    let infers = hooks == HookKind::Tracepoint && makes_records;
+    let options = ReaderOptions { infers, lookout: lookout.clone(), directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
     let metrics = meter.map(|meter| {
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
-        let collecting = Collecting { aggregates, looker: Surroundings::looker().map_err(no_thread)?, meter };
+        let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };
         MetricsStage::start(collecting, settings.metric_interval, shows.then_some(LOOK)).map_err(no_thread)
     });
     let metrics = metrics.transpose()?;
@@ -166,7 +170,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
     if child.is_none() {
-        report::in_calls(&filters, own_ipc_namespace);
+        report::in_calls(&lookout, &filters, own_ipc_namespace);
     }
     health::watch(pulse.clone(), runtime.handle());
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

@@ -21,7 +21,7 @@ use crate::kernel::contexts::Contexts;
 use crate::kernel::programs::Programs;
 use crate::kernel::ring::Ring;
 use crate::links::sequence::{PATIENCE, Sequence};
-use crate::live::calls;
+use crate::live::Lookout;
 use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
 use crate::model::reading::QueueName;
@@ -42,6 +42,8 @@ const IMAGE_PAUSE: Duration = Duration::from_micros(100);
 pub struct ReaderOptions {
     /// Whether links are inferred from the order of calls.
     pub infers: bool,
+    /// Where to look for threads that are in a receive already.
+    pub lookout: Lookout,
     /// What metrics ask.
     pub directory: SharedDirectory,
 }
@@ -144,7 +146,7 @@ impl Rings {
     /// Takes what comes, until the thread is told to stop.
     fn follow(mut self, options: &ReaderOptions, ready: &mpsc::Sender<Result<(), String>>) {
         // Links can be inferred once it is known who takes messages unseen; the ring is read meanwhile.
-        let mut looked = options.infers.then(|| look(&self.stop));
+        let mut looked = options.infers.then(|| look(&options.lookout, &self.stop));
         if looked.is_none() {
             let _ = ready.send(Ok(()));
         }
@@ -281,12 +283,13 @@ impl Rings {
 }
 
 /// Looks for threads that are in a receive, on a thread of its own: there may be many to look at.
-fn look(stop: &Arc<Stop>) -> mpsc::Receiver<Vec<(u32, Option<QueueName>)>> {
+fn look(lookout: &Lookout, stop: &Arc<Stop>) -> mpsc::Receiver<Vec<(u32, Option<QueueName>)>> {
     let (found, looked) = mpsc::sync_channel(1);
-    let woken = stop.clone();
+    let (lookout, woken) = (lookout.clone(), stop.clone());
     thread::spawn(move || {
-        let (calls, _) = calls::in_calls();
-        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive).map(|call| (call.tid, call.queue));
+        let (calls, _) = lookout.in_calls();
+        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive);
+        let early = early.map(|call| (call.tid, call.queue.map(|queue| (queue.ipc_ns, queue.name))));
         let _ = found.send(early.collect());
         woken.wake();
     });

@@ -8,11 +8,13 @@ use std::time::Duration;
 use tracing::{debug, info, warn};
 
 use crate::export::ledger::{Totals, Unseen};
-use crate::live::calls::{self, InCall};
+use crate::live::Lookout;
+use crate::live::calls::InCall;
 use crate::live::looker::Looker;
 use crate::model::error::Error;
 use crate::model::filter::{Filters, Pick};
 use crate::model::values::{HookKind, Namespace, Output};
+use crate::telemetry::console::duration;
 use crate::telemetry::terms::operation;
 
 /// The line that says that everything is attached.
@@ -26,8 +28,9 @@ pub fn ready(calls: usize, hooks: HookKind, outputs: &[Output]) -> String {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Says which threads are in a call already: it has no span, as its beginning was not seen.
-pub fn in_calls(filters: &Filters, own_ipc_namespace: u32) {
-    let looked = Looker::start(calls::in_calls).ok().and_then(|looker| looker.ask(PATIENCE, PATIENCE));
+pub fn in_calls(lookout: &Lookout, filters: &Filters, own_ipc_namespace: u32) {
+    let lookout = lookout.clone();
+    let looked = Looker::start(move || lookout.in_calls()).ok().and_then(|looker| looker.ask(PATIENCE, PATIENCE));
     let Some(looked) = looked else {
         return warn!("the host's threads could not be looked at in time: which are in a call already is not known");
     };
@@ -36,9 +39,10 @@ pub fn in_calls(filters: &Filters, own_ipc_namespace: u32) {
         debug!("{hidden} threads may not be looked at: whether these wait at a queue is not known");
     }
     for call in calls.iter().filter(|call| is_asked_for(call, filters, own_ipc_namespace)) {
-        let InCall { pid, tid, comm, op, queue, .. } = call;
-        let name = queue.as_ref().map_or("a descriptor that is no queue", |(_, name)| name);
-        info!("{comm}[{pid}/{tid}] is in {} on {name} already", operation(*op));
+        let InCall { pid, tid, comm, op, queue, waited, .. } = call;
+        let waited = waited.map_or(String::new(), |waited| format!(" (for {})", duration(waited.as_nanos() as u64)));
+        let name = queue.as_ref().map_or("a descriptor that is no queue", |queue| &queue.name);
+        info!("{comm}[{pid}/{tid}] is in {} on {name} already{waited}", operation(*op));
     }
 }
 
@@ -56,7 +60,7 @@ fn is_asked_for(call: &InCall, filters: &Filters, own_ipc_namespace: u32) -> boo
         && filters.comm.passes_name(Some(comm))
         && filters.container.passes(|pick| container.as_ref().is_some_and(|id| id.starts_with(pick)))
         && filters.ipc_namespace.passes(namespace)
-        && filters.queue.passes_name(queue.as_ref().map(|(_, name)| &**name))
+        && filters.queue.passes_name(queue.as_ref().map(|queue| &*queue.name))
 }
 
 /// Says what the run came to: the totals, and what a user would not have expected.
@@ -152,6 +156,7 @@ mod tests {
     use super::*;
     use crate::export::ledger::Ledger;
     use crate::model::filter::Filter;
+    use crate::model::live::LiveQueue;
     use crate::model::values::Op;
 
     /// Prevents the ready line from being another than scripts wait for.
@@ -187,7 +192,8 @@ mod tests {
             container: Some("abc1".into()),
             ipc_ns: Some(5),
             op: Op::MqTimedreceive,
-            queue: Some((5, "/orders".into())),
+            queue: Some(LiveQueue { ipc_ns: 5, name: "/orders".into(), number: 1, key: None }),
+            waited: None,
         };
         let all = || Filters { call: Op::ALL.into(), ..Filters::default() };
         fn of<T: std::str::FromStr>(picks: &[&str]) -> Filter<T> {

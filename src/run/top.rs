@@ -34,7 +34,7 @@ use crate::kernel::aggregates::Aggregates;
 use crate::kernel::plan::plan;
 use crate::kernel::programs::{Config, Programs};
 use crate::kernel::trial;
-use crate::live::Surroundings;
+use crate::live::Lookout;
 use crate::metrics::intake::Intake;
 use crate::model::error::{Error, no_thread};
 use crate::model::filter::Filters;
@@ -171,10 +171,12 @@ impl Watching {
             return Ok(None);
         }
         find_queues(&programs);
-        let options = ReaderOptions { infers: hooks == HookKind::Tracepoint, directory };
+        let lookout = Lookout::of(&programs);
+        let infers = hooks == HookKind::Tracepoint;
+        let options = ReaderOptions { infers, lookout: lookout.clone(), directory };
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
-        let collecting = Collecting { aggregates, looker: Surroundings::looker().map_err(no_thread)?, meter };
+        let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };
         let metrics = MetricsStage::start(collecting, interval, None).map_err(no_thread)?;
         Ok(Some(Self { overview, ledger, hooks, programs, reader, metrics, notices }))
     }

@@ -8,6 +8,7 @@ use super::notify::{self, SIGEV_SIGNAL};
 use super::oflag::{self, O_CREAT};
 use super::terms::{ERESTARTSYS, errno_name, is_error, operation, operation_type};
 use crate::model::call::{Abi, Args, Attr, Call, Context, Deadline, Ids, Message, Passed, Sender, Source};
+use crate::model::cause::{CallFailure, ReachedLimit};
 use crate::model::glob::Templates;
 use crate::model::text::{printable, utf8};
 use crate::model::values::{Op, Receive};
@@ -137,6 +138,17 @@ impl<'a> View<'a> {
         }
     }
 
+    /// The descriptor as passed, of calls that take one.
+    fn descriptor(&self) -> Option<i32> {
+        match self.call.args {
+            Args::Open { .. } | Args::Unlink { .. } => None,
+            Args::Send(Message { fd, .. })
+            | Args::Receive(Message { fd, .. })
+            | Args::Notify { fd, .. }
+            | Args::Getsetattr { fd, .. } => Some(fd),
+        }
+    }
+
     /// Bytes of the message: those that a send was to pass, those that a receive got.
     fn body_size(&self) -> Option<i64> {
         match self.call.args {
@@ -198,6 +210,16 @@ impl<'a> View<'a> {
         if call.abi == Abi::Compat {
             to.text("posix_mq.syscall.abi", COMPAT);
         }
+        if let Args::Receive(message) = call.args {
+            to.int("posix_mq.receive.buffer_size", message.size.cast_signed());
+        }
+        if let Some(fd) = self.descriptor() {
+            to.int("posix_mq.fd", fd.into());
+        }
+        if let Some(queue) = &call.queue {
+            to.int("posix_mq.queue.id", queue.key.number.cast_signed());
+        }
+        self.give_failure(to);
         to.int("thread.id", call.tid.into());
         to.text("thread.name", &utf8(call.comm()));
     }
@@ -211,6 +233,21 @@ impl<'a> View<'a> {
         }
         if self.call.op == Op::MqOpen {
             to.text("posix_mq.queue.mode", &octal(queue.mode.into()));
+        }
+    }
+
+    fn give_failure(&self, to: &mut impl Attributes) {
+        let Some(failure) = &self.call.failure else { return };
+        to.text("posix_mq.cause", failure.cause.name());
+        if let Some(ReachedLimit { value, used, requested }) = failure.limit {
+            to.int("posix_mq.limit.value", value.cast_signed());
+            if let Some(used) = used {
+                to.int("posix_mq.limit.used", used.cast_signed());
+            }
+            to.int("posix_mq.limit.requested", requested.cast_signed());
+        }
+        if let Some(pid) = failure.owner_pid {
+            to.int("posix_mq.notify.owner_pid", pid.into());
         }
     }
 
@@ -278,16 +315,10 @@ impl<'a> View<'a> {
     fn write_line(&self, to: &mut String) -> fmt::Result {
         let call = self.call;
         write!(to, "{}(", self.operation())?;
-        let unnamed = match call.args {
-            Args::Open { name_ptr, .. } | Args::Unlink { name_ptr } => pointer(name_ptr),
-            Args::Send(Message { fd, .. })
-            | Args::Receive(Message { fd, .. })
-            | Args::Notify { fd, .. }
-            | Args::Getsetattr { fd, .. } => fd.to_string(),
-        };
-        match self.requested.as_ref().or(self.destination.as_ref()) {
-            Some(name) => write!(to, "\"{}\"", printable(name))?,
-            None => to.push_str(&unnamed),
+        match (self.requested.as_ref().or(self.destination.as_ref()), call.args) {
+            (Some(name), _) => write!(to, "\"{}\"", printable(name))?,
+            (None, Args::Open { name_ptr, .. } | Args::Unlink { name_ptr }) => to.push_str(&pointer(name_ptr)),
+            (None, _) => write!(to, "{}", self.descriptor().unwrap_or(-1))?,
         }
         match call.args {
             Args::Open { oflag, mode, attr, .. } => {
@@ -318,8 +349,29 @@ impl<'a> View<'a> {
             }
             (None, _) => write!(to, ") = {}", call.ret),
             (Some(ERESTARTSYS), _) => write!(to, ") = ? ERESTARTSYS"),
-            (Some(errno), _) => write!(to, ") = -1 {}", errno_name(errno)),
+            (Some(errno), _) => {
+                write!(to, ") = -1 {}", errno_name(errno))?;
+                self.write_failure(to)
+            }
         }
+    }
+
+    /// Why it failed, where the errno alone does not say it.
+    fn write_failure(&self, to: &mut String) -> fmt::Result {
+        let Some(CallFailure { cause, limit, owner_pid }) = self.call.failure else { return Ok(()) };
+        if cause.is_plain() {
+            return Ok(());
+        }
+        write!(to, " ({}", cause.name())?;
+        if let Some(ReachedLimit { value, used, requested }) = limit {
+            let used = used.map_or(String::new(), |used| format!(" {used} used,"));
+            write!(to, " {value},{used} {requested} requested")?;
+        }
+        if let Some(pid) = owner_pid {
+            write!(to, ": {pid}")?;
+        }
+        to.push(')');
+        Ok(())
     }
 }
 

@@ -87,7 +87,10 @@ fn summary(theme: Theme, row: &QueueRow) -> [Line<'static>; 3] {
         .errnos
         .iter()
         .take(3)
-        .map(|errno| format!("{} {} {}", count(errno.total as f64), errno.errno, errno.operation))
+        .map(|errno| {
+            let cause = errno.cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
+            format!("{} {}{cause} {}", count(errno.total as f64), errno.errno, errno.operation)
+        })
         .collect();
     let third = vec![
         faint(" open "),

@@ -36,7 +36,7 @@ fn reading(pid: u32, op: Op, errno: i32, measure: Measure, bucket: usize, count:
     buckets[bucket] = count;
     let image = Some(ImageKey { pid, started_ns: 1, exec_id: 0 });
     let points = Points { sum: 0, zeros: 0, buckets };
-    Reading { image, name: 1, ipc_ns: 4_026_531_839, errno, measure, op, comm: Vec::new(), points }
+    Reading { image, name: 1, ipc_ns: 4_026_531_839, errno, cause: None, measure, op, comm: Vec::new(), points }
 }
 
 fn who(image: ImageKey) -> Option<Arc<Resource>> {

@@ -2,6 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
+use super::super::skel::types::cause as kernel_cause;
 use super::*;
 use crate::model::examples::message;
 
@@ -147,6 +148,27 @@ fn contexts() {
     assert_eq!(decode(&[any]), context(Source::Thread { sampled: false }));
     assert_eq!(decode(&[any, sampled]), context(Source::Thread { sampled: true }));
     assert_eq!(decode(&[any, obi]), context(Source::Obi));
+}
+
+/// Prevents why a call failed from being taken from what a message left there, and a limit that is none from being told.
+#[test]
+fn failures() {
+    let limit = failure { cause: 1, known: 3, owner_pid: 0, value: 100, used: 90, requested: 20 };
+    let decode = |failure: failure, flags| {
+        let mut raw = call { flags, ret: -24, ..Default::default() };
+        raw.args[FAILURE / 8..].iter_mut().zip(raw_args(&failure)).for_each(|(to, from)| *to = from);
+        Call::decode(&record(&raw, b"", b"")).unwrap().failure
+    };
+    let told = |cause, limit, owner_pid| Some(CallFailure { cause, limit, owner_pid });
+    let [known, none] = [call_flag::CALL_CAUSE.0, 0];
+    let reached = |used| Some(ReachedLimit { value: 100, used, requested: 20 });
+    assert_eq!(decode(limit, known), told(Cause::RlimitMsgqueue, reached(Some(90)), None));
+    assert_eq!(decode(limit, none), None);
+    assert_eq!(decode(failure { cause: 8, known: 1, ..limit }, known), told(Cause::Msgsize, reached(None), None));
+    let registered = failure { cause: 21, known: 0, owner_pid: 7, ..limit };
+    assert_eq!(decode(registered, known), told(Cause::Registered, None, Some(7)));
+    assert_eq!(decode(failure { cause: 22, ..limit }, known), None);
+    assert_eq!(Cause::ALL.len() as u32 + 1, kernel_cause::CAUSES.0);
 }
 
 /// Prevents a record that was cut, or lies about its lengths, from being read beyond its end.

@@ -21,6 +21,7 @@ fn reading(pid: u32, name: u64, errno: i32, values: &[(usize, u32)]) -> Reading 
         name,
         ipc_ns: 9,
         errno,
+        cause: None,
         measure: Measure::Duration,
         op: Op::MqOpen,
         comm: Vec::new(),

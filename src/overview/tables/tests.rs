@@ -22,7 +22,7 @@ fn reading(pid: u32, op: Op, errno: i32, count: u32) -> Reading {
     buckets[50] = count;
     let points = Points { sum: 0, zeros: 0, buckets };
     let (measure, comm) = (Measure::Duration, Vec::new());
-    Reading { image: Some(image(pid)), name: 1, ipc_ns: 9, errno, measure, op, comm, points }
+    Reading { image: Some(image(pid)), name: 1, ipc_ns: 9, errno, cause: None, measure, op, comm, points }
 }
 
 fn who(_: ImageKey) -> Option<Arc<Resource>> {
@@ -57,7 +57,7 @@ fn collections_add_up() {
     assert_eq!(tables.seconds(), 2.0);
     assert_eq!(record.op(Op::MqTimedsend).calls, Grown { total: 26, last: 13 });
     assert_eq!(record.passed(Op::MqTimedsend), Grown { total: 20, last: 10 });
-    assert_eq!(record.failures, BTreeMap::from([((Op::MqTimedsend, 11), Grown { total: 6, last: 3 })]));
+    assert_eq!(record.failures, BTreeMap::from([((Op::MqTimedsend, 11, None), Grown { total: 6, last: 3 })]));
     assert_eq!((record.waits.count(), record.recent_waits().count()), (16, 16));
     assert_eq!(record.waits.quantile(0.5, &duration_bounds()), Some(duration_bounds()[50]));
     assert_eq!((record.peak, record.look.as_ref().map(|look| look.depth)), (Some(3), Some(2)));
@@ -87,7 +87,12 @@ fn bounded() {
             }
             tables.end();
             assert!(tables.queues.len() <= 10 && tables.processes.len() <= 10 && tables.flows.len() <= 10);
-            assert!(tables.queues.values().all(|queue| queue.course.len() <= 4 && queue.failures.len() <= ERRNOS + 1));
+            assert!(
+                tables
+                    .queues
+                    .values()
+                    .all(|queue| queue.course.len() <= 4 && queue.failures.len() <= ERRNOS + Op::ALL.len())
+            );
         }
         assert!(tables.left_out().calls > 0);
         let all: u64 = tables.queues().flat_map(|(_, queue)| &queue.ops).map(|op| op.calls.total).sum();

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::call::{Event, Method, Queue};
+use crate::model::cause::Cause;
 use crate::model::examples::{self, example, queue};
 use crate::model::values::Receive;
 
@@ -122,6 +123,38 @@ fn lines() {
     }
 }
 
+/// Prevents a failure from going without its cause, a limit without its numbers, and a line from saying twice what the errno
+/// says.
+#[test]
+fn failures() {
+    let limit = |used| Some(ReachedLimit { value: 819_200, used, requested: 33_296 });
+    for (cause, limit, owner_pid, bracket, expected) in [
+        (
+            Cause::RlimitMsgqueue,
+            limit(Some(815_104)),
+            None,
+            " (RLIMIT_MSGQUEUE 819200, 815104 used, 33296 requested)",
+            [Some("RLIMIT_MSGQUEUE"), Some("819200"), Some("815104"), Some("33296"), None],
+        ),
+        (
+            Cause::Msgsize,
+            limit(None),
+            None,
+            " (msgsize 819200, 33296 requested)",
+            [Some("msgsize"), Some("819200"), None, Some("33296"), None],
+        ),
+        (Cause::AccessMode, None, None, " (access_mode)", [Some("access_mode"), None, None, None, None]),
+        (Cause::Registered, None, Some(7), " (registered: 7)", [Some("registered"), None, None, None, Some("7")]),
+        (Cause::Permission, None, None, "", [Some("permission"), None, None, None, None]),
+    ] {
+        let failed = Call { failure: Some(CallFailure { cause, limit, owner_pid }), ..open(Some(b"x"), 0, -24) };
+        assert_eq!(View::new(&failed, START).line(), format!("mq_open(\"/x\", O_RDONLY) = -1 EMFILE{bracket}"));
+        let seen = attributes(&failed);
+        let keys = ["cause", "limit.value", "limit.used", "limit.requested", "notify.owner_pid"];
+        assert_eq!(keys.map(|key| value(&seen, &format!("posix_mq.{key}"))), expected);
+    }
+}
+
 /// Prevents mode, attr, queue and errors from standing where the contract leaves them out, and the reverse.
 #[test]
 fn attributes_of_opens() {
@@ -177,6 +210,16 @@ fn attributes_by_call() {
         (send(deadline(0, 1_000_000_000), -22), "posix_mq.timeout", None),
         (send(deadline(-1, 0), -22), "posix_mq.timeout", None),
         (left, "posix_mq.queue.curmsgs", None),
+        (send(FOREVER, 0), "posix_mq.fd", Some("7")),
+        (send(FOREVER, -9), "posix_mq.fd", Some("7")),
+        (open(Some(b"orders"), 0, 5), "posix_mq.fd", None),
+        (send(FOREVER, 0), "posix_mq.queue.id", Some("2")),
+        (send(FOREVER, -9), "posix_mq.queue.id", None),
+        (send(FOREVER, 0), "posix_mq.receive.buffer_size", None),
+        (receive(Some(5), FOREVER, 8), "posix_mq.receive.buffer_size", Some("64")),
+        (receive(None, FOREVER, -11), "posix_mq.receive.buffer_size", Some("64")),
+        (notify(0, None), "posix_mq.fd", Some("7")),
+        (getsetattr(NULL), "posix_mq.fd", Some("7")),
         (receive(Some(5), FOREVER, 8), "messaging.operation.type", Some("receive")),
         (receive(Some(5), FOREVER, 8), "messaging.message.body.size", Some("8")),
         (receive(Some(5), FOREVER, 8), "posix_mq.message.priority", Some("5")),

@@ -16,6 +16,7 @@ type Essence = BTreeMap<String, Value>;
 const WAIT: &str = "posix_mq.message.wait";
 const TIMEOUT: &str = "posix_mq.timeout";
 const ABI: &str = "posix_mq.syscall.abi";
+const ID: &str = "posix_mq.queue.id";
 
 /// What a span says that does not depend on when it was made, by whom, and by which kind of hooks.
 fn essence(span: &Record<Span>, varying: &[&str]) -> Result<Essence> {
@@ -49,7 +50,7 @@ fn same(what: &str, expected: &[Essence], found: &[Essence]) -> Result<()> {
 fn every_kind_tells_the_same() -> Result<()> {
     // Tracepoints infer the wait, and don't see the priority that a caller did not ask for; whether a call waits, and its
     // timeout, depends on when it comes.
-    const VARYING: [&str; 5] = ["thread.id", WAIT, "posix_mq.message.priority", TIMEOUT, "posix_mq.blocked"];
+    const VARYING: [&str; 6] = ["thread.id", WAIT, "posix_mq.message.priority", TIMEOUT, "posix_mq.blocked", ID];
     let mut told: Vec<Vec<Essence>> = Vec::new();
     for kind in KINDS {
         let calls = ["calls", "--seed=5", "--calls=1500", "--threads=1", "--processes=1"];
@@ -74,7 +75,7 @@ fn double(span: &Record<Span>, key: &str) -> Option<f64> {
 fn steps(spans: &[Record<Span>]) -> Result<Vec<Essence>> {
     let numbers: HashMap<_, _> = spans.iter().zip(0..).map(|(span, number)| (&span.body.span_id, number)).collect();
     let of = |span: &Record<Span>| {
-        let mut essence = essence(span, &["thread.id", WAIT, TIMEOUT, ABI])?;
+        let mut essence = essence(span, &["thread.id", WAIT, TIMEOUT, ABI, ID])?;
         let links: Vec<_> = span.body.links.iter().map(|link| format!("{:?}", numbers.get(&link.span_id))).collect();
         essence.insert("links".into(), Value::Texts(links));
         for key in [WAIT, TIMEOUT] {

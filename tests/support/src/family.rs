@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use opentelemetry_proto::tonic::trace::v1::Span;
 
 use crate::{
-    calls::{Comparison, Open, POLLING, errno_of},
+    calls::{CAUSES, Comparison, Open, POLLING, errno_of},
     expect::{Expect, Expected, differences},
     otlp::{Attributes, Record, Value, text},
     strace::{Arg, Returned, Syscall},
@@ -120,6 +120,11 @@ impl Call {
         }
     }
 
+    /// Attributes that it may have besides.
+    fn more(&self) -> &'static [&'static str] {
+        if self.errno().is_some() { &CAUSES } else { &[] }
+    }
+
     fn queue(&self) -> Option<&Queue> {
         self.known.as_ref()?.queue.as_ref()
     }
@@ -174,6 +179,10 @@ impl Call {
             all.insert("posix_mq.queue.maxmsg", (*maxmsg).into());
             all.insert("posix_mq.queue.msgsize", (*msgsize).into());
             all.insert("posix_mq.queue.curmsgs", Expect::Between(0, *maxmsg));
+            all.insert("posix_mq.queue.id", Expect::Present);
+        }
+        if name != "mq_unlink" {
+            all.insert("posix_mq.fd", i64::try_from(self.arg(0)?.number()?)?.into());
         }
         match name {
             "mq_unlink" => self.expect_unlink(&mut all)?,
@@ -205,6 +214,8 @@ impl Call {
 
     fn expect_receive(&self, all: &mut Expected) -> Result<()> {
         all.insert("messaging.operation.type", "receive".into());
+        // As OTLP's integers are: the longest buffer of all is -1.
+        all.insert("posix_mq.receive.buffer_size", u64::try_from(self.arg(2)?.number()?)?.cast_signed().into());
         if let Returned::Value(size) = self.seen.returned {
             all.insert("messaging.message.body.size", size.into());
             let priority = match self.arg(3)? {
@@ -343,7 +354,7 @@ pub fn compare(calls: &[Call], spans: &[Record<Span>], ipc_namespace: i64) -> Re
         comparison.extra += spans.len().saturating_sub(calls.len());
         for (number, (call, span)) in calls.into_iter().zip(spans).enumerate() {
             comparison.compared += 1;
-            let mut found = differences(&call.expected(ipc_namespace)?, &span.attributes, &[]);
+            let mut found = differences(&call.expected(ipc_namespace)?, &span.attributes, call.more());
             found.extend(call.differs(&span.body, &span.attributes));
             if let Some(known) = &call.known {
                 let pid = span.pid()?;

@@ -7,6 +7,12 @@ pub fn destination(name: &[u8]) -> String {
     format!("/{}", utf8(&name[..name.len().min(255)]))
 }
 
+/// The line of a call that failed, without what stands in brackets behind its errno: why, which tests/causes.rs compares.
+pub fn without_cause(line: &str) -> &str {
+    let cause = line.rfind(") = -1 ").and_then(|result| Some(result + line[result..].find(" (")?));
+    cause.map_or(line, |cause| &line[..cause])
+}
+
 /// Bytes as UTF-8, by the same rule.
 pub fn utf8(bytes: &[u8]) -> String {
     let mut text = String::new();

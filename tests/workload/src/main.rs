@@ -4,6 +4,8 @@
 mod abi;
 mod bursts;
 mod call;
+mod causes;
+mod crowd;
 mod family;
 mod fuse;
 mod hold;
@@ -43,6 +45,10 @@ enum Workload {
     /// it has sent; removes the queue and ends when stdin ends
     Paced(Paced),
 
+    /// Has threads wait at queues, to receive at those of even numbers, to send at the others; says `held`, and lets go when
+    /// stdin ends
+    Crowd(Crowd),
+
     /// Keeps a queue full, with two senders that wait for room and a receiver that asks for no priority, says `full` and ends
     /// when stdin ends
     Full,
@@ -62,6 +68,10 @@ enum Workload {
 
     /// Opens queues while another thread changes the arguments; writes what the kernel used
     Race(Race),
+
+    /// Makes calls that fail, each for a cause that it sets up; prints a line for each, a tab between the fields: thread id,
+    /// errno, cause, the limit's value, what is in use, what is asked for, who is registered; `-` where there is none
+    Causes(Causes),
 
     /// Publishes process contexts, one after the other, and calls when it is told to on stdin
     Publish(Publish),
@@ -284,6 +294,34 @@ struct Steps {
 }
 
 #[derive(Args)]
+struct Crowd {
+    /// The queues are /NAME-0 and so on
+    #[arg(long)]
+    name: String,
+
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    queues: u64,
+
+    #[arg(long, default_value_t = 100)]
+    threads: u64,
+}
+
+#[derive(Args)]
+struct Causes {
+    /// As which kind of caller
+    #[arg(long, value_enum, default_value = "native")]
+    abi: abi::Abi,
+
+    /// As many that are drawn at random, in place of the table
+    #[arg(long, default_value_t = 0)]
+    random: u64,
+
+    /// Of all that is random
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Args)]
 struct Race {
     /// While the name changes, and as many while attr does
     #[arg(long, default_value_t = 50)]
@@ -305,6 +343,8 @@ fn main() -> Result<()> {
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
         Workload::Snatch { queues } => steps::snatch(queues),
+        Workload::Crowd(options) => crowd::run(&options),
+        Workload::Causes(options) => causes::run(&options),
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
         Workload::Hostile(options) => hostile::run(&options),

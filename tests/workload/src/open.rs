@@ -50,7 +50,7 @@ pub fn run(options: &Open) -> Result<()> {
 pub fn names(names: u64) -> Result<()> {
     let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
     for number in 0..names {
-        let name = CString::new(format!("{:0>245}{number:010}", std::process::id()))?;
+        let name = CString::new(format!("{:0>245}{number:010}", process::id()))?;
         drop(kernel::open_queue(&name, create, &[0, 1, 1, 0, 0, 0, 0, 0])?);
         kernel::mq_unlink(&name);
     }

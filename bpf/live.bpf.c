@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What is there now, from the kernel's own lists, whoever may look at whose /proc: threads that wait in a send or receive,
+ * and descriptors of queues. An object of its own: where the kernel has no iterators the rest works without. Programs are run
+ * when user space reads (src/kernel/iterators.rs), attached to nothing that others do.
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#include "inode.h"
+#include "live.h"
+#include "thread.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+/* Instances without use: they make the skeleton generate the Rust types of the records. */
+const struct waiter waiter_type = {};
+const struct holder holder_type = {};
+const struct live_queue live_queue_type = {};
+
+/* include/linux/sched.h */
+#define TASK_INTERRUPTIBLE 1
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct seq_file;
+
+/* include/linux/bpf.h, kernel/bpf/task_iter.c: the kernel's types of these names */
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	__u32 fd;
+	struct file *file;
+};
+
+/* include/linux/sched.h: of kernels before 5.14 */
+struct task_struct___before_5_14 {
+	volatile long state;
+};
+
+struct task_struct___state {
+	unsigned int __state;
+};
+
+struct sched_entity {
+	__u64 exec_start;
+};
+
+struct task_struct___sched {
+	struct sched_entity se;
+};
+
+#ifdef __TARGET_ARCH_arm64
+struct pt_regs___full {
+	__u64 orig_x0;
+	__s32 syscallno;
+};
+#else
+struct pt_regs___full {
+	unsigned long orig_ax;
+};
+
+struct thread_info___x86 {
+	__u32 status;
+};
+
+struct task_struct___x86 {
+	struct thread_info___x86 thread_info;
+};
+#endif
+
+#pragma clang attribute pop
+
+/* mqspan's own process and its pid namespace, as in filter.h. */
+const volatile __u32 own_level;
+const volatile __u64 own_namespace;
+
+static __always_inline __u32 number_here(struct task_struct *leader)
+{
+	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
+	struct upid *upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			    own_level * bpf_core_type_size(struct upid);
+
+	if (BPF_CORE_READ(pid, level) < own_level || (__u64)BPF_CORE_READ(upid, ns) != own_namespace)
+		return 0;
+	return BPF_CORE_READ(upid, nr);
+}
+
+/* A large record has no place on the stack. User space reads one list at a time. */
+struct scratch {
+	struct waiter waiter;
+	struct holder holder;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct scratch);
+} scratches SEC(".maps");
+
+/* The queue of an open file; false where it is none. */
+static __always_inline bool describe_queue(struct live_queue *queue, struct file *file)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	struct ipc_namespace *ns;
+	long len;
+
+	if (!is_queue(inode))
+		return false;
+	len = bpf_probe_read_kernel_str(queue->name, sizeof(queue->name), BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	if (len < 1)
+		return false;
+	ns = BPF_CORE_READ(inode, i_sb, s_fs_info);
+	queue->inode = (__u64)inode;
+	queue->ino = BPF_CORE_READ(inode, i_ino);
+	queue->ns = (__u64)ns;
+	queue->ipc_ns = BPF_CORE_READ(ns, ns.inum);
+	queue->name_len = len - 1;
+	return true;
+}
+
+static __always_inline bool sleeps(struct task_struct *task)
+{
+	struct task_struct___state *now = (void *)task;
+	struct task_struct___before_5_14 *before = (void *)task;
+
+	if (bpf_core_field_exists(now->__state))
+		return BPF_CORE_READ(now, __state) & TASK_INTERRUPTIBLE;
+	return BPF_CORE_READ(before, state) & TASK_INTERRUPTIBLE;
+}
+
+#ifdef __TARGET_ARCH_arm64
+/* include/uapi/asm-generic/unistd.h, arch/arm64/tools/syscall_32.tbl */
+static __always_inline int waits_in(struct task_struct *task, void *registers, __s32 *fd)
+{
+	struct pt_regs___full *regs = registers;
+	bool is_compat = BPF_CORE_READ(task, thread_info.flags) & 1 << 22;
+
+	*fd = BPF_CORE_READ(regs, orig_x0);
+	switch (BPF_CORE_READ(regs, syscallno)) {
+	case 182:
+		return is_compat ? -1 : OP_SEND;
+	case 183:
+		return is_compat ? -1 : OP_RECEIVE;
+	case 276:
+	case 418:
+		return is_compat ? OP_SEND : -1;
+	case 277:
+	case 419:
+		return is_compat ? OP_RECEIVE : -1;
+	}
+	return -1;
+}
+#else
+/* arch/x86/include/asm/thread_info.h: the system call under way came in as a 32-bit one */
+#define TS_COMPAT 2
+
+/* arch/x86/entry/syscalls/syscall_64.tbl, syscall_32.tbl */
+static __always_inline int waits_in(struct task_struct *task, void *registers, __s32 *fd)
+{
+	struct pt_regs___full *regs = registers;
+	struct task_struct___x86 *x86 = (void *)task;
+	bool is_compat = BPF_CORE_READ(x86, thread_info.status) & TS_COMPAT;
+
+	*fd = is_compat ? BPF_CORE_READ((struct pt_regs *)registers, bx) : BPF_CORE_READ((struct pt_regs *)registers, di);
+	switch ((__u32)BPF_CORE_READ(regs, orig_ax)) {
+	case 242:
+		return is_compat ? -1 : OP_SEND;
+	case 243:
+		return is_compat ? -1 : OP_RECEIVE;
+	case 279:
+	case 418:
+		return is_compat ? OP_SEND : -1;
+	case 280:
+	case 419:
+		return is_compat ? OP_RECEIVE : -1;
+	}
+	return -1;
+}
+#endif
+
+/*
+ * Since when: its entry, where that was seen; else since it last ran, by the scheduler's clock, of which this thread's own
+ * time shows how far it is from CLOCK_MONOTONIC, to some milliseconds.
+ */
+static __always_inline void date(struct waiter *waiter, struct task_struct *task)
+{
+	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
+	struct task_struct___sched *its = (void *)task, *own = (void *)bpf_get_current_task_btf();
+	__u64 now = bpf_ktime_get_ns(), slept;
+
+	if (thread && thread->in_flight == 1 + waiter->op) {
+		waiter->since_ns = call_of(thread)->entered_ns;
+		waiter->is_exact = 1;
+		return;
+	}
+	slept = BPF_CORE_READ(own, se.exec_start) - BPF_CORE_READ(its, se.exec_start);
+	waiter->since_ns = (__s64)slept > 0 && slept < now ? now - slept : now;
+	waiter->is_exact = 0;
+}
+
+SEC("iter/task")
+int live_waiters(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct scratch *scratch;
+	struct waiter *waiter;
+	struct file *file;
+	__u32 first = 0;
+	void *regs;
+	__s32 fd;
+	int op;
+
+	if (!task || !sleeps(task))
+		return 0;
+	regs = (void *)bpf_task_pt_regs(task);
+	if (!regs)
+		return 0;
+	op = waits_in(task, regs, &fd);
+	if (op < 0)
+		return 0;
+	scratch = bpf_map_lookup_elem(&scratches, &first);
+	if (!scratch)
+		return 0;
+	waiter = &scratch->waiter;
+	__builtin_memset(&waiter->queue, 0, __builtin_offsetof(struct live_queue, name));
+	waiter->pid = task->tgid;
+	waiter->tid = task->pid;
+	waiter->local_pid = number_here(task->group_leader);
+	waiter->local_tid = number_here(task);
+	waiter->uid = BPF_CORE_READ(task, cred, euid.val);
+	waiter->op = op;
+	waiter->fd = fd;
+	waiter->ipc_ns = BPF_CORE_READ(task, nsproxy, ipc_ns, ns.inum);
+	bpf_probe_read_kernel_str(waiter->comm, sizeof(waiter->comm), task->comm);
+	date(waiter, task);
+	file = file_of(task, fd);
+	if (file)
+		describe_queue(&waiter->queue, file);
+	bpf_seq_write(ctx->meta->seq, waiter, sizeof(*waiter));
+	return 0;
+}
+
+SEC("iter/task_file")
+int live_holders(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct scratch *scratch;
+	struct holder *holder;
+	__u32 first = 0;
+
+	if (!task || !file || file->f_inode->i_sb->s_magic != MQUEUE_MAGIC)
+		return 0;
+	scratch = bpf_map_lookup_elem(&scratches, &first);
+	if (!scratch)
+		return 0;
+	holder = &scratch->holder;
+	holder->mode = file->f_mode & 3;
+	if (!holder->mode || !describe_queue(&holder->queue, file))
+		return 0;
+	holder->pid = task->tgid;
+	holder->fd = ctx->fd;
+	holder->file = (__u64)file;
+	bpf_probe_read_kernel_str(holder->comm, sizeof(holder->comm), task->group_leader->comm);
+	bpf_seq_write(ctx->meta->seq, holder, sizeof(*holder));
+	return 0;
+}

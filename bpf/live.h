@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The records of what is there now (live.bpf.c): their one definition, from which the Rust types are generated. Integers of
+ * fixed width, padding written out.
+ */
+#pragma once
+#include "event.h"
+
+/* A queue that a descriptor is. */
+struct live_queue {
+	__u64 inode; /* as in struct call */
+	__u64 ino;
+	__u64 ns;
+	__u32 ipc_ns;
+	__u32 name_len; /* without the slash */
+	char name[NAME_SIZE];
+};
+
+/* A thread that waits in a send or receive. */
+struct waiter {
+	__u32 pid; /* on the host */
+	__u32 tid;
+	__u32 local_pid; /* in mqspan's own pid namespace; 0: none */
+	__u32 local_tid;
+	__u32 uid;	 /* effective, in the initial user namespace */
+	__u32 op;
+	__u64 since_ns; /* CLOCK_MONOTONIC: since then at least */
+	__u32 ipc_ns;	/* its own */
+	__u32 is_exact; /* since_ns is its entry */
+	__s32 fd;
+	__u32 unused;
+	char comm[COMM_SIZE];
+	struct live_queue queue; /* all zero: the descriptor is none */
+};
+
+/* An open descriptor of a queue. */
+struct holder {
+	__u32 pid;
+	__s32 fd;
+	__u32 mode; /* 1: reading, 2: writing, 3: both */
+	__u32 unused;
+	char comm[COMM_SIZE]; /* of the process's first thread */
+	__u64 file; /* its address */
+	struct live_queue queue;
+};
