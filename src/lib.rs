@@ -18,6 +18,8 @@ pub mod links;
 pub mod live;
 pub mod metrics;
 pub mod model;
+pub mod overview;
 pub mod run;
 pub mod telemetry;
+pub mod top;
 pub mod who;

@@ -5,7 +5,8 @@ use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
 use mqspan::cli::{self, Command, Exit};
-use mqspan::config::{Settings, unavailable};
+use mqspan::config::Settings;
+use mqspan::config::top::TopSettings;
 use mqspan::model::error::Error;
 use mqspan::{capability, check, run};
 
@@ -34,15 +35,13 @@ fn carry_out() -> Result<u8, Error> {
     };
     match command {
         Command::Run(options) => {
-            capability::lay_down().map_err(|error| {
-                Error::cannot_run(
-                    format!("the capabilities can't be changed: {error}"),
-                    "run mqspan as root, or with the capabilities that mqspan check names",
-                )
-            })?;
+            lay_down()?;
             run::run(Settings::load(*options, &|name| env::var_os(name))?)
         }
-        Command::Top(_) => Err(unavailable::top()),
+        Command::Top(options) => {
+            lay_down()?;
+            run::top::top(TopSettings::load(*options, &|name| env::var_os(name))?)
+        }
         Command::Check { format } => {
             let works = check::check(format).or_else(closed)?;
             Ok(if works { 0 } else { 1 })
@@ -50,6 +49,16 @@ fn carry_out() -> Result<u8, Error> {
         Command::Completions { shell } => print(|out| cli::completions(shell, out)),
         Command::Man => print(|out| cli::man(out)),
     }
+}
+
+/// Lays down the capabilities that only the threads which need them take up.
+fn lay_down() -> Result<(), Error> {
+    capability::lay_down().map_err(|error| {
+        Error::cannot_run(
+            format!("the capabilities can't be changed: {error}"),
+            "run mqspan as root, or with the capabilities that mqspan check names",
+        )
+    })
 }
 
 /// Prints to stdout; that nobody reads on is no error.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// The folders and files of src, from the bottom up: each imports only those before it.
-const LAYERS: [&str; 17] = [
+const LAYERS: [&str; 19] = [
     "model",
     "capability",
     "clock",
@@ -20,12 +20,14 @@ const LAYERS: [&str; 17] = [
     "live",
     "telemetry",
     "metrics",
+    "overview",
     "export",
     "cli",
     "config",
     "health",
     "internal",
     "check",
+    "top",
     "run",
     "main",
 ];

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
 use crate::model::values::{
-    Color, Compression, Format, HistogramAggregation, HookKind, Op, Protocol, Receive, Signal, Temporality,
+    Color, Compression, Format, HistogramAggregation, HookKind, Op, Protocol, Receive, Signal, SortKey, Temporality,
 };
 
 /// A type's values: each with its name, other names that are taken for it, and its line in the help.
@@ -102,6 +102,22 @@ choices! {
 }
 
 choices! {
+    SortKey {
+        Name = "name", [], "The queue's name";
+        Namespace = "namespace", [], "Its ipc namespace or container";
+        Depth = "depth", [], "How full it is";
+        In = "in", [], "Messages a second that come";
+        Out = "out", [], "Messages a second that are taken";
+        Oldest = "oldest", [], "The age of its oldest message";
+        Wait50 = "wait50", [], "The median wait of its messages";
+        Wait99 = "wait99", [], "What one message of a hundred exceeds";
+        Failures = "failures", [], "Failures a second";
+        Open = "open", [], "Descriptors that can receive and send";
+        Blocked = "blocked", [], "Threads that wait at it";
+    }
+}
+
+choices! {
     Format {
         Text = "text", [], "For people";
         Json = "json", [], "For programs, one object";
@@ -118,6 +134,13 @@ pub fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
             .collect();
         format!("none of {}", names.join(", "))
     })
+}
+
+/// How a value is written, and its line in the help.
+pub fn described<T: ValueEnum>(value: &T) -> (String, String) {
+    let value = value.to_possible_value();
+    let help = value.as_ref().and_then(PossibleValue::get_help).map(ToString::to_string);
+    (value.map(|value| value.get_name().to_owned()).unwrap_or_default(), help.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -17,11 +17,12 @@ use clap_complete::Shell;
 
 use crate::model::filter::{self, Pick};
 use crate::model::glob::Glob;
-use crate::model::values::{self, Color, CpuList, Format, HookKind, Namespace, Op, Output, Protocol, Receive, Signal};
+use crate::model::values::{
+    self, Color, CpuList, Format, HookKind, Namespace, Op, Output, Protocol, Receive, Signal, SortKey,
+};
 
 const RULES: &str = "Values of one filter are or-ed, filters and-ed; ! in front of a value excludes what matches. \
      Globs match the whole name; * and ? match every character.";
-const LATER: &str = "Not available in this version";
 
 /// Traces POSIX message queues from the kernel, and exports OpenTelemetry.
 #[derive(Debug, Parser)]
@@ -40,8 +41,8 @@ pub enum Command {
     /// Trace the host, or only CMD and its descendants; the same as no command
     #[command(override_usage = "mqspan run [OPTIONS] [-- CMD ARG...]", after_help = RULES)]
     Run(Box<RunArgs>),
-    /// Show queues, calls and blocked threads live (not available in this version)
-    Top(FilterArgs),
+    /// Show queues, calls and blocked threads live, in a terminal
+    Top(Box<TopArgs>),
     /// Say what this host offers, which hooks will be used, and what is missing
     Check {
         /// How it is printed
@@ -114,6 +115,12 @@ pub struct RunArgs {
     /// Write the counters to this file at exit, as one JSON object
     #[arg(long, value_name = "PATH")]
     pub stats_file: Option<PathBuf>,
+    /// At the end, print calls, failures and times for each queue and operation
+    #[arg(long)]
+    pub summary: bool,
+    /// At the end, write one self-contained HTML page
+    #[arg(long, value_name = "PATH")]
+    pub report: Option<PathBuf>,
     /// Read the configuration file
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
@@ -129,13 +136,30 @@ pub struct RunArgs {
     /// The command to trace, with its arguments; mqspan exits with its status
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
-    // clap keeps a heading for what follows, so the groups come last.
+    // clap keeps a heading for what follows, so the group comes last.
     /// Whose calls, and which
     #[command(flatten)]
     pub filters: FilterArgs,
-    /// What this version refuses
+}
+
+/// The options of `top`.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct TopArgs {
+    /// Print one view, of one interval, and end: for scripts and runbooks
+    #[arg(long)]
+    pub once: bool,
+    /// How --once prints it [default: text]
+    #[arg(long, value_enum, requires = "once")]
+    pub format: Option<Format>,
+    /// How often the view is renewed, and what its rates are an average of [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub interval: Option<Duration>,
+    /// What the queues are sorted by [default: depth]
+    #[arg(long, value_name = "COLUMN")]
+    pub sort: Option<SortKey>,
+    /// Whose calls, and which
     #[command(flatten)]
-    pub later: LaterArgs,
+    pub filters: FilterArgs,
 }
 
 /// Whose calls, and which.
@@ -169,18 +193,6 @@ pub struct FilterArgs {
     /// Only calls at least this long
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub min_duration: Option<Duration>,
-}
-
-/// Options that are checked for their form and then refused, see `config::unavailable`.
-#[derive(Args, Clone, Debug, Default, PartialEq)]
-#[command(next_help_heading = LATER)]
-pub struct LaterArgs {
-    /// At the end, print calls, failures and times for each queue and operation
-    #[arg(long)]
-    pub summary: bool,
-    /// At the end, write one self-contained HTML page
-    #[arg(long, value_name = "PATH")]
-    pub report: Option<PathBuf>,
 }
 
 /// Why there is no command to carry out.
@@ -315,6 +327,8 @@ mod tests {
         assert_eq!(run("mqspan -- top -x"), run("mqspan run -- top -x"));
         assert_eq!(run("mqspan --quiet -- top").command, ["top"]);
         assert!(matches!(parsed("mqspan top --pid 1"), Ok(Command::Top(_))));
+        assert!(matches!(parsed("mqspan top --once --format json --sort in --interval 2s"), Ok(Command::Top(_))));
+        assert!(matches!(parsed("mqspan top --format json"), Err(Exit::Usage(text)) if text.contains("--once")));
         assert!(matches!(parsed("mqspan check --format json"), Ok(Command::Check { format: Format::Json })));
     }
 

@@ -6,6 +6,7 @@ mod env;
 pub mod file;
 pub mod otlp;
 mod pairs;
+pub mod top;
 pub mod unavailable;
 mod yaml;
 
@@ -19,7 +20,7 @@ use self::file::ConfigFile;
 use self::otlp::{Layer, Layers};
 use self::pairs::pairs;
 use crate::cli::choices::choice;
-use crate::cli::{FilterArgs, LaterArgs, RunArgs};
+use crate::cli::{FilterArgs, RunArgs};
 use crate::export::endpoint::Otlp;
 use crate::export::spool;
 use crate::model::error::Error;
@@ -59,6 +60,10 @@ pub struct Settings {
     pub health: Option<SocketAddr>,
     /// Where the counters go at exit.
     pub stats_file: Option<PathBuf>,
+    /// Whether calls, failures and times are printed at the end.
+    pub summary: bool,
+    /// Where the page goes at the end.
+    pub report: Option<PathBuf>,
     /// The kinds of hooks to choose from, in this order; empty: mqspan chooses.
     pub hooks: Vec<HookKind>,
     /// How much is said on stderr.
@@ -157,6 +162,8 @@ impl Settings {
             spool,
             health: run.health,
             stats_file: run.stats_file,
+            summary: run.summary,
+            report: run.report,
             hooks: match run.hooks.contains(&HookKind::Auto) {
                 true => Vec::new(),
                 false => run.hooks,
@@ -222,10 +229,8 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         quiet: above.quiet || (below.quiet && !quiet_or_verbose),
         verbose: above.verbose || (below.verbose && !quiet_or_verbose),
         color: above.color.or(below.color),
-        later: LaterArgs {
-            summary: above.later.summary || below.later.summary,
-            report: above.later.report.or(below.later.report),
-        },
+        summary: above.summary || below.summary,
+        report: above.report.or(below.report),
         command: above.command,
     }
 }
@@ -271,7 +276,8 @@ fn color(option: Option<Color>, env: &Environment<'_>, file: Option<Color>) -> R
     Ok(option.or(no_color).or(file).unwrap_or(Color::Auto))
 }
 
-fn filters(args: FilterArgs) -> Filters {
+/// The filters that these options ask for.
+pub fn filters(args: FilterArgs) -> Filters {
     Filters {
         call: either(args.call, Op::ALL.into()).into_iter().collect(),
         queue: Filter::new(args.queue),

@@ -7,11 +7,9 @@ use crate::model::values::HookKind;
 
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
 pub fn refuse(run: &RunArgs) -> Result<(), Error> {
-    let later = &run.later;
     let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
     let table = [
-        (later.summary, "--summary", "leave it out; --stats-file has the counters"),
-        (later.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
+        (run.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
         (
             !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
             "--hooks fsession",
@@ -22,11 +20,6 @@ pub fn refuse(run: &RunArgs) -> Result<(), Error> {
         Some((_, what, instead)) => Err(not_available(what, instead)),
         None => Ok(()),
     }
-}
-
-/// Refuses the command `top`.
-pub fn top() -> Error {
-    not_available("top", "run mqspan --output console for the calls, line by line")
 }
 
 fn not_available(what: &str, instead: &str) -> Error {

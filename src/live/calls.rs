@@ -46,12 +46,17 @@ impl InCall {
     /// The same of a thread that the kernel's own lists show, at the time `now_ns` of CLOCK_MONOTONIC.
     pub fn of(waiter: Waiter, now_ns: u64) -> Self {
         let container = cgroup::of_process(waiter.pid).and_then(|path| Container::of_path(&path).id);
+        Self { container, ..Self::bare(waiter, now_ns) }
+    }
+
+    /// The same without the container, which /proc would have to be asked for.
+    pub fn bare(waiter: Waiter, now_ns: u64) -> Self {
         Self {
             pid: waiter.pid,
             tid: waiter.tid,
             comm: waiter.comm,
             uid: Some(waiter.uid),
-            container,
+            container: None,
             ipc_ns: Some(waiter.queue.as_ref().map_or(waiter.ipc_ns, |queue| queue.ipc_ns)),
             op: waiter.op,
             queue: waiter.queue,

@@ -20,6 +20,8 @@ pub mod calls;
 pub mod looker;
 pub mod namespaces;
 
+/// So many waiting threads are kept one by one.
+const IN_CALLS: usize = 4096;
 /// So many queues are remembered as kept: as many as the kernel side keeps the state of.
 const KEPT: usize = 8192;
 
@@ -28,6 +30,8 @@ const KEPT: usize = 8192;
 pub struct Surroundings {
     /// Who waits at queues, and who has them open.
     pub attendance: Attendance,
+    /// The threads that wait one by one, so many at most.
+    pub in_calls: Vec<InCall>,
     /// Which container or pod an ipc namespace belongs to.
     pub containers: HashMap<u32, Container>,
 }
@@ -69,21 +73,18 @@ impl Lookout {
     fn look(&self, programs: &Programs) -> Surroundings {
         let mut attendance = Attendance::default();
         let iterators = self.iterators.as_ref();
-        match iterators.and_then(|iterators| iterators.waiters().ok()) {
+        let (mut in_calls, hidden) = match iterators.and_then(|iterators| iterators.waiters().ok()) {
             Some(waiters) => {
-                attendance.all_seen = true;
-                for (queue, op) in waiters.into_iter().filter_map(|of| Some((of.queue?, of.op))) {
-                    *attendance.threads.entry((queue.id(), op)).or_default() += 1;
-                }
+                let now_ns = clock::now_ns(ClockId::CLOCK_MONOTONIC).max(0).unsigned_abs();
+                (waiters.into_iter().map(|waiter| InCall::bare(waiter, now_ns)).collect(), 0)
             }
-            None => {
-                let (calls, hidden) = calls::in_calls();
-                attendance.all_seen = hidden == 0;
-                for (queue, op) in calls.into_iter().filter_map(|of| Some((of.queue?, of.op))) {
-                    *attendance.threads.entry((queue.id(), op)).or_default() += 1;
-                }
-            }
+            None => calls::in_calls(),
+        };
+        attendance.all_seen = hidden == 0;
+        for (queue, op) in in_calls.iter().filter_map(|of| Some((of.queue.as_ref()?, of.op))) {
+            *attendance.threads.entry((queue.id(), op)).or_default() += 1;
         }
+        in_calls.truncate(IN_CALLS);
         if let Some(holders) = iterators.and_then(|iterators| iterators.holders().ok()) {
             self.keep(programs, &holders);
             let mut descriptors = BTreeMap::new();
@@ -92,7 +93,7 @@ impl Lookout {
             }
             attendance.descriptors = Some(descriptors);
         }
-        Surroundings { attendance, containers: namespaces::containers().unwrap_or_default() }
+        Surroundings { attendance, in_calls, containers: namespaces::containers().unwrap_or_default() }
     }
 
     /// Has the kernel side keep the queues that somebody has open, each once.

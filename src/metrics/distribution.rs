@@ -75,6 +75,21 @@ impl Distribution {
         }
     }
 
+    /// The value below which so many of all values lie, `share` from 0 to 1: the upper bound of its bucket, so at most 19 %
+    /// too much; `bounds` are the kernel side's. None without values.
+    pub fn quantile(&self, share: f64, bounds: &[u64]) -> Option<u64> {
+        let rank = ((self.count() as f64 * share).ceil() as u64).clamp(1, self.count().max(1));
+        let mut below = self.zeros;
+        if self.count() == 0 || below >= rank {
+            return (below > 0).then_some(0);
+        }
+        let bucket = self.buckets.iter().position(|count| {
+            below += count;
+            below >= rank
+        })?;
+        bounds.get(self.first + bucket).copied()
+    }
+
     /// The same counts between bounds at powers of two, from 2^`low` to 2^`high`: how many values lie above each bound but
     /// the last and not above the next, first those up to the first bound, last those above the last. Exact, since each
     /// fourth bound of the kernel side's buckets is a power of two; `first` is the OTLP index of its first bucket.
@@ -120,6 +135,21 @@ mod tests {
         other.add(&points(&[(159, 1)]));
         other.merge(&total);
         assert_eq!((other.first, other.buckets.len(), other.count(), other.start_ns), (49, 111, 14, 3));
+    }
+
+    /// Prevents a quantile from being that of another bucket, and one of nothing from being a number.
+    #[test]
+    fn quantiles() {
+        let bounds = duration_bounds();
+        let of = |share| {
+            let mut total = Distribution::new(0);
+            total.add(&points(&[(50, 97), (60, 1), (61, 1)]));
+            total.quantile(share, &bounds)
+        };
+        // One of the hundred values is 0.
+        assert_eq!([of(0.0), of(0.01), of(0.5), of(0.98)], [0, 0, bounds[50], bounds[50]].map(Some));
+        assert_eq!([of(0.99), of(1.0)], [bounds[60], bounds[61]].map(Some));
+        assert_eq!(Distribution::new(0).quantile(0.5, &bounds), None);
     }
 
     /// Prevents a value from falling on the other side of a power of two than it lies, at the bounds and beyond them.

@@ -209,11 +209,17 @@ impl StreamTable {
         self.bytes
     }
 
-    /// A collection begins: what is added from now on was measured since the one before, until `now_ns`.
+    /// A collection begins: what is added from now on was measured since the one before, which was exported, until
+    /// `now_ns`.
     pub fn begin(&mut self, now_ns: u64) {
+        self.go_on(now_ns);
+        self.exemplars.clear();
+    }
+
+    /// The same, where the one before was not exported.
+    pub fn go_on(&mut self, now_ns: u64) {
         self.collection += 1;
         (self.since_ns, self.time_ns) = (self.time_ns, now_ns);
-        self.exemplars.clear();
     }
 
     /// The time of day was set: by it, the collection before was at `before_ns`. Streams begin anew, since no stream may

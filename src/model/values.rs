@@ -331,6 +331,50 @@ pub struct Rate {
     pub slow: Duration,
 }
 
+/// What the queues of `top` are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SortKey {
+    /// Their name.
+    Name,
+    /// The ipc namespace or container.
+    Namespace,
+    /// How full they are.
+    Depth,
+    /// Messages that come.
+    In,
+    /// Messages that are taken.
+    Out,
+    /// The age of the oldest message.
+    Oldest,
+    /// The median wait.
+    Wait50,
+    /// The wait that one of a hundred messages exceeds.
+    Wait99,
+    /// Failures.
+    Failures,
+    /// Descriptors that can receive and send.
+    Open,
+    /// Threads that wait.
+    Blocked,
+}
+
+impl SortKey {
+    /// All of them, in the order of the columns.
+    pub const ALL: [Self; 11] = [
+        Self::Name,
+        Self::Namespace,
+        Self::Depth,
+        Self::In,
+        Self::Out,
+        Self::Oldest,
+        Self::Wait50,
+        Self::Wait99,
+        Self::Failures,
+        Self::Open,
+        Self::Blocked,
+    ];
+}
+
 /// Which signals are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signals {

@@ -109,7 +109,7 @@ fn wait(
             }
             Wakeup::Child => *status = child.as_mut().and_then(|child| child.status()).unwrap_or(*status),
             Wakeup::End { .. } | Wakeup::TimeOut => return done.try_recv().is_ok(),
-            Wakeup::Hangup => {}
+            Wakeup::Hangup | Wakeup::Stop | Wakeup::Continue => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 //! names, add up to streams, and leave as requests, one at a time and only where an output has room. What waits for room is
 //! no request but the streams themselves: so a newer reading replaces the older one, and a delta grows. Waits for nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::Arc;
@@ -15,18 +15,21 @@ use crate::export::ledger::Ledger;
 use crate::live::Surroundings;
 use crate::metrics::intake::{Intake, Replaced};
 use crate::metrics::otlp;
-use crate::metrics::queues::{self, Gauge, GaugeKey, Gauges};
+use crate::metrics::queues::{self, Gauge, GaugeKey, Gauges, QueuePoint};
 use crate::metrics::requests::RequestBuilder;
 use crate::metrics::streams::{Cursor, Destination, StreamTable};
 use crate::model::call::ImageKey;
 use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
-use crate::model::live::Attendance;
-use crate::model::reading::{Measure, QueueReading, Reading};
+use crate::model::live::{Attendance, QueueAccess};
+use crate::model::reading::{Measure, QueueId, QueueReading, Reading};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
-use crate::model::values::{HistogramAggregation, MetricLimits, Temporality};
+use crate::model::values::{HistogramAggregation, MetricLimits, Op, Temporality};
+use crate::overview::Overview;
+use crate::overview::tables::{BlockedThread, QueueLook};
+use crate::telemetry::terms::operation;
 
 /// All streams take so many bytes at most, about.
 pub const STREAM_BYTES: usize = 8 << 20;
@@ -105,6 +108,8 @@ pub struct MeterParts {
     pub templates: Templates,
     /// Whether calls have no records, so that they are counted here.
     pub alone: bool,
+    /// What people look at, where there is any.
+    pub overview: Option<Overview>,
 }
 
 /// What makes metrics of readings.
@@ -114,6 +119,10 @@ pub struct Meter<D, O> {
     accounts: Vec<Account<O>>,
     gauges: Gauges,
     containers: HashMap<u32, Container>,
+    /// The greatest depths since the last export, of collections that were not exported.
+    peaks: HashMap<QueueId, i64>,
+    /// Whether the collection before was exported.
+    exports: bool,
     /// The collection before.
     before: Moment,
     /// Its time as points have it, ns since 1970.
@@ -174,20 +183,26 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         let table = || StreamTable::new(parts.limits, bytes, cumulative, parts.own.clone(), now.wall_ns);
         let accounts = passes.into_iter().map(|passes| Account { table: table(), passes }).collect();
         let (gauges, containers) = (Gauges::default(), HashMap::new());
-        Self { parts, directory, accounts, gauges, containers, before: now, time_ns: now.wall_ns }
+        let peaks = HashMap::new();
+        Self { parts, directory, accounts, gauges, containers, peaks, exports: true, before: now, time_ns: now.wall_ns }
     }
 
     /// Takes what was added since the collection before: `series` calls back with each reading. What it finds is exported
-    /// by [`Self::pump`]. Without `surroundings` it is not known who waits at queues.
+    /// by [`Self::pump`], where it `exports`; else it is added up, and people can look at it. Without `surroundings` it is
+    /// not known who waits at queues.
     pub fn collect<E>(
         &mut self,
         now: Moment,
+        exports: bool,
         queues: &[QueueReading],
         surroundings: Option<&Surroundings>,
         series: impl FnOnce(&mut dyn FnMut(&Reading)) -> Result<(), E>,
     ) -> Result<(), E> {
         self.directory.catch_up();
         self.begin(now);
+        if let Some(overview) = &self.parts.overview {
+            overview.tables().begin(now.boot_ns, now.wall_ns);
+        }
         self.replace();
         let result = series(&mut |reading| self.add_series(reading));
         for (reading, name) in self.parts.intake.take_waits().take() {
@@ -200,9 +215,13 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         {
             self.accounts.iter_mut().for_each(|account| account.table.exemplify(image, &series, exemplar));
         }
-        self.look_at_queues(queues, surroundings);
+        self.look_at_queues(queues, surroundings, exports);
+        if let Some(overview) = &self.parts.overview {
+            overview.tables().end();
+        }
+        self.exports = exports;
         for account in &mut self.accounts {
-            for pass in &mut account.passes {
+            for pass in account.passes.iter_mut().filter(|_| exports) {
                 match pass.phase {
                     Phase::Idle => pass.phase = Phase::Streams(Cursor::default()),
                     _ => pass.again = true,
@@ -224,7 +243,11 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         self.time_ns = now.wall_ns.max(self.time_ns.saturating_add(APART));
         self.before = now;
         for Account { table, .. } in &mut self.accounts {
-            table.begin(self.time_ns);
+            if self.exports {
+                table.begin(self.time_ns)
+            } else {
+                table.go_on(self.time_ns)
+            }
             table.confirm(|image| self.directory.resource(image));
         }
     }
@@ -262,17 +285,32 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
     }
 
     fn add(&mut self, reading: &Reading, name: Option<Arc<str>>) {
+        if let Some(overview) = &self.parts.overview {
+            let queue = name.as_ref().map(|name| (reading.ipc_ns, name.clone()));
+            overview.tables().add(reading, queue.as_ref(), |image| self.directory.resource(image));
+        }
         let destination = name.map(|name| Destination::of(name, &self.parts.templates));
         for account in &mut self.accounts {
             account.table.add(reading, destination.clone(), |image| self.directory.resource(image));
         }
     }
 
-    fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>) {
+    fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>, exports: bool) {
         let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
         points.retain(|point| self.parts.filters.queue.keeps_name(Some(&point.name)));
         let nobody_seen = Attendance::default();
         let attendance = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.attendance);
+        if let Some(overview) = &self.parts.overview {
+            show_queues(overview, &points, attendance, surroundings);
+        }
+        // The peak that is exported is that since the last export.
+        for point in &mut points {
+            point.peak = point.peak.max(self.peaks.get(&point.id).copied().unwrap_or(point.peak));
+        }
+        self.peaks = match exports {
+            true => HashMap::new(),
+            false => points.iter().map(|point| (point.id, point.peak)).collect(),
+        };
         self.gauges = Gauges::new(points, attendance, |name| Destination::of(name, &self.parts.templates));
         if let Some(surroundings) = surroundings {
             self.containers.clone_from(&surroundings.containers);
@@ -300,6 +338,52 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         }
         pumped
     }
+}
+
+/// Shows people the queues that are there, who waits at them and who has them open. Where an unlinked queue is still open
+/// beside its successor the name is the successor's, which comes later.
+fn show_queues(
+    overview: &Overview,
+    points: &[QueuePoint],
+    attendance: &Attendance,
+    surroundings: Option<&Surroundings>,
+) {
+    let mut tables = overview.tables();
+    for point in points {
+        let threads = |op| attendance.threads.get(&(point.id, op)).copied().or(attendance.all_seen.then_some(0));
+        let descriptors = attendance.descriptors.as_ref().map(|descriptors| {
+            let [read, write, both] =
+                QueueAccess::ALL.map(|access| descriptors.get(&(point.id, access)).copied().unwrap_or(0));
+            [read + both, write + both]
+        });
+        let container = surroundings.and_then(|surroundings| surroundings.containers.get(&point.id.0));
+        let look = QueueLook {
+            depth: point.depth,
+            peak: point.peak,
+            capacity: point.capacity,
+            blocked: [Op::MqTimedsend, Op::MqTimedreceive].map(threads),
+            descriptors,
+            oldest_ns: None,
+            container: container.and_then(|container| container.id.clone()),
+        };
+        tables.look_at((point.id.0, point.name.clone()), look);
+    }
+    let shown: HashSet<QueueId> = points.iter().map(|point| point.id).collect();
+    let in_calls = surroundings.into_iter().flat_map(|surroundings| &surroundings.in_calls);
+    let blocked = in_calls.filter_map(|call| {
+        let queue = call.queue.as_ref().filter(|queue| shown.contains(&queue.id()))?;
+        Some(BlockedThread {
+            key: Some((queue.ipc_ns, queue.name.clone())),
+            queue: Some(queue.name.to_string()),
+            ipc_namespace: Some(queue.ipc_ns),
+            pid: call.pid,
+            tid: call.tid,
+            name: call.comm.clone(),
+            operation: operation(call.op),
+            waiting_seconds: call.waited.map(|waited| waited.as_secs_f64()),
+        })
+    });
+    tables.set_blocked(blocked.collect());
 }
 
 /// The gauges of a collection.

@@ -31,15 +31,16 @@ pub struct MetricsStage {
 }
 
 impl MetricsStage {
-    /// Collects every `interval`, at once for the first time.
-    pub fn start<D, O>(collecting: Collecting<D, O>, interval: Duration) -> io::Result<Self>
+    /// Collects and exports every `interval`, at once for the first time; collects every `look` besides, where people look
+    /// at it.
+    pub fn start<D, O>(collecting: Collecting<D, O>, interval: Duration, look: Option<Duration>) -> io::Result<Self>
     where
         D: Directory + Send + 'static,
         O: Outlet + Send + 'static,
     {
         let (end, ended) = mpsc::channel();
         let thread = thread::Builder::new().name("mqspan-metrics".into()).spawn(move || {
-            collecting.run(interval, |until| {
+            collecting.run(interval, look, |until| {
                 let left = until.saturating_duration_since(Instant::now());
                 !matches!(ended.recv_timeout(left), Err(RecvTimeoutError::Timeout))
             });
@@ -68,15 +69,21 @@ pub struct Collecting<D, O> {
 
 impl<D: Directory, O: Outlet> Collecting<D, O> {
     /// `ends` waits until a time, or for the end, which it tells.
-    fn run(mut self, interval: Duration, ends: impl Fn(Instant) -> bool) {
+    fn run(mut self, interval: Duration, look: Option<Duration>, ends: impl Fn(Instant) -> bool) {
         let (mut patience, mut hangs) = (FIRST_PATIENCE, false);
         let (mut at, mut pause, mut more) = (Instant::now(), PAUSES[0], false);
+        let mut look_at = look.map(|look| at + look);
         loop {
-            let until = if more { at.min(Instant::now() + pause) } else { at };
+            let next = look_at.map_or(at, |look_at| look_at.min(at));
+            let until = if more { next.min(Instant::now() + pause) } else { next };
             let last = ends(until);
-            if last || Instant::now() >= at {
-                self.collect(patience, interval, &mut hangs);
-                patience = PATIENCE.min(interval / 4);
+            let exports = last || Instant::now() >= at;
+            if exports || Instant::now() >= next {
+                self.collect(patience, interval, exports, &mut hangs);
+                patience = PATIENCE.min(look.unwrap_or(interval).min(interval) / 4);
+                look_at = look.map(|look| (next + look).max(Instant::now()));
+            }
+            if exports {
                 at = (at + interval).max(Instant::now());
             }
             let pumped = self.meter.pump();
@@ -92,7 +99,7 @@ impl<D: Directory, O: Outlet> Collecting<D, O> {
         }
     }
 
-    fn collect(&mut self, patience: Duration, interval: Duration, hangs: &mut bool) {
+    fn collect(&mut self, patience: Duration, interval: Duration, exports: bool, hangs: &mut bool) {
         let most_age = MOST_AGE.max(interval * 3);
         let surroundings = self.looker.ask(patience, most_age);
         if !*hangs && self.looker.looking_for().is_some_and(|since| since > most_age) {
@@ -102,7 +109,7 @@ impl<D: Directory, O: Outlet> Collecting<D, O> {
         let Self { aggregates, meter, .. } = self;
         let collected = aggregates.swap().and_then(|()| {
             let queues = aggregates.take_queues()?;
-            meter.collect(Moment::now(), &queues, surroundings.as_deref(), |each| aggregates.take_series(each))
+            meter.collect(Moment::now(), exports, &queues, surroundings.as_deref(), |each| aggregates.take_series(each))
         });
         if let Err(error) = collected {
             warn!("metrics can't be read from the kernel: {error}");

@@ -7,12 +7,13 @@ mod memory;
 pub mod meter;
 pub mod metrics;
 pub mod outlet;
-mod panics;
+pub mod panics;
 pub mod pipeline;
 mod placement;
 mod reader;
 mod report;
 pub mod signals;
+pub mod top;
 
 use std::fs;
 use std::io::IsTerminal;
@@ -52,6 +53,9 @@ use crate::metrics::intake::Intake;
 use crate::model::error::{Error, no_thread};
 use crate::model::resource::Resource;
 use crate::model::values::{Color, HookKind, Output, Signal as CallSignal};
+use crate::overview::log::CallLog;
+use crate::overview::tables::{Bounds, Tables};
+use crate::overview::{Overview, summary};
 use crate::who::host::Host;
 use crate::who::prober::Prober;
 use crate::who::registry::Registry;
@@ -97,7 +101,11 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let clock = Clock::start().map_err(no_thread)?;
     let directory = SharedDirectory::new(Registry::new(host, clock.boot_offset_ns()));
     let intake = Intake::default();
-    let meter = settings.signals.metrics.then(|| {
+    let shows = settings.summary || settings.report.is_some();
+    let overview =
+        shows.then(|| Overview::new(Tables::new(Bounds::WHOLE, Moment::now().boot_ns), CallLog::new(0, SLOWEST)));
+    let aggregates = settings.signals.metrics || shows;
+    let meter = aggregates.then(|| {
         let parts = MeterParts {
             intake: intake.clone(),
             ledger: ledger.clone(),
@@ -108,7 +116,8 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             own: Arc::new(Resource { attributes: own, has_schema: true, ..Resource::default() }),
             only_matched: child.is_some() || filters.picks_callers(),
             templates: settings.templates.clone(),
-            alone: !makes_records,
+            alone: !makes_records && settings.signals.metrics,
+            overview: overview.clone(),
         };
         let outlets = of_signal(|signal| signal == CallSignal::Metrics).into_iter();
         let outlets = outlets.filter_map(|sink| SinkOutlet::of(sink, &ledger)).collect();
@@ -125,6 +134,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         traces: settings.signals.traces,
         receive: settings.receive,
         metrics: meter.is_some().then_some(intake),
+        overview: overview.clone(),
         pulse: pulse.clone(),
         color: is_colored(settings.color),
     });
@@ -135,19 +145,13 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         own_ipc_namespace,
         tree: child.as_ref().map(Child::pid),
         makes_records,
-        aggregates: settings.signals.metrics,
+        aggregates,
         rate: settings.rate,
-    };
-    let refused = |why: String| {
-        Error::cannot_run(
-            format!("the kernel refused the programs: {why}"),
-            "mqspan check says what is missing on this host",
-        )
     };
     let (attached, asked_to_end) = attach(&mut facts, &settings.hooks, &config, &signals);
     let (hooks, programs) = attached?;
     let programs = Arc::new(programs);
-    if settings.signals.metrics {
+    if aggregates {
         find_queues(&programs);
     }
     let lookout = Lookout::of(&programs);
@@ -157,7 +161,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let metrics = meter.map(|meter| {
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
         let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };
-        MetricsStage::start(collecting, settings.metric_interval).map_err(no_thread)
+        MetricsStage::start(collecting, settings.metric_interval, shows.then_some(LOOK)).map_err(no_thread)
     });
     let metrics = metrics.transpose()?;
     // Before it is said: whoever reads the line may ask at once.
@@ -189,6 +193,9 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
     let totals = ledger.close();
     report::end(&totals, ledger.unseen(), &programs.unmatched(&filters, own_ipc_namespace), &filters);
+    if let Some(overview) = overview.as_ref().filter(|_| settings.summary) {
+        eprint!("{}", summary::summary(&overview.tables(), &overview.calls()));
+    }
     let written = stats_file.map_or(Ok(()), |file| file.write(&totals));
     if panics::happened() {
         // The command is not ended for a fault of mqspan's.
@@ -209,6 +216,18 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     end(runtime);
     started.map(|()| status)
 }
+
+fn refused(why: String) -> Error {
+    Error::cannot_run(
+        format!("the kernel refused the programs: {why}"),
+        "mqspan check says what is missing on this host",
+    )
+}
+
+/// What people will look at is collected so often.
+const LOOK: Duration = Duration::from_secs(1);
+/// So many of the slowest calls are kept for them.
+const SLOWEST: usize = 100;
 
 /// A look at the queues that are there is waited for so long at the start: mounts lead through those of other processes.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -257,7 +276,7 @@ fn attach(
             match signals.wait(None) {
                 Wakeup::End { signal, .. } => asked = Some(signal),
                 Wakeup::Rung => break,
-                Wakeup::Hangup | Wakeup::Child | Wakeup::TimeOut => {}
+                Wakeup::Hangup | Wakeup::Stop | Wakeup::Continue | Wakeup::Child | Wakeup::TimeOut => {}
             }
         }
         let died = |_| Err(Error::cannot_run("the thread that attaches the programs died", "try again"));
@@ -282,6 +301,8 @@ fn watch(
             Wakeup::Rung if without_stdout => warn!("stdout is closed: the console output has ended"),
             Wakeup::Rung => return 0,
             Wakeup::Hangup => hangup.raise(),
+            // Of whoever has the terminal, which a run does not take.
+            Wakeup::Stop | Wakeup::Continue => {}
             Wakeup::Child => {
                 if let Some(status) = child.as_mut().and_then(|child| child.status()) {
                     return status;

@@ -12,7 +12,13 @@ static FIRST: OnceLock<()> = OnceLock::new();
 
 /// From now on a panic of any thread is told in one line on stderr, and rings.
 pub fn watch(bell: Bell) {
+    watch_after(bell, || {});
+}
+
+/// The same; `before` is done first, as to give the terminal back.
+pub fn watch_after(bell: Bell, before: impl Fn() + Send + Sync + 'static) {
     panic::set_hook(Box::new(move |info| {
+        before();
         let thread = thread::current();
         eprintln!("mqspan: {}", line(thread.name().unwrap_or("a thread"), text(info.payload()), info.location()));
         let _ = FIRST.set(());

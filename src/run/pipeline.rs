@@ -21,6 +21,7 @@ use crate::model::glob::Templates;
 use crate::model::slot::Slot;
 use crate::model::text::utf8;
 use crate::model::values::{Receive, Signal};
+use crate::overview::Overview;
 use crate::run::directory::SharedDirectory;
 use crate::telemetry::console;
 use crate::telemetry::record::Record;
@@ -52,6 +53,7 @@ pub struct Pipeline {
     receive: Receive,
     metrics: Option<Intake>,
     candidates: Candidates,
+    overview: Option<Overview>,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
     tally: Arc<Tally>,
@@ -88,6 +90,8 @@ pub struct Parts {
     pub receive: Receive,
     /// What metrics are told, where they are made.
     pub metrics: Option<Intake>,
+    /// What people look at, where there is any.
+    pub overview: Option<Overview>,
     /// Beats while the pipeline is at work.
     pub pulse: Pulse,
     /// Whether lines are coloured.
@@ -98,7 +102,7 @@ impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
         let Parts { ledger, sinks, filters, templates, clock, directory, prober, .. } = parts;
-        let Parts { traces, receive, metrics, pulse, color, .. } = parts;
+        let Parts { traces, receive, metrics, overview, pulse, color, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
             Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
@@ -117,6 +121,7 @@ impl Pipeline {
             receive,
             metrics,
             candidates: Candidates::default(),
+            overview,
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
             since: None,
@@ -188,6 +193,9 @@ impl Pipeline {
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
         if self.metrics.is_some() {
             self.candidates.offer(&view, &record);
+        }
+        if let Some(overview) = &self.overview {
+            overview.calls().add(&record);
         }
         for gatherer in &mut self.gatherers {
             match gatherer {

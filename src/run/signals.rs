@@ -29,6 +29,10 @@ pub enum Wakeup {
     },
     /// SIGHUP.
     Hangup,
+    /// SIGTSTP: the terminal is wanted back for a while.
+    Stop,
+    /// SIGCONT: the terminal is this program's again.
+    Continue,
     /// A child changed its state.
     Child,
     /// Another thread said so.
@@ -98,9 +102,18 @@ impl Bell {
 impl SignalQueue {
     /// Blocks the signals in this thread and in those that it starts from now on.
     pub fn take() -> io::Result<Self> {
+        Self::take_all(&[])
+    }
+
+    /// The same, and the job control of whoever has the terminal: [`Wakeup::Stop`] and [`Wakeup::Continue`].
+    pub fn take_with_job_control() -> io::Result<Self> {
+        Self::take_all(&[Signal::SIGTSTP, Signal::SIGCONT])
+    }
+
+    fn take_all(more: &[Signal]) -> io::Result<Self> {
         let mut signals = SigSet::empty();
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
-            signals.add(signal);
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD].iter().chain(more) {
+            signals.add(*signal);
         }
         let mask = SigSet::thread_get_mask()?;
         // Ignored, a child's end would tell nobody its status.
@@ -128,6 +141,8 @@ impl SignalQueue {
                 match Signal::try_from(info.ssi_signo.cast_signed()) {
                     Ok(Signal::SIGCHLD) => return Wakeup::Child,
                     Ok(Signal::SIGHUP) => return Wakeup::Hangup,
+                    Ok(Signal::SIGTSTP) => return Wakeup::Stop,
+                    Ok(Signal::SIGCONT) => return Wakeup::Continue,
                     Ok(signal) => return Wakeup::End { signal, from_terminal: info.ssi_code == SI_KERNEL },
                     Err(_) => continue,
                 }

@@ -51,7 +51,7 @@ pub fn line(record: &Record<'_>, zone: &TimeZone, color: bool, out: &mut Vec<u8>
 }
 
 /// How full a send left its queue, how long a message that was received lay there, and the mark that both share.
-fn passage(view: &View<'_>) -> String {
+pub fn passage(view: &View<'_>) -> String {
     let Some(message) = view.message() else { return String::new() };
     let mut text = String::new();
     match (&view.call.args, &view.call.queue) {
@@ -74,7 +74,7 @@ fn passage(view: &View<'_>) -> String {
 }
 
 /// The end of the span id: short, and enough to tell lines near each other apart.
-fn mark(Ids { span, .. }: Ids) -> String {
+pub fn mark(Ids { span, .. }: Ids) -> String {
     format!("{:02x}{:02x}", span[6], span[7])
 }
 

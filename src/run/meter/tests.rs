@@ -103,6 +103,7 @@ fn parts(temporality: Temporality, histograms: HistogramAggregation) -> MeterPar
         only_matched: false,
         templates: Templates::default(),
         alone: false,
+        overview: None,
     }
 }
 
@@ -148,7 +149,7 @@ fn collect_all(
         readings.iter().for_each(each);
         Ok(())
     };
-    meter.collect(now, queues, surroundings, all).unwrap();
+    meter.collect(now, true, queues, surroundings, all).unwrap();
 }
 
 /// A point of a histogram or counter: its metric, what it is of, its interval and its count.
@@ -456,4 +457,37 @@ fn replaced_resources() {
     collect(&mut meter, after(4), &[reading(1, 5, Op::MqOpen, 0, 1)]);
     meter.pump();
     assert_eq!(flat(&outlet.take())[0].count, 2, "more were replaced than are told apart, but not this one");
+}
+
+/// Prevents the peak between two exports from being lost where people look at the queues more often than that, and such a
+/// look from being exported.
+#[test]
+fn looks_between_exports() {
+    let mut meter = Meter::new(
+        parts(Temporality::Cumulative, HistogramAggregation::Exponential),
+        Names::default(),
+        Vec::new(),
+        START,
+    );
+    let queue = |peak| QueueReading {
+        key: QueueKey { inode: 1, number: 1, namespace: 1 },
+        name: 1,
+        ipc_ns: 9,
+        maxmsg: 10,
+        depth: 1,
+        peak: Some(peak),
+        life: QueueLife::Named,
+        matched: true,
+    };
+    let mut second = 0;
+    let mut peak = |meter: &mut Meter<Names, Kept>, exports, peak| {
+        second += 1;
+        let now = Moment { wall_ns: START.wall_ns + second * SECOND, boot_ns: START.boot_ns + second * SECOND };
+        let nothing = |_: &mut dyn FnMut(&Reading)| -> Result<(), ()> { Ok(()) };
+        meter.collect(now, exports, &[queue(peak)], None, nothing).unwrap();
+        meter.gauges.0.values().next().map(|gauge| gauge.peak)
+    };
+    let exported = [(true, 3), (false, 7), (false, 2), (true, 4), (true, 2)];
+    let peaks = exported.map(|(exports, reached)| peak(&mut meter, exports, reached));
+    assert_eq!(peaks, [3, 7, 7, 7, 2].map(Some));
 }

@@ -14,6 +14,7 @@ mod kernel;
 mod ledger;
 mod memory;
 mod open;
+mod paced;
 mod publish;
 mod race;
 mod rng;
@@ -39,6 +40,10 @@ enum Workload {
 
     /// Leaves a queue with messages in it and threads asleep on another, says `held`, and lets go when stdin ends
     Hold(Hold),
+
+    /// Passes messages at an even pace through a queue that keeps its depth, says `paced`, and for each line on stdin how many
+    /// it has sent; removes the queue and ends when stdin ends
+    Paced(Paced),
 
     /// Has threads wait at queues, to receive at those of even numbers, to send at the others; says `held`, and lets go when
     /// stdin ends
@@ -234,6 +239,24 @@ struct Hold {
 }
 
 #[derive(Args)]
+struct Paced {
+    /// Of the queue
+    #[arg(long)]
+    name: String,
+
+    #[arg(long, default_value_t = 10)]
+    maxmsg: i64,
+
+    /// Messages that stay in it
+    #[arg(long, default_value_t = 5)]
+    depth: u64,
+
+    /// Messages a second
+    #[arg(long, default_value_t = 50)]
+    rate: u32,
+}
+
+#[derive(Args)]
 struct Bursts {
     /// Of the queue
     #[arg(long)]
@@ -315,6 +338,7 @@ fn main() -> Result<()> {
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),
         Workload::Hold(options) => hold::run(&options),
+        Workload::Paced(options) => paced::run(&options),
         Workload::Full => hold::full(),
         Workload::Bursts(options) => bursts::run(&options),
         Workload::Steps(options) => steps::run(&options),
