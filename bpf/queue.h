@@ -13,16 +13,21 @@ static __always_inline void read_queue(struct call *call, struct file *file, __u
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
 	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
 	struct ipc_namespace *ns;
+	const unsigned char *name;
 	struct mq_attr attr;
+	__u64 place = at;
 	long len;
 
 	if (!is_queue(inode))
 		return;
 	if (bpf_core_read(&attr, sizeof(attr), &queue_of((__u64)inode)->attr))
 		return;
-	if (at > NAME_SIZE)
+	name = BPF_CORE_READ(file, f_path.dentry, d_name.name);
+	/* Checked right before it is used, as a whole register: older verifiers (seen on 6.1) forget what a part of one was. */
+	asm volatile("" : "+r"(place));
+	if (place > NAME_SIZE)
 		return;
-	len = bpf_probe_read_kernel_str(call->names + at, NAME_SIZE, BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	len = bpf_probe_read_kernel_str(call->names + place, NAME_SIZE, name);
 	if (len < 1)
 		return;
 	call->actual_len = len - 1;

@@ -31,9 +31,10 @@ use crate::export::queue::WhenFull;
 use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::kernel::aggregates::Aggregates;
+use crate::kernel::configure::Config;
+use crate::kernel::facts::Facts;
 use crate::kernel::plan::plan;
-use crate::kernel::programs::{Config, Programs};
-use crate::kernel::trial;
+use crate::kernel::programs::Programs;
 use crate::live::Lookout;
 use crate::metrics::intake::Intake;
 use crate::model::error::{Error, no_thread};
@@ -114,8 +115,8 @@ impl Watching {
         signals: &SignalQueue,
         notices: Notices,
     ) -> Result<Option<Self>, Error> {
-        let facts = privileged(|| trial::facts(&[]));
-        let hooks = plan(&facts, &[])?.kind;
+        let mut facts = privileged(Facts::gather);
+        plan(&facts, &[])?;
         let clock = Clock::start().map_err(no_thread)?;
         let directory = SharedDirectory::new(Registry::new(Host::ask(), clock.boot_offset_ns()));
         let now = Moment::now();
@@ -155,8 +156,6 @@ impl Watching {
             color: false,
         });
         let config = Config {
-            kind: hooks,
-            tracefs: facts.tracefs.as_deref(),
             filters,
             own_ipc_namespace: own_ipc_namespace(),
             tree: None,
@@ -164,8 +163,9 @@ impl Watching {
             aggregates: true,
             rate: RATE,
         };
-        let (programs, asked_to_end) = attach(&config, signals);
-        let programs = Arc::new(programs.map_err(refused)?);
+        let (attached, asked_to_end) = attach(&mut facts, &[], &config, signals);
+        let (hooks, programs) = attached?;
+        let programs = Arc::new(programs);
         if asked_to_end.is_some() {
             programs.detach();
             return Ok(None);
