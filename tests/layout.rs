@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// The folders and files of src, from the bottom up: each imports only those before it.
-const LAYERS: [&str; 19] = [
+const LAYERS: [&str; 20] = [
     "model",
     "capability",
     "clock",
@@ -27,6 +27,7 @@ const LAYERS: [&str; 19] = [
     "health",
     "internal",
     "check",
+    "report",
     "top",
     "run",
     "main",

@@ -338,3 +338,24 @@ fn a_summary() -> Result<()> {
     ensure!(flow[2] == passed && flow[4] == passed && flow[1] == flow[3], "{said}");
     Ok(())
 }
+
+/// Prevents the page from lacking what was done, from being written elsewhere or not at all, and a run from beginning whose
+/// page could not be written.
+#[test]
+fn a_report() -> Result<()> {
+    let mqspan = mqspan()?;
+    let (workload, page) = (mqspan.workload_arg(), mqspan.file("report.html"));
+    let report = format!("--report={}", page.display());
+    let bursts = ["bursts", "--name=mqspan-test-report", "--bursts=1", "--pairs=40"];
+    let args = ["run", &report, "--output=none", "--", &workload].into_iter().chain(bursts);
+    let ended = mqspan.output(args)?;
+    ensure!(ended.status.success(), "{ended:?}");
+    let html = std::fs::read_to_string(&page)?;
+    for holds in ["/mqspan-test-report", "mq_timedreceive", "workload[", "<svg", "0 lost", "default-src", "</html>"] {
+        ensure!(html.contains(holds), "no {holds} in {html}");
+    }
+    ensure!(!html.contains("<script") && !html.contains("http:") && !html.contains("https:") && html.len() < 2 << 20);
+    let refused = mqspan.output(["run", "--report=/no/such/folder/x.html", "--", "true"])?;
+    ensure!(refused.status.code() == Some(1) && String::from_utf8(refused.stderr)?.contains("--report /no/such/"));
+    Ok(())
+}

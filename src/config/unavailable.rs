@@ -8,14 +8,11 @@ use crate::model::values::HookKind;
 /// Refuses options that do not work yet; exit status 1, with what to do instead.
 pub fn refuse(run: &RunArgs) -> Result<(), Error> {
     let hooks_work = |hook: &HookKind| *hook != HookKind::Fsession;
-    let table = [
-        (run.report.is_some(), "--report", "leave it out; --output file:PATH keeps every call"),
-        (
-            !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
-            "--hooks fsession",
-            "leave it out or add fentry, kprobe or tracepoint to the list",
-        ),
-    ];
+    let table = [(
+        !run.hooks.is_empty() && !run.hooks.iter().any(hooks_work),
+        "--hooks fsession",
+        "leave it out or add fentry, kprobe or tracepoint to the list",
+    )];
     match table.into_iter().find(|(asked, ..)| *asked) {
         Some((_, what, instead)) => Err(not_available(what, instead)),
         None => Ok(()),

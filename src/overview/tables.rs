@@ -227,7 +227,7 @@ pub struct BlockedThread {
 
 /// What found no room in the tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct Unlisted {
     /// Calls whose queue, or whose process and queue, have no row.
     pub calls: u64,
 }
@@ -239,7 +239,7 @@ pub struct Tables {
     queues: BTreeMap<Option<QueueName>, QueueRecord>,
     processes: BTreeMap<ImageKey, ProcessRecord>,
     flows: BTreeMap<(QueueName, ImageKey), Flow>,
-    left_out: LeftOut,
+    left_out: Unlisted,
     blocked: Vec<BlockedThread>,
     collection: u64,
     /// The last collection: since when, until when, ns since boot; and until when, ns since 1970.
@@ -257,7 +257,7 @@ impl Tables {
             queues: BTreeMap::new(),
             processes: BTreeMap::new(),
             flows: BTreeMap::new(),
-            left_out: LeftOut::default(),
+            left_out: Unlisted::default(),
             blocked: Vec::new(),
             collection: 0,
             span: (boot_ns, boot_ns),
@@ -517,7 +517,7 @@ impl Tables {
     }
 
     /// What found no room.
-    pub fn left_out(&self) -> LeftOut {
+    pub fn left_out(&self) -> Unlisted {
         self.left_out
     }
 }

@@ -56,6 +56,7 @@ use crate::model::values::{Color, HookKind, Output, Signal as CallSignal};
 use crate::overview::log::CallLog;
 use crate::overview::tables::{Bounds, Tables};
 use crate::overview::{Overview, summary};
+use crate::report as page;
 use crate::who::host::Host;
 use crate::who::prober::Prober;
 use crate::who::registry::Registry;
@@ -73,6 +74,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     };
     placement::settle(settings.cpus.as_ref())?;
     let stats_file = settings.stats_file.as_deref().map(report::StatsFile::create).transpose()?;
+    let page_file = settings.report.as_deref().map(report::PageFile::create).transpose()?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("mqspan-export")
@@ -197,6 +199,14 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         eprint!("{}", summary::summary(&overview.tables(), &overview.calls()));
     }
     let written = stats_file.map_or(Ok(()), |file| file.write(&totals));
+    let written = written.and(match (page_file, &overview) {
+        (Some(file), Some(overview)) => {
+            let lost = |(stage, calls): (&&str, &u64)| (*calls > 0).then(|| format!("{calls} calls lost at {stage}"));
+            let notes = totals.lost.iter().filter_map(lost).collect();
+            file.write(page::page(&overview.tables(), &overview.calls(), &report::line(&totals), notes))
+        }
+        _ => Ok(()),
+    });
     if panics::happened() {
         // The command is not ended for a fault of mqspan's.
         if let Some(child) = child.as_mut().filter(|_| started.is_ok()) {

@@ -92,7 +92,7 @@ pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filt
 }
 
 /// One line of totals; it names every output that lost any.
-fn line(totals: &Totals) -> String {
+pub fn line(totals: &Totals) -> String {
     let Totals { captured, exported, filtered, limited, .. } = totals;
     let lost = totals.lost();
     let mut line =
@@ -130,7 +130,7 @@ pub struct StatsFile {
 impl StatsFile {
     /// Makes the file.
     pub fn create(path: &Path) -> Result<Self, Error> {
-        let file = File::create(path).map_err(|error| unwritable(path, &error))?;
+        let file = File::create(path).map_err(|error| unwritable("--stats-file", path, &error))?;
         Ok(Self { path: path.into(), file })
     }
 
@@ -140,13 +140,34 @@ impl StatsFile {
             text.push(b'\n');
             self.file.write_all(&text)
         });
-        written.map_err(|error: std::io::Error| unwritable(&self.path, &error))
+        written.map_err(|error: std::io::Error| unwritable("--stats-file", &self.path, &error))
     }
 }
 
-fn unwritable(path: &Path, error: &std::io::Error) -> Error {
+/// The file for the page, made at the start so that one that can't be written is known at once.
+#[derive(Debug)]
+pub struct PageFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl PageFile {
+    /// Makes the file.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let file = File::create(path).map_err(|error| unwritable("--report", path, &error))?;
+        Ok(Self { path: path.into(), file })
+    }
+
+    /// Writes the page, or says why there is none.
+    pub fn write(mut self, page: Result<String, String>) -> Result<(), Error> {
+        let written = page.map_err(std::io::Error::other).and_then(|page| self.file.write_all(page.as_bytes()));
+        written.map_err(|error| unwritable("--report", &self.path, &error))
+    }
+}
+
+fn unwritable(option: &str, path: &Path, error: &std::io::Error) -> Error {
     Error::cannot_run(
-        format!("--stats-file {}: {error}", path.display()),
+        format!("{option} {}: {error}", path.display()),
         "name a file that mqspan may write, in a folder that exists",
     )
 }
