@@ -15,7 +15,7 @@ use super::decode::{Malformed, head, op_of};
 use super::live_skel::types::{holder, live_queue, waiter};
 use super::live_skel::{LiveSkel, LiveSkelBuilder};
 use super::programs::{Programs, keep_warnings};
-use crate::model::call::{QueueKey, unpadded};
+use crate::model::call::{ImageKey, QueueKey, unpadded};
 use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Waiter};
 use crate::model::text::utf8;
 
@@ -90,6 +90,9 @@ fn queue_of(raw: &live_queue) -> Result<Option<LiveQueue>, Malformed> {
         name: format!("/{}", utf8(&name)).into(),
         number: raw.ino,
         key: Some(QueueKey { inode: raw.inode, number: raw.ino, namespace: raw.ns }),
+        maxmsg: raw.maxmsg,
+        msgsize: raw.msgsize,
+        curmsgs: raw.curmsgs,
     }))
 }
 
@@ -109,7 +112,9 @@ impl Waiter {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let raw: waiter = read(bytes)?;
         Ok(Self {
+            image: ImageKey { pid: raw.pid, started_ns: raw.started_ns, exec_id: raw.exec_id },
             pid: raw.local_pid,
+            vpid: raw.vpid,
             tid: raw.local_tid,
             comm: utf8(unpadded(&raw.comm.map(i8::cast_unsigned))).into_owned(),
             uid: raw.uid,
@@ -120,6 +125,7 @@ impl Waiter {
             host_pid: raw.pid,
             host_tid: raw.tid,
             is_exact: raw.is_exact != 0,
+            switches: raw.switches,
             queue: queue_at(bytes, offset_of!(waiter, queue))?,
         })
     }

@@ -173,6 +173,11 @@ impl Programs {
         self.run(&self.skel.progs.find_file, [file, queue.number, 0]).is_ok_and(|kept| kept != 0)
     }
 
+    /// Whether a process, by its number on the host, is of the traced command's tree.
+    pub fn is_in_tree(&self, pid: u32) -> bool {
+        self.skel.maps.tree.lookup(&pid.to_ne_bytes(), MapFlags::ANY).is_ok_and(|found| found.is_some())
+    }
+
     /// The state of calls in flight.
     pub fn threads(&self) -> &MapMut<'static> {
         &self.skel.maps.threads
