@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
@@ -18,13 +19,21 @@ fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
 }
 
+/// A copy of what mqspan has written so far, without the line that it is writing.
+fn written(mqspan: &Mqspan, name: &str) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(mqspan.file(name))?;
+    let copy = mqspan.file(&format!("{name}-so-far"));
+    std::fs::write(&copy, text.rsplit_once('\n').map_or("", |(whole, _)| whole))?;
+    Ok(copy)
+}
+
 /// A gauge by its metric, ipc namespace, queue, and operation or access.
 type Key = (String, i64, String, String);
 
 /// The gauges of the last collection in the file, of queues whose names begin so.
 fn last(mqspan: &Mqspan, prefix: &str) -> Result<BTreeMap<Key, i64>> {
     let mut by_time: BTreeMap<u64, BTreeMap<Key, i64>> = BTreeMap::new();
-    let requests = otlp::metrics(&mqspan.file("metrics"))?;
+    let requests = otlp::metrics(&written(mqspan, "metrics")?)?;
     let of_resources = requests.iter().flat_map(|request| &request.resource_metrics);
     for metric in of_resources.flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics) {
         let Some(Data::Gauge(gauge)) = &metric.data else { continue };
@@ -187,7 +196,7 @@ type Told = (u32, String, f64, Option<Value>);
 
 /// What is said of calls that are stuck, on queues of this name.
 fn stuck(mqspan: &Mqspan, queue: &str) -> Result<Vec<Told>> {
-    let logs = otlp::logs(&mqspan.file("logs"))?;
+    let logs = otlp::logs(&written(mqspan, "logs")?)?;
     let of_queue = logs
         .into_iter()
         .filter(|log| log.body.event_name == "posix_mq.stuck" && log.text("messaging.destination.name") == Some(queue));
