@@ -58,11 +58,24 @@ test-containers: ## containers by Podman and runc: who calls in them, mqspan in 
 	cargo build --workspace
 	$(CARGO_AS_ROOT) test --test containers
 
-.PHONY: test-kernels
-test-kernels: ## other kernels under qemu, each kind of hooks on each: half an hour
+# What was tested on each kernel, a line for each kind of hooks and test: printed at the end.
+KERNELS := $(abspath $(TARGET))/kernels.tsv
+
+define test-kernels
 	@scripts/setup.sh kernels
 	cargo build --release --workspace
-	cargo test --release --test kernels -- --test-threads=1
+	rm -f $(KERNELS)
+	MQSPAN_TEST_RESULTS=$(KERNELS) cargo test --release --test kernels -- --test-threads=1 $(1); \
+	status=$$?; column -t -s "$$(printf '\t')" $(KERNELS); exit $$status
+endef
+
+.PHONY: test-kernels
+test-kernels: ## three other kernels under qemu, one of them PREEMPT_RT, each kind of hooks on each: half an hour
+	$(call test-kernels,--exact linux_6_1 linux_6_12_rt linux_7_3)
+
+.PHONY: test-kernels-all
+test-kernels-all: ## thirteen kernels and ways to boot them under qemu: some hours
+	$(call test-kernels,)
 
 .PHONY: test-compose
 test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger and Prometheus the first time, ten minutes

@@ -140,7 +140,8 @@ static __always_inline void leave_mq_open(long ret, enum abi abi)
 	file = file_of(task, ret);
 	if (file)
 		read_queue(call, file, call->asked_len);
-	finish(OP_OPEN, thread, task);
+	finish(thread, task);
+	release_thread(task);
 }
 
 static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi abi)
@@ -162,7 +163,8 @@ static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 	if (!thread)
 		return;
 	read_name_late(call_of(thread));
-	finish(OP_UNLINK, thread, task);
+	finish(thread, task);
+	release_thread(task);
 }
 
 /* Whether wq_sleep() is hooked, which tells that a call waits; else a voluntary switch must. */
@@ -170,7 +172,7 @@ const volatile bool sees_sleep;
 
 static __always_inline void at_wq_sleep(__u64 info)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+	struct thread *thread = thread_of(bpf_get_current_task_btf());
 
 	if (thread && thread->in_flight)
 		call_of(thread)->flags |= CALL_BLOCKED;
@@ -276,10 +278,11 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 		call->flags |= CALL_PRIORITY;
 	}
 	describe_turn(thread, call);
-	kept = finish(op, thread, task);
+	kept = finish(thread, task);
 	if (op == OP_SEND)
 		finish_send(thread, kept);
 	end_turn(thread, op);
+	release_thread(task);
 }
 
 static __always_inline void enter_mq_timedsend(const unsigned long *args, enum abi abi)
@@ -339,7 +342,8 @@ static __always_inline void leave_mq_notify(long ret, enum abi abi)
 		return;
 	call = call_of(thread);
 	read_event(call, abi);
-	finish(OP_NOTIFY, thread, task);
+	finish(thread, task);
+	release_thread(task);
 }
 
 static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum abi abi)
@@ -367,5 +371,6 @@ static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 	call = call_of(thread);
 	if (ARGS(open_args, call)->attr_ptr)
 		read_attr_late(call, abi);
-	finish(OP_GETSETATTR, thread, task);
+	finish(thread, task);
+	release_thread(task);
 }

@@ -42,70 +42,104 @@ struct {
 	__uint(max_entries, NOTICES_RING_SIZE);
 } notices SEC(".maps");
 
+/* Where a walk upwards is: a directory, or a control group. */
+struct walk {
+	__u64 at;
+	__u64 mount;
+};
+
+enum step { STEP_UP, STEP_TOP, STEP_NO_ROOM };
+
+/* Adds a name behind the `at` bytes that were read so far; returns how many there are then, 0: there is no room. */
+static __always_inline __u32 add_name(char *names, __u32 size, __u64 at, __u64 name)
+{
+	long len;
+
+	if (at >= size)
+		return 0;
+	/* Where the compiler finds this superfluous, older verifiers (seen on 6.1) do not. */
+	asm volatile("" : "+r"(at));
+	at &= size - 1;
+	len = bpf_probe_read_kernel_str(names + at, NAME_SIZE, (void *)name);
+	return len < 1 ? 0 : at + len;
+}
+
+/* From a directory to the one that it is in, or is mounted on. Global, as add_group(): verified once, not for each turn. */
+__noinline int add_component(struct image *image, struct walk *walk)
+{
+	struct dentry *dentry, *parent;
+	struct mount *mount, *below;
+	__u32 len;
+
+	if (!image || !walk)
+		return STEP_NO_ROOM;
+	dentry = (void *)walk->at;
+	mount = (void *)walk->mount;
+	parent = BPF_CORE_READ(dentry, d_parent);
+	if (dentry == BPF_CORE_READ(mount, mnt.mnt_root) || dentry == parent) {
+		below = BPF_CORE_READ(mount, mnt_parent);
+		walk->at = (__u64)BPF_CORE_READ(mount, mnt_mountpoint);
+		walk->mount = (__u64)below;
+		return below == mount ? STEP_TOP : STEP_UP;
+	}
+	len = add_name(image->path, PATH_SIZE, image->path_len, (__u64)BPF_CORE_READ(dentry, d_name.name));
+	if (!len)
+		return STEP_NO_ROOM;
+	image->path_len = len;
+	walk->at = (__u64)parent;
+	return STEP_UP;
+}
+
+/* From a control group to its parent; the root has no name. */
+__noinline int add_group(struct image *image, struct walk *walk)
+{
+	struct cgroup_subsys_state *parent;
+	struct cgroup *group;
+	__u32 len;
+
+	if (!image || !walk)
+		return STEP_NO_ROOM;
+	group = (void *)walk->at;
+	parent = BPF_CORE_READ(group, self.parent);
+	if (!parent)
+		return STEP_TOP;
+	len = add_name(image->cgroup, CGROUP_SIZE, image->cgroup_len, (__u64)BPF_CORE_READ(group, kn, name));
+	if (!len)
+		return STEP_NO_ROOM;
+	image->cgroup_len = len;
+	walk->at = (__u64)BPF_CORE_READ(parent, cgroup);
+	return STEP_UP;
+}
+
 /* The path as d_path() makes it (fs/d_path.c), without its locks: a rename meanwhile may give a mixture. */
 static __always_inline void read_path(struct image *image, struct file *exe)
 {
-	struct dentry *dentry = BPF_CORE_READ(exe, f_path.dentry);
-	struct vfsmount *vfs = BPF_CORE_READ(exe, f_path.mnt);
-	struct mount *mount = (void *)vfs - bpf_core_field_offset(struct mount, mnt);
-	__u64 at = 0;
-	long len;
+	__u64 mount = (__u64)BPF_CORE_READ(exe, f_path.mnt) - bpf_core_field_offset(struct mount, mnt);
+	struct walk walk = { (__u64)BPF_CORE_READ(exe, f_path.dentry), mount };
+	int step = STEP_UP;
 
-	for (int i = 0; i < PATH_DEPTH; i++) {
-		struct dentry *parent = BPF_CORE_READ(dentry, d_parent);
-
-		if (dentry == BPF_CORE_READ(mount, mnt.mnt_root) || dentry == parent) {
-			struct mount *below = BPF_CORE_READ(mount, mnt_parent);
-
-			if (below == mount) {
-				image->path_len = at;
-				return;
-			}
-			dentry = BPF_CORE_READ(mount, mnt_mountpoint);
-			mount = below;
-			continue;
-		}
-		if (at >= PATH_SIZE)
-			break;
-		/* Where the compiler finds this superfluous, older verifiers (seen on 6.1) do not. */
-		asm volatile("" : "+r"(at));
-		at &= PATH_SIZE - 1;
-		len = bpf_probe_read_kernel_str(image->path + at, NAME_SIZE, BPF_CORE_READ(dentry, d_name.name));
-		if (len < 1)
-			break;
-		at += len;
-		dentry = parent;
-	}
-	image->path_len = at;
-	image->flags |= IMAGE_PATH_CUT;
+	image->path_len = 0;
+	for (int i = 0; i < PATH_DEPTH && step == STEP_UP; i++)
+		step = add_component(image, &walk);
+	if (step != STEP_TOP)
+		image->flags |= IMAGE_PATH_CUT;
 }
 
 static __always_inline void read_cgroup(struct image *image)
 {
-	struct container container = {};
-	struct cgroup *at;
-	__u64 len = 0;
-	long part;
+	/* Where the environment comes later: the stack is deep here. */
+	struct container *container = (void *)image->environ;
+	struct walk walk = {};
+	int step = STEP_UP;
 
-	find_container(&container);
-	at = (void *)container.cgroup;
-	for (int i = 0; i < NESTED; i++) {
-		struct cgroup_subsys_state *parent = BPF_CORE_READ(at, self.parent);
-
-		if (!parent) {
-			image->cgroup_len = len;
-			return;
-		}
-		if (len >= CGROUP_SIZE)
-			break;
-		asm volatile("" : "+r"(len)); /* as above */
-		len &= CGROUP_SIZE - 1;
-		part = bpf_probe_read_kernel_str(image->cgroup + len, NAME_SIZE, BPF_CORE_READ(at, kn, name));
-		if (part < 1)
-			break;
-		len += part;
-		at = BPF_CORE_READ(parent, cgroup);
-	}
+	_Static_assert(sizeof(*container) <= sizeof(image->environ), "no room");
+	find_container(container);
+	walk.at = container->cgroup;
+	image->cgroup_len = 0;
+	for (int i = 0; i < NESTED && step == STEP_UP; i++)
+		step = add_group(image, &walk);
+	if (step == STEP_TOP)
+		return;
 	image->cgroup_len = 0;
 	image->flags |= IMAGE_CGROUP_CUT;
 }

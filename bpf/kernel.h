@@ -105,7 +105,7 @@ struct hlist_head {
 };
 
 struct list_head {
-	struct list_head *next;
+	struct list_head *prev;
 };
 
 typedef struct {

@@ -28,10 +28,13 @@ struct {
 	__type(value, struct message);
 } messages SEC(".maps");
 
+/* Whether msg_insert() is hooked: without it nobody knows since when a message waits. */
+const volatile bool sees_insert;
+
 /* The thread, where it is inside a call of this kind. */
 static __always_inline struct thread *inside(enum op op)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, bpf_get_current_task_btf(), 0, 0);
+	struct thread *thread = thread_of(bpf_get_current_task_btf());
 
 	return thread && thread->in_flight == 1 + op ? thread : 0;
 }
@@ -93,8 +96,10 @@ static __always_inline void at_store_msg(__u64 msg)
 	/* Another queue's: its end went unseen, and this message's beginning too. */
 	if (!message || message->queue_inode != call->queue_inode)
 		return;
-	args->wait_ns = message->inserted_ns ? now - message->inserted_ns : 0;
-	call->flags |= CALL_WAIT;
+	if (sees_insert) {
+		args->wait_ns = message->inserted_ns ? now - message->inserted_ns : 0;
+		call->flags |= CALL_WAIT;
+	}
 	if (max_rate && message->verdict != VERDICT_FILTERED)
 		call->flags |= CALL_DECIDED | (message->verdict == VERDICT_LIMITED ? CALL_LIMITED : 0);
 	if (message->verdict != VERDICT_KEPT)

@@ -191,6 +191,26 @@ int find_file(struct bpf_raw_tracepoint_args *ctx) { return keep_file((void *)ct
 SEC("raw_tracepoint/sched_process_exit")
 int image_on_exit(struct bpf_raw_tracepoint_args *ctx) { end_image((void *)ctx->args[0]); return 0; }
 
+/* Where the table holds the states of threads: one that ends, and one that takes another id as it execs. */
+SEC("?raw_tracepoint/sched_process_exit")
+int state_on_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (void *)ctx->args[0];
+
+	drop_state(task, BPF_CORE_READ(task, pid));
+	return 0;
+}
+
+SEC("?raw_tracepoint/sched_process_exec")
+int state_on_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct task_struct *task = (void *)ctx->args[0];
+
+	if (ctx->args[1] != BPF_CORE_READ(task, pid))
+		drop_state(task, ctx->args[1]);
+	return 0;
+}
+
 SEC("?raw_tracepoint/sched_process_fork")
 int tree_on_fork(struct bpf_raw_tracepoint_args *ctx) { tree_fork((void *)ctx->args[0], (void *)ctx->args[1]); return 0; }
 

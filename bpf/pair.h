@@ -62,17 +62,14 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 }
 
 /* --container; another css_set is what a task gets that is moved to other control groups. */
-static __always_inline bool passes_container(struct slot *slot, struct task_struct *task)
+static __always_inline void look_at_container(struct slot *slot, struct task_struct *task)
 {
 	__u64 groups = (__u64)task->cgroups;
 
-	if (container_mode == RULES_NONE)
-		return true;
-	if (slot->groups != groups) {
-		slot->container_wanted = is_container_wanted();
-		slot->groups = groups;
-	}
-	return slot->container_wanted;
+	if (container_mode == RULES_NONE || slot->groups == groups)
+		return;
+	slot->container_wanted = is_container_wanted();
+	slot->groups = groups;
 }
 
 #ifdef __TARGET_ARCH_arm64
@@ -90,14 +87,22 @@ static __always_inline enum abi abi_of(struct task_struct *task, enum abi abi)
 }
 #endif
 
+/* Entries and exits of mqspan's own calls: it makes one to see whether what is attached sees anything. */
+__u32 own_entries;
+__u32 own_exits;
+
 static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, struct task_struct *task)
 {
 	struct thread *thread;
 	struct call *call;
 
-	if (task->tgid == own_pid || closed)
+	if (task->tgid == own_pid) {
+		__sync_fetch_and_add(&own_entries, 1);
 		return 0;
-	thread = bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	}
+	if (closed)
+		return 0;
+	thread = make_thread(task);
 	if (!thread) {
 		count(COUNT_LOST_STATE);
 		lose_turn(op, task, fd);
@@ -141,11 +146,13 @@ static __always_inline __s64 passed_fd(struct task_struct *task)
 static __always_inline struct thread *leave(enum op op, long ret, struct task_struct *task)
 {
 	__u64 now = bpf_ktime_get_ns();
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
+	struct thread *thread = thread_of(task);
 	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
-		if (task->tgid != own_pid && !closed) {
+		if (task->tgid == own_pid) {
+			__sync_fetch_and_add(&own_exits, 1);
+		} else if (!closed) {
 			count(COUNT_UNPAIRED);
 			/* One that fails passes no message, unless the caller's memory would not take it. */
 			if (ret >= 0 || ret == -EFAULT)
@@ -184,11 +191,11 @@ static __always_inline __u64 name_hash(struct slot *slot)
 }
 
 /* The call has no record, and is counted; where links are inferred, they need it all the same. */
-static __always_inline bool refuse(enum op op, struct call *call, enum counter why)
+static __always_inline bool refuse(struct call *call, enum counter why)
 {
 	count(why);
 	call->flags |= CALL_FILTERED;
-	if (infers_links && (op == OP_SEND || op == OP_RECEIVE) && call->flags & CALL_QUEUE)
+	if (infers_links && is_message(call) && call->flags & CALL_QUEUE)
 		put_call(call);
 	return false;
 }
@@ -202,46 +209,71 @@ static __always_inline void send_image(struct slot *slot)
 		slot->marks_age = age;
 }
 
-/* The call is described: counts it, and sends it if it is wanted; returns whether it has a record. */
-static __always_inline bool finish(enum op op, struct thread *thread, struct task_struct *task)
+/*
+ * The call is described: adds it to its queue's state; returns whether it passes the filters on whose calls. Global, as
+ * record(): verified once, not for each call of the family, which would take longer than all else at the start. The
+ * container and the image are looked at by the programs themselves: the stack is not deep enough for one in the other.
+ */
+__noinline int match(struct thread *thread)
 {
-	struct slot *slot = slot_of(thread);
-	struct call *call = &slot->call;
-	struct queue_state *state = 0;
-	__u64 name = 0;
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct queue_state *state;
+	struct slot *slot;
+	struct call *call;
 	bool matched;
 
+	if (!thread)
+		return false;
+	slot = slot_of(thread);
+	call = &slot->call;
 	if (!(call->flags & CALL_QUEUE))
 		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
-	matched = passes_container(slot, task);
+	matched = container_mode == RULES_NONE || slot->container_wanted;
 	matched = slot->in_tree && is_of_interest(call) && matched;
 	if (aggregates || max_rate) {
-		name = name_hash(slot);
-		if (call->flags & CALL_QUEUE)
-			state = state_of(call, name);
+		thread->name = name_hash(slot);
+		state = call->flags & CALL_QUEUE ? state_of(call, thread->name) : 0;
 		if (state)
 			update_queue(call, state, matched);
 	}
-	if (!matched)
-		return refuse(op, call, COUNT_FILTERED);
+	return matched || refuse(call, COUNT_FILTERED);
+}
+
+/* The call passes the filters on whose calls: counts it, and sends it if it is wanted; returns whether it has a record. */
+__noinline int record(struct thread *thread)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct call *call;
+
+	if (!thread)
+		return false;
+	call = call_of(thread);
 	if (call->ret < 0)
 		explain(call);
-	send_image(slot);
 	if (aggregates_comm)
 		read_comm(call, task);
 	if (aggregates) {
 		call->flags |= CALL_MEASURED;
-		aggregate(call, name);
+		aggregate(call, thread->name);
 	}
 	if (!makes_records)
 		return false;
 	if (!is_wanted(call))
-		return refuse(op, call, COUNT_FILTERED);
-	if (max_rate && is_limited(call, state))
-		return refuse(op, call, COUNT_LIMITED);
+		return refuse(call, COUNT_FILTERED);
+	if (max_rate && is_limited(call, call->flags & CALL_QUEUE ? state_of(call, thread->name) : 0))
+		return refuse(call, COUNT_LIMITED);
 	if (!aggregates_comm)
 		read_comm(call, task);
 	if (!messages_carry_ids)
 		make_ids(thread, call);
 	return send_call(call);
+}
+
+static __always_inline bool finish(struct thread *thread, struct task_struct *task)
+{
+	look_at_container(slot_of(thread), task);
+	if (!match(thread))
+		return false;
+	send_image(slot_of(thread));
+	return record(thread);
 }

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The state of a call in flight is the record itself, built in the storage of the thread that makes the call: a thread
- * is in one call at a time, its storage goes with it, and no other thread can touch it.
+ * is in one call at a time, its storage goes with it, and no other thread can touch it. Where the kernel has no task
+ * storage, or allocates it where that is unsafe (src/kernel/hazards.rs), a preallocated table by thread id stands in.
  */
 #pragma once
 #include "event.h"
+#include "count.h"
 
 /*
  * A record with what stays the same from one call to the next and is not looked up again: who the thread is, and the
@@ -23,6 +25,10 @@ struct slot {
 	struct call call;
 };
 
+/* Places of the table of states, and of the counts of who holds them. */
+#define STATES 8192
+#define STATE_HOLDERS 4096
+
 /* Descriptors side by side take different slots, so that a thread that reads one queue and writes another keeps both. */
 #define SLOTS 2
 
@@ -36,6 +42,8 @@ struct thread {
 	__u64 begun[2];	 /* sends and receives on the queue that had begun when it ended */
 	__u32 turn_place;
 	bool quiet; /* none of them was under way then */
+	__u64 name;	 /* the hash of the name of the call under way */
+	__u64 started_ns; /* of the thread, in the table: ids are used again */
 	struct slot slots[SLOTS];
 };
 
@@ -45,6 +53,89 @@ struct {
 	__type(key, int);
 	__type(value, struct thread);
 } threads SEC(".maps");
+
+/* Whether states are in task storage; else they are in the table. */
+const volatile bool has_task_storage;
+
+/* User space cuts the table to one place where it is not used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, STATES);
+	__type(key, __u32);
+	__type(value, struct thread);
+} thread_states SEC(".maps");
+
+/*
+ * How many states there are, and those of each process, by a hash of its id: above three quarters of all a state is
+ * given up with its call, and no process holds more than a quarter, so that none takes the room of the others. Both may be
+ * a few too many for a moment.
+ */
+__u32 states;
+__u32 states_of[STATE_HOLDERS];
+
+static const struct thread no_call;
+
+static __always_inline __u32 *states_held(struct task_struct *task)
+{
+	return &states_of[(__u32)BPF_CORE_READ(task, tgid) % STATE_HOLDERS];
+}
+
+/* The current thread's state, 0: it has none. */
+static __always_inline struct thread *thread_of(struct task_struct *task)
+{
+	struct thread *thread;
+	__u32 tid;
+
+	if (has_task_storage)
+		return bpf_task_storage_get(&threads, task, 0, 0);
+	tid = task->pid;
+	thread = bpf_map_lookup_elem(&thread_states, &tid);
+	return thread && thread->started_ns == task->start_boottime ? thread : 0;
+}
+
+/* The same, made where there is none; 0: there is no room. */
+static __always_inline struct thread *make_thread(struct task_struct *task)
+{
+	struct thread *thread;
+	__u32 tid, *held;
+
+	if (has_task_storage)
+		return bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	tid = task->pid;
+	thread = bpf_map_lookup_elem(&thread_states, &tid);
+	if (!thread) {
+		held = states_held(task);
+		if (*(volatile __u32 *)held >= STATES / 4 || bpf_map_update_elem(&thread_states, &tid, &no_call, BPF_NOEXIST))
+			return 0;
+		__sync_fetch_and_add(held, 1);
+		__sync_fetch_and_add(&states, 1);
+		thread = bpf_map_lookup_elem(&thread_states, &tid);
+		if (!thread)
+			return 0;
+	} else if (thread->started_ns != task->start_boottime) {
+		/* The end of the thread that had this id went unseen. */
+		thread->in_flight = 0;
+		thread->slots[0].exec_id = thread->slots[1].exec_id = 0;
+		thread->slots[0].queue_ipc_ns = thread->slots[1].queue_ipc_ns = 0;
+	}
+	thread->started_ns = task->start_boottime;
+	return thread;
+}
+
+static __always_inline void drop_state(struct task_struct *task, __u32 tid)
+{
+	if (has_task_storage || bpf_map_delete_elem(&thread_states, &tid))
+		return;
+	__sync_fetch_and_add(states_held(task), -1);
+	__sync_fetch_and_add(&states, -1);
+}
+
+/* A call has ended, and nothing of it is looked at any more. */
+static __always_inline void release_thread(struct task_struct *task)
+{
+	if (!has_task_storage && *(volatile __u32 *)&states > STATES / 4 * 3)
+		drop_state(task, task->pid);
+}
 
 static __always_inline struct slot *slot_of(struct thread *thread)
 {

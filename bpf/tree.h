@@ -29,9 +29,15 @@ static __always_inline void tree_exit(struct task_struct *task)
 
 /*
  * mqspan's own place, and its child that waits to become the command, which has this number in mqspan's pid namespace;
- * 0: there is none. Returns whether the child was found.
+ * 0: there is none. Returns whether the child was found: it is among the last that mqspan got.
  */
-#define OWN_CHILDREN 1024
+#define OWN_CHILDREN 64
+
+/* Global: it is verified once, not for each child. */
+__noinline int local_number_of(__u64 child)
+{
+	return local_number((struct task_struct *)child);
+}
 
 static __always_inline int see_own(__u32 child_number)
 {
@@ -47,17 +53,17 @@ static __always_inline int see_own(__u32 child_number)
 	if (!child_number)
 		return true;
 	first = (void *)leader + bpf_core_field_offset(struct task_struct, children);
-	at = BPF_CORE_READ(first, next);
+	at = BPF_CORE_READ(first, prev);
 	for (int i = 0; i < OWN_CHILDREN && at != first; i++) {
 		struct task_struct *child = (void *)at - bpf_core_field_offset(struct task_struct, sibling);
 
-		if (local_number(child) == child_number) {
+		if ((__u32)local_number_of((__u64)child) == child_number) {
 			__u32 child_pid = BPF_CORE_READ(child, tgid);
 			__u8 member = 1;
 
 			return !bpf_map_update_elem(&tree, &child_pid, &member, BPF_ANY);
 		}
-		at = BPF_CORE_READ(at, next);
+		at = BPF_CORE_READ(at, prev);
 	}
 	return false;
 }

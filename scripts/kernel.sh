@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Other kernels, for tests under qemu:
-#   kernel.sh fetch SERIES             the newest Debian kernel of that series (6.1), into the cache
-#   kernel.sh run SERIES BOOTLINE PROGRAM FILE...
+# Other kernels, for tests under qemu. A KERNEL is a series (6.1), with -rt if it is to be PREEMPT_RT:
+#   kernel.sh fetch KERNEL             the newest Debian kernel of that series, into the cache
+#   kernel.sh run KERNEL BOOTLINE PROGRAM FILE...
 #       boots it and runs PROGRAM there, which is found with the FILEs where they are here; its exit status is PROGRAM's,
 #       99 where the machine stopped without one. MQSPAN_TEST_GUEST=guest::links runs these tests only
 # apt checks the signatures. A kernel with what it needs to boot is an initramfs of busybox: no disk, no network.
@@ -11,11 +11,11 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan/kernels
 arch=amd64
 qemu=(qemu-system-x86_64 -M q35 -cpu max)
 console=ttyS0
-limit=900 # seconds for a boot with its tests
+limit=1800 # seconds for a boot with its tests, on a machine that does other work, too
 
 # Debian's suites that may have a series.
 suites() {
-    case $1 in
+    case ${1%-rt} in
         5.10) echo bullseye-security bullseye ;;
         6.1) echo bookworm-security bookworm ;;
         6.12) echo trixie-security trixie ;;
@@ -45,14 +45,15 @@ apt() {
 }
 
 fetch() {
-    local series=$1 folder=$cache/$1-$arch suite root package binary
+    local series=${1%-rt} flavour=cloud folder=$cache/$1-$arch suite root package binary
+    case $1 in *-rt) flavour=rt ;; esac
     [ -s "$folder/vmlinuz" ] && return 0
     mkdir -p "$folder"
     for suite in $(suites "$series"); do
         root=$folder/apt-$suite
         apt "$root" "$suite" apt-get update >/dev/null || continue
         for package in $(apt "$root" "$suite" apt-cache pkgnames "linux-image-$series" |
-            grep -E "^linux-image-${series//./\\.}([.-].*)?-cloud-$arch\$" | sort -Vr); do
+            grep -E "^linux-image-${series//./\\.}([.-].*)?-$flavour-$arch\$" | sort -Vr); do
             # From 6.19 on the kernel is in a package of another name.
             binary=${package/linux-image/linux-binary}
             apt "$root" "$suite" apt-cache pkgnames "$binary" | grep -x "$binary" >/dev/null || binary=$package
@@ -66,7 +67,7 @@ fetch() {
         done
         rm -rf "$root"
     done
-    echo "kernel.sh: no kernel $series for $arch" >&2
+    echo "kernel.sh: no kernel $1 for $arch" >&2
     return 1
 }
 
@@ -88,17 +89,43 @@ export PATH=/bin HOME=/tmp
 echo UP
 mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys
 mount -t tracefs t /sys/kernel/tracing; mount -t debugfs d /sys/kernel/debug; mount -t cgroup2 c /sys/fs/cgroup
+mount -t securityfs s /sys/kernel/security
 mkdir /dev/mqueue; mount -t mqueue m /dev/mqueue
 ip link set lo up
 # The tests' preamble asks for these; no test in here uses them.
 touch /bin/bash /bin/setpriv /bin/strace /bin/unshare
-$program --ignored --test-threads=1 --nocapture --skip traced ${MQSPAN_TEST_GUEST:-guest::}
-echo "EXIT \$?"
+export MQSPAN_TEST_KINDS="${MQSPAN_TEST_KINDS:-fentry kprobe tracepoint}"
+tests=\$($program --ignored --list --format=terse --skip traced --skip guest::clean ${MQSPAN_TEST_GUEST:-guest::} | sed -n 's/: test\$//p')
+status=0
+dmesg -c >/dev/null
+for test in \$tests; do
+    echo "TEST \$test"
+    verdict=ok
+    $program --ignored --exact --nocapture \$test || verdict=FAILED
+    $program --ignored --exact --nocapture guest::clean::nothing_is_left || verdict=FAILED
+    [ \$verdict = ok ] || status=1
+    echo "VERDICT \$verdict \$(cut -d' ' -f1 /proc/uptime)"
+done
+[ -n "\$tests" ] || status=2
+echo "EXIT \$status"
 poweroff -f
 INIT
     chmod +x "$root/init"
     (cd "$root" && find . -print0 | cpio --null -o -H newc --quiet | gzip -1) >"$out"
     rm -rf "$root"
+}
+
+# results KERNEL <LOG: a line for each test and kind of hooks. Of a test that fails the last kind that was begun is to blame.
+results() {
+    awk -v kernel="$1" -v OFS='\t' '
+        /^TEST / { test = $2; kinds = 0 }
+        /KIND [a-z]+$/ { kind[++kinds] = $NF }
+        /^VERDICT / {
+            if (!kinds) kind[++kinds] = "-"
+            for (i = 1; i <= kinds; i++) print "RESULT", kernel, kind[i], test, i < kinds ? "ok" : $2
+            test = ""
+        }
+        END { if (test) print "RESULT", kernel, kinds ? kind[kinds] : "-", test, "STOPPED" }'
 }
 
 run() {
@@ -117,6 +144,7 @@ run() {
         echo "kernel.sh: Linux $series died before its first program ran: once more" >&2
     done
     status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
+    results "$series $boot_line" <"$work/log" | tee -a "${MQSPAN_TEST_RESULTS:-/dev/null}"
     rm -rf "$work"
     return "${status:-99}"
 }

@@ -1,15 +1,21 @@
 //! `check`: what this host offers, which hooks `run` would use and what they cost, what is missing and how to mend it.
 //! Says it; the looking is [`facts`](crate::kernel::facts)', the judging [`plan`](mod@crate::kernel::plan)'s.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::kernel::configure::Config;
 use crate::kernel::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
-use crate::kernel::plan::{order, plan, refusal};
+use crate::kernel::hooks::{CALLS, not_captured_without};
+use crate::kernel::plan::{order, refusal};
 use crate::kernel::trial;
 use crate::model::error::Error;
-use crate::model::values::{Format, HookKind};
+use crate::model::filter::Filters;
+use crate::model::values::{Format, HookKind, Rate};
 
 /// What is said, in the order of the object that programs read.
 #[derive(Debug, Serialize)]
@@ -24,12 +30,20 @@ struct Report {
     notes: Vec<String>,
     kernel: String,
     preemption: Option<String>,
+    realtime: bool,
+    isolated_cpus: String,
+    lockdown: Option<String>,
+    in_user_namespace: bool,
     message_queues: bool,
     btf: bool,
     capabilities: Vec<&'static str>,
     tracefs: Option<String>,
     syscall_tracepoints: bool,
     attaching: &'static str,
+    /// Functions that are not hooked here, and what is not captured for it.
+    left_out: Vec<LeftOut>,
+    /// Where the state of a call under way is: `task storage` or `table`.
+    call_state: &'static str,
     /// Of maps in the kernel, in bytes.
     map_bytes: Option<u64>,
     /// The most that mqspan itself is resident with, in bytes.
@@ -40,20 +54,53 @@ struct Report {
 const RESIDENT: u64 = 64 << 20;
 
 #[derive(Debug, Serialize)]
+struct LeftOut {
+    function: String,
+    not_captured: &'static str,
+}
+
+#[derive(Debug, Serialize)]
 struct Missing {
     what: String,
     mend: String,
 }
 
+/// What attaching showed.
+#[derive(Debug)]
+struct Attached {
+    kind: HookKind,
+    map_bytes: u64,
+    left_out: BTreeSet<String>,
+}
+
 /// Looks at this host and prints what it offers; returns whether `run` would work.
 pub fn check(format: Format) -> io::Result<bool> {
-    let report = Report::of(&trial::facts(&[]));
+    let mut facts = Facts::gather();
+    let attached = attach(&mut facts);
+    let report = Report::of(&facts, attached);
     let text = match format {
         Format::Text => report.text(),
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
     };
     io::stdout().lock().write_all(text.as_bytes())?;
     Ok(report.runs)
+}
+
+/// Attaches as `run` does.
+fn attach(facts: &mut Facts) -> Result<Attached, Error> {
+    let every_call = Filters { call: CALLS.iter().map(|(call, _)| *call).collect(), ..Filters::default() };
+    let config = Config {
+        filters: &every_call,
+        own_ipc_namespace: 0,
+        tree: None,
+        makes_records: true,
+        aggregates: true,
+        rate: Rate { most: 1, slow: Duration::ZERO },
+    };
+    let (kind, programs) = trial::attach(facts, &[], &config)?;
+    let attached = Attached { kind, map_bytes: programs.map_bytes(), left_out: programs.left_out().clone() };
+    Arc::new(programs).detach();
+    Ok(attached)
 }
 
 /// What a kind of hooks costs, and what it does not see (reference figures: docs/requirements.md).
@@ -69,11 +116,10 @@ fn cost(kind: HookKind) -> Vec<&'static str> {
 }
 
 /// Why other kinds of hooks are not used: those that would come first were refused, or come later as they miss calls.
-fn passed_over(facts: &Facts) -> Vec<String> {
-    let chosen = plan(facts, &[]).ok().map(|plan| plan.kind);
+fn passed_over(facts: &Facts, chosen: Option<HookKind>) -> Vec<String> {
     let before = order(facts, &[]).into_iter().take_while(|kind| chosen.is_some_and(|chosen| chosen != *kind));
-    let mut notes: Vec<String> =
-        before.filter_map(|kind| Some(format!("no {}: {}", kind.name(), refusal(facts, kind)?.message))).collect();
+    let why = |kind: HookKind| Some(format!("no {}: {}", kind.name(), refusal(facts, kind, false)?.message));
+    let mut notes: Vec<String> = before.filter_map(why).collect();
     if let Some(model) = facts.preemption.as_ref().filter(|_| facts.is_preemptible()) {
         let which = if facts.tracepoints_are_preempted { "fentry and tracepoint miss" } else { "fentry misses" };
         notes
@@ -82,36 +128,91 @@ fn passed_over(facts: &Facts) -> Vec<String> {
     notes
 }
 
+/// What of this host a user of mqspan should know, and what to do about it.
+fn about(facts: &Facts, attached: Option<&Attached>) -> Vec<String> {
+    let mut notes = Vec::new();
+    if facts.realtime {
+        notes.push(
+            "PREEMPT_RT: attaching and detaching interrupt each CPU once: start mqspan before the real-time load, and keep \
+             its threads off that load's CPUs by --cpus"
+                .into(),
+        );
+    }
+    if !facts.isolated_cpus.is_empty() {
+        notes.push(format!(
+            "CPUs {} are isolated, or without a tick: mqspan's threads stay off them unless --cpus names them; attaching \
+             and detaching interrupt them once: start mqspan before what they are kept free for",
+            facts.isolated_cpus
+        ));
+    }
+    if attached.is_some() && !facts.uses_task_storage() {
+        notes.push(
+            "task storage is missing or not safe on this kernel: calls under way are kept in a table of 8192 threads, a \
+             quarter of it for one process at most; calls of further threads are lost and counted (stage `state`): a newer \
+             kernel (6.4, for other than PREEMPT_RT 5.13) has no such bound"
+                .into(),
+        );
+    }
+    let counts_runs = attached.is_some_and(|attached| attached.kind != HookKind::Fentry);
+    if facts.hazards.uncounted_skips && counts_runs {
+        notes.push(
+            "this kernel does not count runs that it skips while another BPF program runs on the CPU (Linux before 6.7): \
+             calls may be missing without being counted where other tools trace by BPF; use fentry or a newer kernel where \
+             that matters"
+                .into(),
+        );
+    }
+    let left_out = attached.iter().flat_map(|attached| &attached.left_out);
+    notes.extend(left_out.map(|function| {
+        let lost = not_captured_without(function);
+        format!("{function} can't be hooked on this kernel: {lost}; another kind of --hooks, or kernel, may hook it")
+    }));
+    notes
+}
+
 impl Report {
-    fn of(facts: &Facts) -> Self {
-        let plan = plan(facts, &[]);
+    fn of(facts: &Facts, attached: Result<Attached, Error>) -> Self {
         let has = |number| facts.has(number);
-        let kprobes_refused = facts.trials.iter().any(|(kind, trial)| *kind == HookKind::Kprobe && trial.is_err());
+        let kprobes_refused = facts.refused.iter().any(|(kind, _)| *kind == HookKind::Kprobe);
         let matters = |number| number != DAC_OVERRIDE || kprobes_refused;
         let wanting = |number| !has(number) && matters(number);
         let notes = CAPABILITIES[2..].iter().filter(|(_, number, _)| wanting(*number)).map(|(name, _, why)| {
             format!("without {name}, which {why}, some of that is left out: give it as the others")
         });
+        let (attached, error) = match attached {
+            Ok(attached) => (Some(attached), None),
+            Err(error) => (None, Some(error)),
+        };
+        let kind = attached.as_ref().map(|attached| attached.kind);
+        let left_out = attached.iter().flat_map(|attached| &attached.left_out);
+        let left_out = left_out
+            .map(|function| LeftOut { function: function.clone(), not_captured: not_captured_without(function) });
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            runs: plan.is_ok(),
-            hooks: plan.as_ref().ok().map(|plan| plan.kind.name()),
-            cost: plan.as_ref().map_or(Vec::new(), |plan| cost(plan.kind)),
-            notes: notes.chain(passed_over(facts)).collect(),
-            missing: plan.err().map(missing).into_iter().collect(),
+            runs: attached.is_some(),
+            hooks: kind.map(HookKind::name),
+            cost: kind.map_or(Vec::new(), cost),
+            notes: notes.chain(passed_over(facts, kind)).chain(about(facts, attached.as_ref())).collect(),
+            missing: error.map(missing).into_iter().collect(),
             kernel: facts.kernel.clone(),
             preemption: facts.preemption.clone(),
+            realtime: facts.realtime,
+            isolated_cpus: facts.isolated_cpus.clone(),
+            lockdown: facts.lockdown.clone(),
+            in_user_namespace: facts.in_user_namespace,
             message_queues: facts.has_queues,
             btf: facts.has_btf,
             capabilities: CAPABILITIES.iter().filter(|(_, number, _)| has(*number)).map(|(name, ..)| *name).collect(),
             tracefs: facts.tracefs.as_ref().map(|path| path.display().to_string()),
             syscall_tracepoints: facts.has_tracepoints,
-            attaching: match facts.trials.last() {
-                Some((_, Ok(()))) => "works",
-                Some((_, Err(_))) => "refused",
-                None => "not tried",
+            attaching: match (kind, facts.refused.is_empty()) {
+                (Some(_), _) => "works",
+                (None, false) => "refused",
+                (None, true) => "not tried",
             },
-            map_bytes: facts.map_bytes,
+            left_out: left_out.collect(),
+            call_state: if facts.uses_task_storage() { "task storage" } else { "table" },
+            map_bytes: attached.as_ref().map(|attached| attached.map_bytes),
             resident_bytes: RESIDENT,
         }
     }
@@ -137,6 +238,12 @@ impl Report {
             ("tracefs", self.tracefs.clone().unwrap_or_else(|| "not found".into())),
             ("tracepoints", yes(self.syscall_tracepoints).to_owned()),
             ("preemption", or_none(&self.preemption)),
+            ("real-time", yes(self.realtime).to_owned()),
+            (
+                "isolated CPUs",
+                Some(&self.isolated_cpus).filter(|list| !list.is_empty()).cloned().unwrap_or("none".into()),
+            ),
+            ("lockdown", or_none(&self.lockdown)),
             ("attaching", self.attaching.to_owned()),
             ("memory", self.memory()),
         ] {
@@ -144,6 +251,9 @@ impl Report {
         }
         if let Some(hooks) = self.hooks {
             text += &format!("hooks: {hooks}; {}\n", self.cost.join("; "));
+        }
+        if self.in_user_namespace {
+            text += "note: this is a user namespace: capabilities in it are none of the host's\n";
         }
         for note in &self.notes {
             text += &format!("note: {note}\n");

@@ -23,26 +23,38 @@ fn passes_on(series: &str, boot_line: &str) -> Result<()> {
     Ok(())
 }
 
-/// Prevents the oldest kernel that is supported from being a claim.
-#[test]
-fn linux_6_1() -> Result<()> {
-    passes_on("6.1", "")
+/// A test for each kernel: its series, and what is on its command line.
+macro_rules! kernels {
+    ($($(#[$why:meta])* $test:ident: $kernel:literal, $boot_line:literal;)*) => {
+        $($(#[$why])* #[test] fn $test() -> Result<()> { passes_on($kernel, $boot_line) })*
+    };
 }
 
-/// Prevents calls from being hidden by threads that are preempted in the kernel.
-#[test]
-fn linux_6_1_preempted() -> Result<()> {
-    passes_on("6.1", "preempt=full")
-}
-
-/// Prevents a new kernel from breaking what works on old ones; its threads are preempted lazily.
-#[test]
-fn linux_7_3() -> Result<()> {
-    passes_on("7.3", "")
-}
-
-/// The same, preempted at once.
-#[test]
-fn linux_7_3_preempted() -> Result<()> {
-    passes_on("7.3", "preempt=full")
+kernels! {
+    /// Prevents the oldest kernel that is supported from being a claim.
+    linux_6_1: "6.1", "";
+    /// Prevents calls from being hidden by threads that are preempted in the kernel.
+    linux_6_1_preempted: "6.1", "preempt=full";
+    /// Prevents a real-time kernel from being harmed, and from being told less: its task storage is not safe, and not used.
+    linux_6_1_rt: "6.1-rt", "isolcpus=1";
+    /// Prevents a kernel that is in wide use from being the one that nobody tried.
+    linux_6_12: "6.12", "";
+    /// The same, preempted at once.
+    linux_6_12_preempted: "6.12", "preempt=full";
+    /// Prevents a real-time kernel on which task storage is safe from being harmed, or told less.
+    linux_6_12_rt: "6.12-rt", "";
+    /// Prevents the kernel of `make test` from working there alone, with one kind of hooks.
+    linux_6_18: "6.18", "";
+    /// The same, preempted at once.
+    linux_6_18_preempted: "6.18", "preempt=full";
+    /// Prevents a kernel from breaking what works on those before and after it.
+    linux_7_0: "7.0", "";
+    /// The same, preempted at once.
+    linux_7_0_preempted: "7.0", "preempt=full";
+    /// Prevents a new kernel from breaking what works on old ones; its threads are preempted lazily.
+    linux_7_3: "7.3", "";
+    /// The same, preempted at once.
+    linux_7_3_preempted: "7.3", "preempt=full";
+    /// Prevents the newest real-time kernel from being harmed, or told less.
+    linux_7_3_rt: "7.3-rt", "";
 }

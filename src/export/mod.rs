@@ -45,7 +45,7 @@ use crate::model::values::Signals;
 use crate::model::values::{Output, Signal};
 
 /// Bytes that may wait for a backend, for each signal.
-const OTLP_QUEUE: usize = 8 << 20;
+const OTLP_QUEUE: usize = 4 << 20;
 /// Bytes that may wait for a file.
 const FILE_QUEUE: usize = 4 << 20;
 /// Bytes that may wait for the console.

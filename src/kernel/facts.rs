@@ -1,12 +1,17 @@
-//! What this host offers, found by looking and by trying, never read off version numbers. Changes nothing.
+//! What this host offers, found by looking, never read off version numbers, but for what is unsafe on a kernel and shows
+//! by nothing else ([`hazards`]). Changes nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use libbpf_rs::ProgramType;
+use libbpf_rs::libbpf_sys::BPF_FUNC_task_storage_get;
 use nix::sys::utsname::uname;
 
-use super::hooks::CALLS;
-use super::{btf, programs};
+use super::hazards::{self, Hazards};
+use super::hooks::{self, CALLS};
+use super::{btf, warnings};
 use crate::model::values::HookKind;
 
 /// Where tracefs may be mounted (Documentation/trace/ftrace.rst); libbpf looks in the same places.
@@ -35,6 +40,18 @@ pub struct Facts {
     pub kernel: String,
     /// The model of preemption, where the kernel tells it.
     pub preemption: Option<String>,
+    /// Whether it is PREEMPT_RT, where also what holds a lock or serves an interrupt is preempted.
+    pub realtime: bool,
+    /// CPUs that the scheduler keeps free or without a tick, as lists of the kernel's: `2-3`; empty: none.
+    pub isolated_cpus: String,
+    /// How far the kernel is locked down against root (kernel_lockdown(7)): `none`, `integrity`, `confidentiality`.
+    pub lockdown: Option<String>,
+    /// Whether mqspan is in a user namespace that is not the host's: its capabilities are none of the host's.
+    pub in_user_namespace: bool,
+    /// What of this kernel's BPF is unsafe.
+    pub hazards: Hazards,
+    /// Whether programs that trace may use task storage.
+    pub has_task_storage: bool,
     /// Whether the kernel has POSIX message queues (CONFIG_POSIX_MQUEUE).
     pub has_queues: bool,
     /// Whether the kernel describes its types (CONFIG_DEBUG_INFO_BTF).
@@ -47,26 +64,27 @@ pub struct Facts {
     pub has_tracepoints: bool,
     /// Whether it takes kprobes (CONFIG_KPROBE_EVENTS).
     pub has_kprobes: bool,
+    /// Functions of the kernel that mqspan may hook, by the kernel's types.
+    pub functions: BTreeSet<String>,
     /// Whether the kernel's types name the functions that the calls enter by, so that these can be hooked.
     pub has_functions: bool,
     /// Whether a thread can be preempted inside the tracepoints' programs, and other threads' calls be skipped for it.
     pub tracepoints_are_preempted: bool,
-    /// What came of attaching for a try, up to the first kind of hooks that works; none where something above was
-    /// missing already.
-    pub trials: Vec<(HookKind, Result<(), String>)>,
-    /// What the maps of those that work take in the kernel, in bytes.
-    pub map_bytes: Option<u64>,
+    /// Kinds of hooks that the kernel refused when they were tried, and why.
+    pub refused: Vec<(HookKind, String)>,
 }
 
 /// The function that a 64-bit caller's call enters by, without the call's name.
 const WRAPPER: &str = if cfg!(target_arch = "aarch64") { "__arm64_sys_" } else { "__x64_sys_" };
 /// Runs tracepoints' programs where they may fault and be preempted (kernel/trace/bpf_trace.c), in kernels that do.
 const FAULTABLE: &str = "trace_call_bpf_faultable";
+/// The number of the host's own user namespace (include/linux/proc_ns.h, PROC_USER_INIT_INO).
+const HOST_USER_NAMESPACE: u64 = 0xeffffffd;
 
 impl Facts {
     /// Looks at this host; tries nothing.
     pub fn gather() -> Self {
-        programs::keep_warnings();
+        warnings::keep();
         let uname = uname().ok();
         let word = |text: Option<&std::ffi::OsStr>| text.unwrap_or_default().to_string_lossy().into_owned();
         let tracefs = TRACEFS.iter().map(PathBuf::from).find(|root| root.join("events").is_dir());
@@ -76,30 +94,42 @@ impl Facts {
                 .all(|event| fs::read(root.join("events/syscalls").join(event).join("id")).is_ok())
         };
         let wrappers = CALLS.map(|(_, call)| format!("{WRAPPER}{call}"));
-        let functions = btf::functions(|name| name == FAULTABLE || wrappers.iter().any(|wrapper| wrapper == name));
+        let mut functions = btf::functions(|name| name == FAULTABLE || hooks::may_be_hooked(name));
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+        let (proc_version, release) = (read("/proc/version"), word(uname.as_ref().map(|uname| uname.release())));
+        let realtime = read("/sys/kernel/realtime").trim() == "1" || proc_version.contains("PREEMPT_RT");
+        let version = hazards::release(&release, &proc_version, &read("/proc/version_signature"));
         Self {
-            kernel: format!(
-                "{} {}",
-                word(uname.as_ref().map(|uname| uname.release())),
-                word(uname.as_ref().map(|uname| uname.machine()))
-            ),
+            kernel: format!("{release} {}", word(uname.as_ref().map(|uname| uname.machine()))),
             preemption: preemption(),
+            realtime,
+            isolated_cpus: isolated_cpus(),
+            lockdown: chosen(&read("/sys/kernel/security/lockdown"), ['[', ']']),
+            in_user_namespace: in_user_namespace(),
+            hazards: Hazards::of(realtime, version),
+            // Where it can't be asked, programs can't be loaded either.
+            has_task_storage: ProgramType::Kprobe.is_helper_supported(BPF_FUNC_task_storage_get).unwrap_or(true),
             has_queues: Path::new("/proc/sys/fs/mqueue").is_dir(),
             has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
             capabilities: capabilities(),
             has_tracepoints: tracefs.as_ref().is_some_and(has_event),
             has_kprobes: tracefs.as_ref().is_some_and(|root| root.join("kprobe_events").exists()),
             has_functions: wrappers.iter().all(|wrapper| functions.contains(wrapper)),
-            tracepoints_are_preempted: functions.contains(FAULTABLE),
+            tracepoints_are_preempted: functions.remove(FAULTABLE),
+            functions,
             tracefs,
-            trials: Vec::new(),
-            map_bytes: None,
+            refused: Vec::new(),
         }
     }
 
     /// Whether a thread can be preempted while it is in the kernel. Where it is not known it is assumed.
     pub fn is_preemptible(&self) -> bool {
         !matches!(self.preemption.as_deref(), None | Some("none" | "voluntary"))
+    }
+
+    /// Whether the states of calls under way are in task storage; else they are in a table that is made beforehand.
+    pub fn uses_task_storage(&self) -> bool {
+        self.has_task_storage && !self.hazards.task_storage
     }
 
     /// Whether a capability is effective. CAP_SYS_ADMIN stands for the first two on every kernel.
@@ -120,6 +150,31 @@ fn capabilities() -> u64 {
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
 }
 
+fn in_user_namespace() -> bool {
+    use std::os::linux::fs::MetadataExt;
+    fs::metadata("/proc/self/ns/user").is_ok_and(|file| file.st_ino() != HOST_USER_NAMESPACE)
+}
+
+/// CPUs that the scheduler keeps free or without a tick, `2-3,6`; empty: none.
+pub fn isolated_cpus() -> String {
+    lists(
+        &["isolated", "nohz_full"]
+            .map(|which| fs::read_to_string(Path::new("/sys/devices/system/cpu").join(which)).unwrap_or_default()),
+    )
+}
+
+/// Lists of CPUs, each of which may be empty, `(null)` or the same as another, as one text.
+fn lists(lists: &[String]) -> String {
+    let lists: BTreeSet<&str> =
+        lists.iter().map(|list| list.trim()).filter(|list| !matches!(*list, "" | "(null)")).collect();
+    lists.into_iter().collect::<Vec<_>>().join(",")
+}
+
+/// The word between brackets: of several the kernel marks so the one in force.
+fn chosen(words: &str, brackets: [char; 2]) -> Option<String> {
+    words.split(brackets).nth(1).map(Into::into)
+}
+
 fn preemption() -> Option<String> {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     model(&read("/sys/kernel/debug/sched/preempt"), &read("/proc/cmdline"), &read("/proc/version"))
@@ -129,8 +184,8 @@ fn preemption() -> Option<String> {
 /// mounted what the kernel was booted with, else what it was built with.
 fn model(models: &str, boot_line: &str, version: &str) -> Option<String> {
     const BUILT_TO_CHOOSE: &str = "PREEMPT_DYNAMIC";
-    if let Some(chosen) = models.split(['(', ')']).nth(1) {
-        return Some(chosen.into());
+    if let Some(chosen) = chosen(models, ['(', ')']) {
+        return Some(chosen);
     }
     let built =
         version.split(|c: char| !c.is_ascii_uppercase() && c != '_').find(|word| word.starts_with("PREEMPT"))?;
@@ -141,6 +196,15 @@ fn model(models: &str, boot_line: &str, version: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Prevents isolated CPUs and lockdown from being read wrongly where there are none.
+    #[test]
+    fn what_the_kernel_lists() {
+        let of = |isolated: &str, nohz_full: &str| lists(&[isolated.into(), nohz_full.into()]);
+        assert_eq!([of("\n", "(null)\n"), of("2-3\n", "2-3\n"), of("2\n", "")], ["", "2-3", "2"]);
+        assert_eq!(chosen("none [integrity] confidentiality\n", ['[', ']']).as_deref(), Some("integrity"));
+        assert_eq!(chosen("", ['[', ']']), None);
+    }
 
     /// Prevents a preemptible kernel from being taken for one that is not: hooks would miss calls.
     #[test]

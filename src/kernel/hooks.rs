@@ -25,6 +25,35 @@ const KINDS: [(&str, HookKind, bool); 6] = [
     ("tp_exit_", HookKind::Tracepoint, true),
 ];
 
+/// What the calls do in between, by the function that is hooked, and what is not captured without it.
+const INSIDE: [(&str, &str); 7] = [
+    ("do_mq_open", "whether attr changed while mq_open read it is not seen"),
+    ("wq_sleep", "whether a call waited is taken from its thread's voluntary switches"),
+    ("load_msg", NO_IDENTITY),
+    ("store_msg", NO_IDENTITY),
+    ("free_msg", NO_IDENTITY),
+    ("msg_insert", "how long a message waited is not known, and peaks of queues are those seen at the exits of sends"),
+    ("prctl", "a process context that is published after the process's first calls is found late"),
+];
+const NO_IDENTITY: &str = "receives are not linked to sends, and how long a message waited is not known";
+/// Messages are followed where all of these are hooked.
+pub const IDENTITY: [&str; 3] = ["load_msg", "store_msg", "free_msg"];
+
+/// Whether a function of the kernel is one that programs may hook, by its name.
+pub fn may_be_hooked(function: &str) -> bool {
+    function.contains("sys_mq_") || INSIDE.iter().any(|(inside, _)| is_inside(function, inside))
+}
+
+/// What is not captured where this function, or tracepoint, is not hooked.
+pub fn not_captured_without(target: &str) -> &'static str {
+    INSIDE.iter().find(|(inside, _)| is_inside(target, inside)).map_or("", |(_, lost)| lost)
+}
+
+/// Wrappers of system calls have a prefix.
+fn is_inside(target: &str, inside: &str) -> bool {
+    target == inside || inside == "prctl" && target.ends_with("_prctl")
+}
+
 /// What a program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

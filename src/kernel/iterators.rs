@@ -14,7 +14,8 @@ use libbpf_rs::{Iter, Link, OpenObject};
 use super::decode::{Malformed, head, op_of};
 use super::live_skel::types::{holder, live_queue, waiter};
 use super::live_skel::{LiveSkel, LiveSkelBuilder};
-use super::programs::{Programs, keep_warnings};
+use super::programs::Programs;
+use super::warnings;
 use crate::model::call::{ImageKey, QueueKey, unpadded};
 use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Waiter};
 use crate::model::text::utf8;
@@ -41,7 +42,7 @@ impl fmt::Debug for Iterators {
 impl Iterators {
     /// Loads them; an error where the kernel has none (before Linux 5.15) or refuses them.
     pub fn open(programs: &Arc<Programs>) -> libbpf_rs::Result<Self> {
-        keep_warnings();
+        warnings::keep();
         // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
         let mut open = LiveSkelBuilder::default().open(storage)?;

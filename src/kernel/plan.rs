@@ -35,7 +35,7 @@ pub struct Plan {
 pub fn plan(facts: &Facts, asked: &[HookKind]) -> Result<Plan, Error> {
     let mut refusals = Vec::new();
     for kind in order(facts, asked) {
-        match refusal(facts, kind) {
+        match refusal(facts, kind, asked.contains(&kind)) {
             None => return Ok(Plan { kind }),
             Some(error) => refusals.push((kind, error)),
         }
@@ -50,8 +50,8 @@ pub fn plan(facts: &Facts, asked: &[HookKind]) -> Result<Plan, Error> {
     }
 }
 
-/// Why a kind can't be used here.
-pub fn refusal(facts: &Facts, kind: HookKind) -> Option<Error> {
+/// Why a kind can't be used here; one that was asked for by its name is used also where that is not safe.
+pub fn refusal(facts: &Facts, kind: HookKind, by_name: bool) -> Option<Error> {
     let error = |message: &str, hint: &str| Some(Error::cannot_run(message, hint));
     if !facts.has_queues {
         return error("this kernel has no POSIX message queues", "boot a kernel built with CONFIG_POSIX_MQUEUE=y");
@@ -62,6 +62,18 @@ pub fn refusal(facts: &Facts, kind: HookKind) -> Option<Error> {
         return error(
             &format!("not allowed to load and attach programs: {} missing", missing.join(" and ")),
             "run as root, or give the capabilities (setcap, systemd's AmbientCapabilities=, the container's securityContext)",
+        );
+    }
+    if facts.lockdown.as_deref() == Some("confidentiality") {
+        return error(
+            "the kernel is locked down (confidentiality): it lets no program read its memory",
+            "boot with lockdown=integrity, which refuses nothing that mqspan needs",
+        );
+    }
+    if facts.hazards.ring && !by_name {
+        return error(
+            "PREEMPT_RT before 6.1.115, 6.11.6 and 6.12: the kernel's ring buffer may sleep where it must not",
+            "update the kernel; --hooks with the name of a kind uses it all the same",
         );
     }
     if !facts.has_btf {
@@ -93,23 +105,37 @@ pub fn refusal(facts: &Facts, kind: HookKind) -> Option<Error> {
             );
         }
     }
-    match facts.trials.iter().find(|(tried, _)| *tried == kind) {
-        Some((_, Err(why))) => error(
-            &format!("the kernel refused the programs: {why}"),
-            "a security module, seccomp or kernel.perf_event_paranoid may forbid it; mqspan check --format json tells the facts",
-        ),
-        _ => None,
-    }
+    let (_, why) = facts.refused.iter().find(|(refused, _)| *refused == kind)?;
+    let hint = match facts.in_user_namespace {
+        true => {
+            "mqspan is in a user namespace, where capabilities are none of the host's: start it in the host's \
+             (podman run --userns=host; docker without userns-remap; Kubernetes: hostUsers: true)"
+        }
+        false => {
+            "a security module, seccomp or kernel.perf_event_paranoid may forbid it; mqspan check --format json tells the facts"
+        }
+    };
+    error(&format!("the kernel refused the programs: {why}"), hint)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::kernel::hazards::Hazards;
 
     fn facts() -> Facts {
         Facts {
             kernel: "6.18 x86_64".into(),
             preemption: None,
+            realtime: false,
+            isolated_cpus: String::new(),
+            lockdown: None,
+            in_user_namespace: false,
+            hazards: Hazards::default(),
+            has_task_storage: true,
+            functions: BTreeSet::new(),
             has_queues: true,
             has_btf: true,
             capabilities: 1 << 21,
@@ -118,15 +144,14 @@ mod tests {
             has_kprobes: true,
             has_functions: true,
             tracepoints_are_preempted: false,
-            trials: Vec::new(),
-            map_bytes: None,
+            refused: Vec::new(),
         }
     }
 
     const ALL: [HookKind; 3] = [HookKind::Fentry, HookKind::Kprobe, HookKind::Tracepoint];
 
-    fn refused(kinds: &[HookKind]) -> Vec<(HookKind, Result<(), String>)> {
-        kinds.iter().map(|kind| (*kind, Err("EPERM".into()))).collect()
+    fn refused(kinds: &[HookKind]) -> Vec<(HookKind, String)> {
+        kinds.iter().map(|kind| (*kind, "EPERM".into())).collect()
     }
 
     fn message(facts: &Facts, asked: &[HookKind]) -> String {
@@ -144,11 +169,24 @@ mod tests {
         let no_functions = Facts { has_functions: false, ..facts() };
         assert!(message(&Facts { tracefs: None, ..no_functions.clone() }, &[]).contains("mount -t tracefs"));
         assert!(message(&Facts { has_tracepoints: false, ..no_functions }, &[]).contains("CONFIG_FTRACE_SYSCALLS"));
-        assert!(message(&Facts { trials: refused(&ALL), ..facts() }, &[]).contains("refused the programs: EPERM"));
+        assert!(message(&Facts { refused: refused(&ALL), ..facts() }, &[]).contains("refused the programs: EPERM"));
+        let in_namespace = Facts { refused: refused(&ALL), in_user_namespace: true, ..facts() };
+        assert!(message(&in_namespace, &[]).contains("user namespace"));
+        let locked = |level: &str| Facts { lockdown: Some(level.into()), ..facts() };
+        assert!(message(&locked("confidentiality"), &[]).contains("lockdown=integrity"));
+        assert!(plan(&locked("integrity"), &[]).is_ok());
         let kprobe = [HookKind::Kprobe];
         assert!(message(&Facts { has_kprobes: false, ..facts() }, &kprobe).contains("CONFIG_KPROBE_EVENTS"));
-        assert!(message(&Facts { trials: refused(&kprobe), ..facts() }, &kprobe).contains("refused the programs"));
+        assert!(message(&Facts { refused: refused(&kprobe), ..facts() }, &kprobe).contains("refused the programs"));
         assert!(message(&facts(), &[HookKind::Fsession]).contains("--hooks"));
+    }
+
+    /// Prevents what may hang the kernel from being used unless it is asked for by its name.
+    #[test]
+    fn what_is_unsafe() {
+        let unsafe_ring = Facts { hazards: Hazards { ring: true, ..Hazards::default() }, ..facts() };
+        assert!(message(&unsafe_ring, &[]).contains("ring buffer"));
+        assert_eq!(plan(&unsafe_ring, &[HookKind::Kprobe]), Ok(Plan { kind: HookKind::Kprobe }));
     }
 
     /// Prevents hooks that miss calls here from being preferred, and one refusal from ending all.
@@ -159,7 +197,7 @@ mod tests {
             tracepoints_are_preempted,
             ..facts()
         };
-        let without = |kinds: &[HookKind], facts: Facts| Facts { trials: refused(kinds), ..facts };
+        let without = |kinds: &[HookKind], facts: Facts| Facts { refused: refused(kinds), ..facts };
         use HookKind::{Fentry, Kprobe, Tracepoint};
         for (facts, asked, expected) in [
             (facts(), &[][..], Fentry),

@@ -19,15 +19,15 @@ pub const GROUP: &str = "mqspan";
 const MAXACTIVE: u32 = 4096;
 
 /// Two mqspans must not remove each other's events between making and attaching them: waits so often, so long.
-const LOCK_TRIES: u32 = 100;
+const LOCK_TRIES: u32 = 600;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// The events of this process; they go with it.
 #[derive(Debug)]
 pub struct Probes {
     tracefs: PathBuf,
-    /// The process's number as the kernel has it: that of no other mqspan in any container.
-    pid: u32,
+    /// Drawn at random: that of no other mqspan in any container.
+    number: u32,
     events: Vec<String>,
     /// Held until all events are attached.
     lock: Option<Flock<File>>,
@@ -35,8 +35,8 @@ pub struct Probes {
 
 impl Probes {
     /// None yet. Those that nobody uses are removed: their process was killed.
-    pub fn new(tracefs: &Path, pid: u32) -> io::Result<Self> {
-        let mut probes = Self { tracefs: tracefs.into(), pid, events: Vec::new(), lock: None };
+    pub fn new(tracefs: &Path) -> io::Result<Self> {
+        let mut probes = Self { tracefs: tracefs.into(), number: rand::random(), events: Vec::new(), lock: None };
         probes.lock = Some(lock(&probes.file())?);
         for event in fs::read_to_string(probes.file())?.lines().filter_map(event_of) {
             // The kernel refuses it for those that are in use.
@@ -45,13 +45,25 @@ impl Probes {
         Ok(probes)
     }
 
-    /// Makes the event of a hook; returns its name in the group.
-    pub fn add(&mut self, hook: &Hook) -> io::Result<String> {
-        let event = name(self.pid, hook);
+    /// Makes the event of a hook. A name that a module has, too, is refused: the kernel's own function goes by its address.
+    pub fn add(&mut self, hook: &Hook) -> io::Result<()> {
+        let event = self.event(hook);
         let what = if hook.returns { format!("r{MAXACTIVE}") } else { "p".into() };
-        self.write(&format!("{what}:{GROUP}/{event} {}", hook.target))?;
-        self.events.push(event.clone());
-        Ok(event)
+        let make = |at: &str| self.write(&format!("{what}:{GROUP}/{event} {at}"));
+        match make(&hook.target) {
+            Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
+                let symbols = fs::read_to_string("/proc/kallsyms")?;
+                make(&format!("0x{}", address(&symbols, &hook.target).ok_or(error)?))?;
+            }
+            made => made?,
+        }
+        self.events.push(event);
+        Ok(())
+    }
+
+    /// The name of a hook's event in the group.
+    pub fn event(&self, hook: &Hook) -> String {
+        name(self.number, hook)
     }
 
     /// All events are in use now.
@@ -70,7 +82,7 @@ impl Probes {
 
     /// How often the hook's probe was skipped.
     pub fn missed(&self, profile: &str, hook: &Hook) -> u64 {
-        missed(profile, &name(self.pid, hook))
+        missed(profile, &self.event(hook))
     }
 
     /// The file of events, and the lines that remove these, once they are not in use any more.
@@ -93,13 +105,27 @@ fn lock(file: &Path) -> io::Result<Flock<File>> {
         }
         thread::sleep(LOCK_PAUSE);
     }
-    Err(io::Error::other("another mqspan has been attaching its kprobes for five seconds"))
+    Err(io::Error::other("another mqspan has been attaching its kprobes for thirty seconds"))
 }
 
 /// The profile shows events without their group: the name alone says whose it is.
-fn name(pid: u32, hook: &Hook) -> String {
+fn name(number: u32, hook: &Hook) -> String {
     let side = if hook.returns { "exit" } else { "entry" };
-    format!("p{pid}_{side}_{}", hook.target)
+    format!("p{number}_{side}_{}", hook.target)
+}
+
+/// Where the kernel's own function of this name is, in hex; None where there are several, or no addresses are
+/// shown. A line has address, type, name, and of a module's the module.
+fn address<'a>(symbols: &'a str, function: &str) -> Option<&'a str> {
+    let own = symbols.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (address, _, name) = (words.next()?, words.next()?, words.next()?);
+        (name == function && words.next().is_none()).then_some(address)
+    });
+    match own.collect::<Vec<_>>()[..] {
+        [only] if only.bytes().any(|digit| digit != b'0') => Some(only),
+        _ => None,
+    }
 }
 
 /// The line that removes an event.
@@ -132,6 +158,18 @@ impl Drop for Probes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Prevents a module's function from being hooked in the kernel's place.
+    #[test]
+    fn a_name_that_exists_twice() {
+        let symbols = "ffffffff81000010 T free_msg\nffffffffc0000010 t free_msg\t[mpi]\nffffffff81000020 t twice\n\
+                       ffffffff81000030 t twice\n0000000000000000 T hidden\n";
+        let of = |function| address(symbols, function);
+        assert_eq!(
+            [of("free_msg"), of("twice"), of("hidden"), of("none")],
+            [Some("ffffffff81000010"), None, None, None]
+        );
+    }
 
     /// Prevents misses from going uncounted, and events of other tools from being removed.
     #[test]

@@ -5,59 +5,29 @@ use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
-use libbpf_rs::{
-    Link, MapCore, MapFlags, MapMut, OpenObject, PrintLevel, ProgramInput, ProgramMut, TracepointCategory, set_print,
-};
+use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, ProgramInput, ProgramMut, TracepointCategory};
 
+use super::configure::{self, Config};
+use super::facts::Facts;
 use super::hooks::{Hook, Place};
-use super::obi;
 use super::probes::{self, Probes};
 use super::ring::Ring;
-use super::skel::types::{counter, image_key, rule};
-use super::skel::{self, MqspanSkel, MqspanSkelBuilder, OpenMqspanSkel};
-use super::{btf, containers, detach};
+use super::selection::Selection;
+use super::skel::types::{counter, image_key};
+use super::skel::{self, MqspanSkel, MqspanSkelBuilder};
+use super::warnings::{self, explained};
+use super::{containers, detach, obi, own_call};
 use crate::capability;
-use crate::model::buckets::{duration_bounds, size_bounds};
 use crate::model::call::{ImageKey, QueueKey};
 use crate::model::counts::Counts;
-use crate::model::filter::Filters;
+use crate::model::filter::{Filters, Pick};
 use crate::model::reading::QueueState;
-use crate::model::values::Rate;
 use crate::model::values::{HookKind, Namespace, Op};
-
-/// What the kernel side is told before it is loaded.
-#[derive(Debug)]
-pub struct Config<'a> {
-    /// The kind of hooks.
-    pub kind: HookKind,
-    /// Where tracefs is mounted.
-    pub tracefs: Option<&'a Path>,
-    /// The filters; those on numbers are applied by the kernel side.
-    pub filters: &'a Filters,
-    /// The number of mqspan's own ipc namespace.
-    pub own_ipc_namespace: u32,
-    /// The process that waits to become the traced command, a child of this one: only it and its descendants are traced.
-    pub tree: Option<u32>,
-    /// Whether calls become records; without them there are metrics alone.
-    pub makes_records: bool,
-    /// Whether calls are aggregated for metrics.
-    pub aggregates: bool,
-    /// How many calls become records.
-    pub rate: Rate,
-}
-
-/// The function in which a call waits for room or for a message.
-const SLEEP: &str = "wq_sleep";
-/// enum rules_mode of bpf/filter.h.
-const ONLY_LISTED: u8 = 1;
-const ALL_BUT_EXCLUDED: u8 = 2;
 
 /// The programs, attached.
 pub struct Programs {
@@ -66,75 +36,106 @@ pub struct Programs {
     links: Vec<Link>,
     // After the links: an event that is in use can't be removed.
     probes: Option<Probes>,
+    left_out: BTreeSet<String>,
 }
 
-/// libbpf's warnings since the last look: the last of them says why something failed.
-static WARNINGS: Mutex<String> = Mutex::new(String::new());
+/// How often mqspan makes a call of its own until it is seen.
+const OWN_CALLS: u32 = 3;
 
-fn keep_warning(level: PrintLevel, text: String) {
-    if level == PrintLevel::Warn {
-        let mut kept = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.push_str(&end_of(&text));
-        kept.push(' ');
+/// Why the programs are not attached.
+struct Refusal {
+    /// The hook that is refused, where it is one of them alone.
+    hook: Option<Hook>,
+    why: String,
+}
+
+impl Refusal {
+    /// Of all of them, but for one that libbpf names.
+    fn of(error: &libbpf_rs::Error, all: &[(String, Hook)]) -> Self {
+        let program = warnings::program();
+        let hook = all.iter().find(|(name, _)| Some(name) == program.as_ref()).map(|(_, hook)| hook.clone());
+        Self { hook, why: explained(error) }
     }
-}
 
-/// The verifier's log may be long: its last lines before the statistics say why.
-fn end_of(text: &str) -> String {
-    let is_framed = |line: &&str| line.starts_with("processed ") || line.starts_with("-- END");
-    let mut lines: Vec<&str> = text.lines().rev().filter(|line| !is_framed(line)).take(3).collect();
-    lines.reverse();
-    lines.join(" ").chars().take(300).collect()
-}
-
-/// From now on libbpf's warnings are kept, not printed.
-pub fn keep_warnings() {
-    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    set_print(Some((PrintLevel::Warn, keep_warning)));
-}
-
-/// The error with what libbpf had to say, in one line.
-fn explained(error: &libbpf_rs::Error) -> String {
-    let said = std::mem::take(&mut *WARNINGS.lock().unwrap_or_else(PoisonError::into_inner));
-    let said: String = said.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(600).collect();
-    match said.is_empty() {
-        true => error.to_string(),
-        false => format!("{error} ({said})"),
+    fn of_hook(error: &libbpf_rs::Error, hook: &Hook) -> Self {
+        Self { hook: Some(hook.clone()), why: explained(error) }
     }
-}
 
-/// Attaches for a try and detaches again: some kernels load what they can't attach. Returns how many bytes the maps take
-/// in the kernel.
-pub fn try_attach(kind: HookKind, tracefs: Option<&Path>) -> Result<u64, String> {
-    // One call shows whether the kind works, and is loaded in a sixth of the time of all.
-    let none = Filters { call: [Op::MqOpen].into(), ..Filters::default() };
-    let config = Config {
-        kind,
-        tracefs,
-        filters: &none,
-        own_ipc_namespace: 0,
-        tree: None,
-        makes_records: true,
-        aggregates: true,
-        rate: Rate { most: 1, slow: Duration::ZERO },
-    };
-    Programs::attach(&config).map(|programs| programs.map_bytes())
+    /// Of all of them.
+    fn of_all(error: &libbpf_rs::Error) -> Self {
+        Self { hook: None, why: explained(error) }
+    }
 }
 
 impl Programs {
-    /// Loads and attaches. Calls whose entry comes after the return are seen.
-    pub fn attach(config: &Config<'_>) -> Result<Self, String> {
-        keep_warnings();
+    /// Loads and attaches. Calls whose entry comes after the return are seen. A hook that only adds to calls is left out
+    /// where the kernel refuses it.
+    pub fn attach(kind: HookKind, facts: &Facts, config: &Config<'_>) -> Result<Self, String> {
+        let mut refused = BTreeSet::new();
+        loop {
+            match Self::attach_without(kind, facts, config, &refused) {
+                Ok(programs) => return Ok(programs),
+                Err(Refusal { hook: Some(hook), .. })
+                    if hook.place == Place::Inside && refused.insert(hook.target.clone()) => {}
+                Err(refusal) => return Err(refusal.why),
+            }
+        }
+    }
+
+    fn attach_without(
+        kind: HookKind,
+        facts: &Facts,
+        config: &Config<'_>,
+        refused: &BTreeSet<String>,
+    ) -> Result<Self, Refusal> {
+        warnings::keep();
         // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
-        let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| explained(&error))?;
-        configure(&mut open, config);
+        let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| Refusal::of_all(&error))?;
+        let programs = open.open_object().progs();
+        let hooks = programs.filter_map(|program| {
+            Some((program.name().to_str()?.to_owned(), hook_of(program.name(), program.section())?))
+        });
+        let all: Vec<(String, Hook)> = hooks.collect();
+        let selection = Selection::of(&all, kind, &config.filters.call, &facts.functions, refused);
+        // Made first: the kernel refuses some functions here, and the programs are to know which.
+        let mut probes = None;
+        if let Some(tracefs) = facts.tracefs.as_deref().filter(|_| kind == HookKind::Kprobe) {
+            let made = probes.insert(Probes::new(tracefs).map_err(|error| Refusal::of_all(&error.into()))?);
+            for (_, hook) in all.iter().filter(|(program, _)| selection.programs.contains(program)) {
+                made.add(hook).map_err(|error| Refusal::of_hook(&error.into(), hook))?;
+            }
+        }
+        configure::configure(&mut open, facts, config, &selection).map_err(|error| Refusal::of_all(&error))?;
         obi::share(&mut open);
-        let skel = open.load().map_err(|error| explained(&error))?;
-        let mut programs = Self { skel, links: Vec::new(), probes: None };
-        programs.see_self(config.tree)?;
-        programs.fill_maps(config).and_then(|()| programs.attach_all(config)).map_err(|error| explained(&error))?;
-        Ok(programs)
+        let skel = open.load().map_err(|error| Refusal::of(&error, &all))?;
+        let mut programs = Self { skel, links: Vec::new(), probes, left_out: selection.left_out };
+        programs.see_self(config.tree).map_err(|why| Refusal { hook: None, why })?;
+        configure::fill(&programs.skel.maps, config).map_err(|error| Refusal::of_all(&error))?;
+        programs.attach_all(facts, config)?;
+        match config.filters.call.iter().all(|call| programs.sees(*call)) {
+            true => Ok(programs),
+            false => Err(Refusal { hook: None, why: own_call::UNSEEN.into() }),
+        }
+    }
+
+    /// Whether entry and exit of a call are seen.
+    fn sees(&self, call: Op) -> bool {
+        let [entries, exits] =
+            [self.variable(|bss| &raw const bss.own_entries), self.variable(|bss| &raw const bss.own_exits)];
+        let seen = || [entries.load(Ordering::Relaxed), exits.load(Ordering::Relaxed)];
+        // One may be skipped for another program that was preempted on this CPU.
+        (0..OWN_CALLS).any(|_| {
+            let [entries_before, exits_before] = seen();
+            let came_so_far = own_call::make(call);
+            let [entries, exits] = seen();
+            !came_so_far || entries != entries_before && exits != exits_before
+        })
+    }
+
+    /// The functions that are not hooked here, and what they would show is not captured.
+    pub fn left_out(&self) -> &BTreeSet<String> {
+        &self.left_out
     }
 
     /// Has the kernel side see which process this is, and which of its children is the command to be.
@@ -219,63 +220,55 @@ impl Programs {
     }
 
     /// What the maps take in the kernel, in bytes.
-    fn map_bytes(&self) -> u64 {
+    pub fn map_bytes(&self) -> u64 {
         self.skel.object().maps().map(|map| memlock(map.as_fd())).sum()
     }
 
-    fn fill_maps(&self, config: &Config<'_>) -> libbpf_rs::Result<()> {
-        let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
-        let maps = &self.skel.maps;
-        containers::put(&maps.container_rules, container.picks())?;
-        for pick in pid.picks() {
-            put_rule(&maps.pid_rules, pick.value, pick.exclude)?;
-        }
-        for pick in uid.picks() {
-            put_rule(&maps.uid_rules, pick.value, pick.exclude)?;
-        }
-        for pick in ipc_namespace.picks() {
-            match pick.value {
-                Namespace::All => {}
-                Namespace::Own => put_rule(&maps.ipc_rules, config.own_ipc_namespace, pick.exclude)?,
-                Namespace::Number(number) => put_rule(&maps.ipc_rules, number, pick.exclude)?,
-            }
-        }
-        Ok(())
-    }
-
     /// The entries last: an exit without an entry is told from a call that began before.
-    fn attach_all(&mut self, config: &Config<'_>) -> libbpf_rs::Result<()> {
+    fn attach_all(&mut self, facts: &Facts, config: &Config<'_>) -> Result<(), Refusal> {
         let progs = &self.skel.progs;
-        let mut others = vec![progs.image_on_exit.attach()?];
+        let mut lifecycle = vec![&progs.image_on_exit];
         if config.tree.is_some() {
-            others.push(progs.tree_on_fork.attach()?);
-            others.push(progs.tree_on_exit.attach()?);
+            lifecycle.extend([&progs.tree_on_fork, &progs.tree_on_exit]);
         }
-        let own_pid = self.variable(|bss| &raw const bss.own_pid).load(Ordering::Relaxed);
-        let tracefs = config.tracefs.filter(|_| config.kind == HookKind::Kprobe);
-        let mut probes = tracefs.map(|tracefs| Probes::new(tracefs, own_pid)).transpose()?;
+        if !facts.uses_task_storage() {
+            lifecycle.extend([&progs.state_on_exit, &progs.state_on_exec]);
+        }
+        let others: libbpf_rs::Result<Vec<Link>> = lifecycle.into_iter().map(|program| program.attach()).collect();
+        let mut others = others.map_err(|error| Refusal::of_all(&error))?;
         let (mut entries, mut rest) = (Vec::new(), Vec::new());
         let is_entry = |hook: &Hook| matches!(hook.place, Place::Entry(_));
-        for wanted in [false, true] {
-            for (hook, program) in self.hooks().filter(|(hook, _)| is_entry(hook) == wanted) {
-                let link = match &mut probes {
-                    Some(probes) => {
-                        let event = probes.add(&hook).map_err(libbpf_rs::Error::from)?;
-                        program.attach_tracepoint(TracepointCategory::Custom(probes::GROUP.into()), event)?
-                    }
-                    None => program.attach()?,
-                };
-                (if wanted { &mut entries } else { &mut rest }).push(link);
+        // One call's hooks come first: what is attached and silent is found out before all are to be detached again, which
+        // takes the kernel long.
+        let first = config.filters.call.first().copied();
+        let is_first = |hook: &Hook| matches!(hook.place, Place::Entry(op) | Place::Exit(op) if Some(op) == first);
+        for (of_first, of_entries) in [(true, false), (true, true), (false, false), (false, true)] {
+            let wanted = |hook: &Hook| is_first(hook) == of_first && is_entry(hook) == of_entries;
+            for (hook, program) in self.hooks().filter(|(hook, _)| wanted(hook)) {
+                let link = self.attach_hook(&hook, &program).map_err(|error| Refusal::of_hook(&error, &hook))?;
+                (if of_entries { &mut entries } else { &mut rest }).push(link);
+            }
+            if (of_first, of_entries) == (true, true) && !first.is_none_or(|call| self.sees(call)) {
+                return Err(Refusal { hook: None, why: own_call::UNSEEN.into() });
             }
         }
-        if let Some(probes) = &mut probes {
+        if let Some(probes) = &mut self.probes {
             probes.attached();
         }
         self.links = entries;
         self.links.append(&mut rest);
         self.links.append(&mut others);
-        self.probes = probes;
         Ok(())
+    }
+
+    fn attach_hook(&self, hook: &Hook, program: &ProgramMut<'_>) -> libbpf_rs::Result<Link> {
+        match &self.probes {
+            Some(probes) => {
+                let category = TracepointCategory::Custom(probes::GROUP.into());
+                program.attach_tracepoint(category, probes.event(hook))
+            }
+            None => program.attach(),
+        }
     }
 
     /// The loaded programs that hook calls.
@@ -367,7 +360,7 @@ impl Programs {
     /// Which values of the filters on numbers no call has matched: `--pid 7`.
     pub fn unmatched(&self, filters: &Filters, own_ipc_namespace: u32) -> Vec<String> {
         let maps = &self.skel.maps;
-        let numbers = |option: &str, map: &MapMut<'_>, picks: &[crate::model::filter::Pick<u32>]| -> Vec<String> {
+        let numbers = |option: &str, map: &MapMut<'_>, picks: &[Pick<u32>]| -> Vec<String> {
             let missed = picks.iter().filter(|pick| !pick.exclude && !was_hit(map, pick.value));
             missed.map(|pick| format!("{option} {pick}")).collect()
         };
@@ -396,70 +389,6 @@ fn open_ring(map: &MapMut<'_>) -> io::Result<Ring> {
 /// Stands for a variable that is not there.
 static NOWHERE: AtomicU32 = AtomicU32::new(0);
 
-fn configure(open: &mut OpenMqspanSkel<'_>, config: &Config<'_>) {
-    let hooks = open.open_object().progs().filter_map(|program| hook_of(program.name(), program.section()));
-    let targets: BTreeSet<String> = hooks.map(|hook| hook.target).collect();
-    // A kernel without 32-bit callers has no functions for them, and small functions may be inlined.
-    let functions = match config.kind {
-        HookKind::Tracepoint => targets,
-        _ => btf::functions(|name| targets.contains(name)),
-    };
-    for mut program in open.open_object_mut().progs_mut() {
-        let used = hook_of(program.name(), program.section())
-            .is_some_and(|hook| hook.is_used(config.kind, &config.filters.call) && functions.contains(&hook.target));
-        program.set_autoload(used);
-    }
-    open.progs.see_self.set_autoload(true);
-    open.progs.see_queue.set_autoload(config.aggregates);
-    open.progs.find_queue.set_autoload(config.aggregates);
-    open.progs.find_file.set_autoload(config.aggregates);
-    open.progs.image_on_exit.set_autoload(true);
-    open.progs.tree_on_fork.set_autoload(config.tree.is_some());
-    open.progs.tree_on_exit.set_autoload(config.tree.is_some());
-    let Filters { pid, uid, container, ipc_namespace, .. } = config.filters;
-    if let Some(rodata) = &mut open.maps.rodata_data {
-        rodata.pid_mode = mode(pid.picks().iter().map(|pick| pick.exclude));
-        rodata.uid_mode = mode(uid.picks().iter().map(|pick| pick.exclude));
-        rodata.container_mode = mode(container.picks().iter().map(|pick| pick.exclude));
-        let all = ipc_namespace.picks().iter().any(|pick| pick.value == Namespace::All);
-        let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
-        // `all` with an exclusion is the exclusion alone.
-        rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
-        rodata.messages_carry_ids = config.kind != HookKind::Tracepoint;
-        rodata.sees_sleep = config.kind != HookKind::Tracepoint && functions.contains(SLEEP);
-        let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
-        rodata.infers_links = config.makes_records && config.kind == HookKind::Tracepoint && both_sides;
-        rodata.only_tree = config.tree.is_some();
-        rodata.makes_records = config.makes_records;
-        rodata.aggregates = config.aggregates;
-        rodata.max_rate = config.rate.most;
-        rodata.slow_ns = config.rate.slow.as_nanos().try_into().unwrap_or(u64::MAX);
-        rodata.aggregates_comm = !config.filters.comm.picks().is_empty();
-        rodata.duration_bounds = duration_bounds();
-        rodata.size_bounds = size_bounds();
-        rodata.name_seed = rand::random();
-        rodata.only_failed = config.filters.failed;
-        let least = config.filters.min_duration.unwrap_or_default().as_nanos();
-        rodata.min_duration_ns = least.try_into().unwrap_or(u64::MAX);
-    }
-}
-
-fn mode(excludes: impl Iterator<Item = bool>) -> u8 {
-    excludes.fold(0, |mode, exclude| match exclude {
-        false => ONLY_LISTED,
-        true => mode.max(if mode == ONLY_LISTED { ONLY_LISTED } else { ALL_BUT_EXCLUDED }),
-    })
-}
-
-/// A value that is both included and excluded is excluded.
-fn put_rule(map: &MapMut<'_>, value: u32, exclude: bool) -> libbpf_rs::Result<()> {
-    let known = map.lookup(&value.to_ne_bytes(), MapFlags::ANY)?;
-    let excluded = known.is_some_and(|rule| rule[0] != 0);
-    let rule = rule { exclude: (exclude || excluded).into(), hit: 0 };
-    let bytes = [rule.exclude.to_ne_bytes(), rule.hit.to_ne_bytes()].concat();
-    map.update(&value.to_ne_bytes(), &bytes, MapFlags::ANY)
-}
-
 fn was_hit(map: &MapMut<'_>, value: u32) -> bool {
     let rule = map.lookup(&value.to_ne_bytes(), MapFlags::ANY).ok().flatten();
     rule.is_some_and(|rule| rule[4] != 0)
@@ -479,27 +408,4 @@ fn misses(program: BorrowedFd<'_>) -> u64 {
     // SAFETY: a structure of that length without pointers to fill; the kernel writes no more than it.
     let failed = unsafe { bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len) };
     if failed != 0 { 0 } else { info.recursion_misses }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Prevents the reason for a refusal from being cut off behind all that was no reason.
-    #[test]
-    fn the_end_of_a_log() {
-        let log = "-- BEGIN PROG LOAD LOG --\n0: R1=ctx()\n1: R2=0\n2: (85) call f\nR1 unbounded\nprocessed 3 insns\n-- END --";
-        assert_eq!(end_of(log), "1: R2=0 2: (85) call f R1 unbounded");
-        assert_eq!(end_of("one line"), "one line");
-    }
-
-    /// Prevents an exclusion from hiding that something was included too.
-    #[test]
-    fn modes() {
-        for (excludes, expected) in
-            [(&[][..], 0), (&[false], 1), (&[true], 2), (&[true, false], 1), (&[false, true], 1)]
-        {
-            assert_eq!(mode(excludes.iter().copied()), expected, "{excludes:?}");
-        }
-    }
 }

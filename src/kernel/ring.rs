@@ -1,5 +1,7 @@
 //! A BPF ring buffer (Documentation/bpf/ringbuf.rst) as its one reader sees it: records as they stand in the shared
-//! memory, without a callback and without a copy. Decodes nothing.
+//! memory, without a callback and without a copy. The kernel offers the records' pages twice, one copy behind the other,
+//! so that none is cut in two; but what is mapped twice counts twice as resident, so the one record that is cut is copied.
+//! Decodes nothing.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -26,8 +28,10 @@ pub struct Ring {
     len: usize,
     /// The page of the reader's position.
     reader: NonNull<u8>,
-    /// The page of the writers' position; the records follow, twice, so that none is cut in two.
+    /// The page of the writers' position; the records follow.
     writers: NonNull<u8>,
+    /// Takes the record that goes on at the beginning.
+    joined: Vec<u8>,
 }
 
 // SAFETY: the mappings belong to this value alone, and are not bound to a thread.
@@ -44,9 +48,9 @@ impl Ring {
         let reader = unsafe { mmap(None, pages(page)?, write, MapFlags::MAP_SHARED, &map, 0) }?.cast();
         let offset = page.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: as above.
-        let writers = unsafe { mmap(None, pages(page + 2 * len)?, read, MapFlags::MAP_SHARED, &map, offset) };
+        let writers = unsafe { mmap(None, pages(page + len)?, read, MapFlags::MAP_SHARED, &map, offset) };
         match writers {
-            Ok(writers) => Ok(Self { map, page, len, reader, writers: writers.cast() }),
+            Ok(writers) => Ok(Self { map, page, len, reader, writers: writers.cast(), joined: Vec::new() }),
             Err(error) => {
                 // SAFETY: mapped just now, and used by nobody.
                 let _ = unsafe { munmap(reader.cast(), page) };
@@ -59,7 +63,7 @@ impl Ring {
     /// means that there was no more that is complete.
     pub fn take(&mut self, most: usize, mut each: impl FnMut(&[u8])) -> usize {
         let mut at = self.position().load(Ordering::Relaxed);
-        let (mut released, mut taken) = (at, 0);
+        let (mut released, mut taken, mut joined) = (at, 0, std::mem::take(&mut self.joined));
         while taken < most {
             if at == self.written().load(Ordering::Acquire) {
                 if released == at {
@@ -74,7 +78,7 @@ impl Ring {
             }
             let len = (header & !(BUSY | DISCARDED)) as usize;
             if header & DISCARDED == 0 {
-                each(self.record(at, len));
+                each(self.record(at, len, &mut joined));
             }
             at = at.wrapping_add((HEADER + len).next_multiple_of(HEADER));
             taken += 1;
@@ -83,6 +87,7 @@ impl Ring {
             }
         }
         self.release(at, &mut released);
+        self.joined = joined;
         taken
     }
 
@@ -113,7 +118,7 @@ impl Ring {
 
     /// Where a position stands in the mapping.
     fn place(&self, at: usize) -> NonNull<u8> {
-        // SAFETY: behind the page of the position, within the first of the two copies.
+        // SAFETY: behind the page of the position, within the records.
         unsafe { self.writers.add(self.page + at % self.len) }
     }
 
@@ -122,10 +127,20 @@ impl Ring {
         unsafe { self.place(at).cast().as_ref() }
     }
 
-    fn record(&self, at: usize, len: usize) -> &[u8] {
-        // SAFETY: a complete record, at most as long as the ring, which the kernel leaves alone until its place is passed;
-        // with the second copy behind the first it is in one piece.
-        unsafe { std::slice::from_raw_parts(self.place(at).add(HEADER).as_ptr(), len.min(self.len - HEADER)) }
+    fn record<'a>(&'a self, at: usize, len: usize, joined: &'a mut Vec<u8>) -> &'a [u8] {
+        let begin = at.wrapping_add(HEADER);
+        let (len, to_end) = (len.min(self.len - HEADER), self.len - begin % self.len);
+        let bytes = |at: usize, len: usize| {
+            // SAFETY: part of a complete record, within the mapping, which the kernel leaves alone until its place is passed.
+            unsafe { std::slice::from_raw_parts(self.place(at).as_ptr(), len) }
+        };
+        if len <= to_end {
+            return bytes(begin, len);
+        }
+        joined.clear();
+        joined.extend_from_slice(bytes(begin, to_end));
+        joined.extend_from_slice(bytes(0, len - to_end));
+        joined
     }
 }
 
@@ -139,8 +154,7 @@ impl AsFd for Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         // SAFETY: mapped by `open`, and lent to nobody any more.
-        let _ =
-            unsafe { (munmap(self.reader.cast(), self.page), munmap(self.writers.cast(), self.page + 2 * self.len)) };
+        let _ = unsafe { (munmap(self.reader.cast(), self.page), munmap(self.writers.cast(), self.page + self.len)) };
     }
 }
 
@@ -152,10 +166,10 @@ mod tests {
 
     const LEN: usize = 4096;
 
-    /// A ring whose memory the test writes as the kernel does; a memfd is mapped once, so no record may wrap.
+    /// A ring whose memory the test writes as the kernel does.
     fn ring() -> Ring {
         let file = memfd_create("ring", MFdFlags::MFD_CLOEXEC).unwrap();
-        nix::unistd::ftruncate(&file, (4096 * 2 + 2 * LEN) as i64).unwrap();
+        nix::unistd::ftruncate(&file, (4096 * 2 + LEN) as i64).unwrap();
         Ring::open(file.as_fd(), LEN).unwrap()
     }
 
@@ -194,5 +208,26 @@ mod tests {
         assert_eq!(ring.take(9, |bytes| taken.push(bytes.to_vec())), 1);
         assert_eq!((taken.last().map(Vec::as_slice), ring.take(9, |_| panic!())), (Some(&b"late"[..]), 0));
         assert!(ring.is_empty());
+    }
+
+    /// Prevents the record that ends at the ring's beginning from being cut, and the mapping from being left.
+    #[test]
+    fn a_record_that_goes_on_at_the_beginning() {
+        for before in [LEN - 16, LEN - 8] {
+            let mut ring = ring();
+            let mut taken = Vec::new();
+            write(&ring, 0, (before - 8) as u32, &[7]);
+            publish(&ring, before);
+            assert_eq!(ring.take(9, |bytes| taken.push(bytes.len())), 1);
+            let to_end = LEN - before - 8;
+            write(&ring, before, 16, &b"0123456789abcdef"[..to_end]);
+            let rest = &b"0123456789abcdef"[to_end..];
+            let file = std::fs::File::from(ring.map.try_clone().unwrap());
+            std::os::unix::fs::FileExt::write_all_at(&file, rest, 4096 * 2).unwrap();
+            publish(&ring, before + 24);
+            let mut last = Vec::new();
+            assert_eq!(ring.take(9, |bytes| last = bytes.to_vec()), 1);
+            assert_eq!((last.as_slice(), ring.is_empty()), (&b"0123456789abcdef"[..], true));
+        }
     }
 }

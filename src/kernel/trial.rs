@@ -1,23 +1,26 @@
-//! Tries the kinds of hooks that the facts allow, since some kernels load what they can't attach.
+//! Attaches by the kinds of hooks that the facts allow, the best first, since some kernels load what they can't attach: the
+//! attach that `run` works with is the trial.
 
+use super::configure::Config;
 use super::facts::Facts;
-use super::{plan, programs};
+use super::plan::{order, plan, refusal};
+use super::programs::Programs;
+use crate::model::error::Error;
 use crate::model::values::HookKind;
 
-/// The facts about this host, with what came of trying the kinds that are asked for, in their order, up to the first that
-/// works; none asked for: any.
-pub fn facts(asked: &[HookKind]) -> Facts {
-    let mut facts = Facts::gather();
-    for kind in plan::order(&facts, asked) {
-        if plan::refusal(&facts, kind).is_some() {
+/// Attaches by the first of the kinds that were asked for that works here, none: of all, and says which. Notes in the facts
+/// what the kernel refused.
+pub fn attach(facts: &mut Facts, asked: &[HookKind], config: &Config<'_>) -> Result<(HookKind, Programs), Error> {
+    for kind in order(facts, asked) {
+        if refusal(facts, kind, asked.contains(&kind)).is_some() {
             continue;
         }
-        let trial = programs::try_attach(kind, facts.tracefs.as_deref());
-        facts.map_bytes = trial.as_ref().ok().copied();
-        facts.trials.push((kind, trial.map(drop)));
-        if facts.map_bytes.is_some() {
-            break;
+        match Programs::attach(kind, facts, config) {
+            Ok(programs) => return Ok((kind, programs)),
+            Err(why) => facts.refused.push((kind, why)),
         }
     }
-    facts
+    // Nothing is left to plan with: it says what is missing.
+    plan(facts, asked)
+        .and_then(|plan| Err(Error::cannot_run(format!("{} did not work", plan.kind.name()), "try again")))
 }

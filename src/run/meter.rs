@@ -29,7 +29,7 @@ use crate::model::text::utf8;
 use crate::model::values::{HistogramAggregation, MetricLimits, Temporality};
 
 /// All streams take so many bytes at most, about.
-pub const STREAM_BYTES: usize = 16 << 20;
+pub const STREAM_BYTES: usize = 8 << 20;
 
 /// Collections are at least so far apart by their times, in ns: some backends keep one point of a stream for each
 /// millisecond (Prometheus), and the last collection may follow right after another.

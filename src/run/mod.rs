@@ -3,11 +3,13 @@
 mod child;
 pub mod directory;
 mod end;
+mod memory;
 pub mod meter;
 pub mod metrics;
 pub mod outlet;
 mod panics;
 pub mod pipeline;
+mod placement;
 mod reader;
 mod report;
 pub mod signals;
@@ -19,9 +21,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use tokio::runtime::{Builder, Runtime};
 use tracing::{debug, info, warn};
 
@@ -43,15 +43,17 @@ use crate::export::{self, Outputs};
 use crate::health::{self, Pulse};
 use crate::internal::Internal;
 use crate::kernel::aggregates::Aggregates;
+use crate::kernel::configure::Config;
+use crate::kernel::facts::Facts;
 use crate::kernel::plan::plan;
-use crate::kernel::programs::{Config, Programs};
+use crate::kernel::programs::Programs;
 use crate::kernel::trial;
 use crate::live::looker::Looker;
 use crate::live::{Lookout, calls};
 use crate::metrics::intake::Intake;
 use crate::model::error::{Error, no_thread};
 use crate::model::resource::Resource;
-use crate::model::values::{Color, CpuList, HookKind, Output, Signal as CallSignal};
+use crate::model::values::{Color, HookKind, Output, Signal as CallSignal};
 use crate::who::host::Host;
 use crate::who::prober::Prober;
 use crate::who::registry::Registry;
@@ -62,16 +64,15 @@ const CEILING: u64 = 10;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
+    memory::trim_early();
     let signals = SignalQueue::take().map_err(no_thread)?;
     panics::watch(signals.bell());
-    // Before there is any other thread, and before mqspan's own affinity.
+    // Before there is any other thread, and before mqspan's own placement.
     let mut child = match settings.command.is_empty() {
         true => None,
         false => Some(Child::start(&settings.command, settings.user.as_deref(), signals.inherited())?),
     };
-    if let Some(cpus) = &settings.cpus {
-        stay_on(cpus)?;
-    }
+    placement::settle(settings.cpus.as_ref())?;
     let stats_file = settings.stats_file.as_deref().map(report::StatsFile::create).transpose()?;
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
@@ -83,8 +84,8 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let facts = privileged(|| trial::facts(&settings.hooks));
-    let hooks = plan(&facts, &settings.hooks)?.kind;
+    let mut facts = privileged(Facts::gather);
+    plan(&facts, &settings.hooks)?;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
     let outputs = export::start(to, signals_on, &settings.otlp, spool, runtime.handle(), move || bell.ring())?;
@@ -135,8 +136,6 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     drop(sinks);
     let own_ipc_namespace = own_ipc_namespace();
     let config = Config {
-        kind: hooks,
-        tracefs: facts.tracefs.as_deref(),
         filters: &filters,
         own_ipc_namespace,
         tree: child.as_ref().map(Child::pid),
@@ -150,8 +149,9 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
             "mqspan check says what is missing on this host",
         )
     };
-    let (programs, asked_to_end) = attach(&config, &signals);
-    let programs = Arc::new(programs.map_err(refused)?);
+    let (attached, asked_to_end) = attach(&mut facts, &settings.hooks, &config, &signals);
+    let (hooks, programs) = attached?;
+    let programs = Arc::new(programs);
     if settings.signals.metrics {
         find_queues(&programs);
     }
@@ -266,15 +266,20 @@ fn privileged<T: Send>(work: impl FnOnce() -> T + Send) -> T {
 }
 
 /// Attaches on a thread of its own, since that may take a second; returns the signal that asked for the end meanwhile.
-fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, String>, Option<Signal>) {
+fn attach(
+    facts: &mut Facts,
+    kinds: &[HookKind],
+    config: &Config<'_>,
+    signals: &SignalQueue,
+) -> (Result<(HookKind, Programs), Error>, Option<Signal>) {
     let mut asked = None;
-    let programs = thread::scope(|scope| {
+    let attached = thread::scope(|scope| {
         let bell = signals.bell();
         let attaching = scope.spawn(move || {
             [DAC_OVERRIDE, DAC_READ_SEARCH].into_iter().for_each(capability::take_up);
-            let programs = Programs::attach(config);
+            let attached = trial::attach(facts, kinds, config);
             bell.ring();
-            programs
+            attached
         });
         while !attaching.is_finished() {
             match signals.wait(None) {
@@ -283,9 +288,10 @@ fn attach(config: &Config<'_>, signals: &SignalQueue) -> (Result<Programs, Strin
                 Wakeup::Hangup | Wakeup::Child | Wakeup::TimeOut => {}
             }
         }
-        attaching.join().unwrap_or_else(|_| Err("the thread that attaches them died".into()))
+        let died = |_| Err(Error::cannot_run("the thread that attaches the programs died", "try again"));
+        attaching.join().unwrap_or_else(died)
     });
-    (programs, asked)
+    (attached, asked)
 }
 
 /// Waits until the run is to end; returns the exit status so far.
@@ -328,20 +334,6 @@ fn watch(
 /// Threads that hang in a write to a file or a terminal are left behind.
 fn end(runtime: Runtime) {
     runtime.shutdown_timeout(Duration::from_millis(100));
-}
-
-fn stay_on(cpus: &CpuList) -> Result<(), Error> {
-    let set = || {
-        let mut set = CpuSet::new();
-        cpus.0.iter().try_for_each(|cpu| set.set(*cpu))?;
-        sched_setaffinity(Pid::from_raw(0), &set)
-    };
-    set().map_err(|errno| {
-        Error::cannot_run(
-            format!("--cpus: {}", errno.desc()),
-            "name CPUs that are online and allowed (nproc, taskset -p $$)",
-        )
-    })
 }
 
 fn is_colored(color: Color) -> bool {

@@ -45,7 +45,7 @@ fn all_is_well_here() -> Result<()> {
 }
 
 /// What is missing, made by a script that runs `"$0" check`, and what must be said: what it is and how to mend it.
-const LACKS: [(&str, &str, &[&str]); 4] = [
+const LACKS: [(&str, &str, &[&str]); 5] = [
     ("root", "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \"$0\" ", &["run as root"]),
     ("capabilities", "exec setpriv --bounding-set=-all --inh-caps=-all \"$0\" ", &["CAP_BPF"]),
     (
@@ -58,6 +58,7 @@ const LACKS: [(&str, &str, &[&str]); 4] = [
         "exec unshare --mount bash -c 'mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"' \"$0\" ",
         &["BTF", "CONFIG_DEBUG_INFO_BTF"],
     ),
+    ("the host's user namespace", "exec unshare --user --map-root-user \"$0\" ", &["user namespace", "--userns=host"]),
 ];
 
 /// Prevents a user from having to guess why mqspan does not work here.

@@ -1,14 +1,17 @@
 //! mqspan as a service: told to be quiet, kept on some CPUs, asked how it is, its files taken away by logrotate.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     os::unix::net::UnixDatagram,
+    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use libbpf_rs::query::ProgInfoIter;
 use nix::sys::signal::Signal;
 use support::{
     otlp::{self, made_by},
@@ -31,6 +34,59 @@ fn quiet_and_verbose() -> Result<()> {
     let failed = Ended::of(mqspan.output(["run", "--quiet", "--output=file:/nonexistent/x", "--", "true"])?);
     ensure!(failed.status.code() == Some(1) && !failed.stderr.is_empty(), "{failed:?}");
     Ok(())
+}
+
+/// Prevents mqspan from taking a real-time program's CPU, where it was started with its priority, and the command from
+/// losing that.
+#[test]
+fn no_real_time_priority() -> Result<()> {
+    let mqspan = mqspan()?;
+    let option = format!("--output=file:{}", mqspan.file("policies").display());
+    // The policy is the 41st word of stat; the name before it has no space here.
+    let script = "cut -d' ' -f41 /proc/self/stat /proc/$PPID/task/*/stat | sort | uniq -c";
+    let mut command = Command::new("chrt");
+    command.args(["--fifo", "5"]).arg(mqspan.path()).args(["run", &option, "--", "bash", "-c", script]);
+    let ended = Ended::of(finish(command)?).ok()?;
+    let counts: Vec<Vec<&str>> = ended.lines()?.iter().map(|line| line.split_whitespace().collect()).collect();
+    let [ordinary, real_time] = &counts[..] else { anyhow::bail!("{counts:?}") };
+    ensure!(ordinary[1] == "0" && ordinary[0] != "1", "mqspan's threads: {counts:?}");
+    ensure!(real_time[..] == ["1", "1"], "the command: {counts:?}");
+    Ok(())
+}
+
+/// The numbers of the programs that a process holds, as its descriptors say.
+fn programs(pid: u32) -> Vec<u32> {
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).into_iter().flatten().flatten();
+    let infos = infos.filter_map(|info| fs::read_to_string(info.path()).ok());
+    let number = |info: String| info.lines().find_map(|line| line.strip_prefix("prog_id:")?.trim().parse().ok());
+    infos.filter_map(number).collect()
+}
+
+/// Prevents programs from staying in the kernel when mqspan has ended, however it did: while it attached, at work, while
+/// it detached, killed or not.
+#[test]
+fn nothing_stays_attached() -> Result<()> {
+    let mqspan = mqspan()?;
+    let mut held: BTreeSet<u32> = BTreeSet::new();
+    for pause in [0, 20, 50, 100, 200, 400] {
+        let mut command = mqspan.command(["run", "--output=none", "--quiet"]);
+        let mut child = command.spawn()?;
+        // How far it comes differs: each moment is one to be killed at.
+        let seen = wait::until("a program", || Ok(Some(programs(child.id())).filter(|held| !held.is_empty())))?;
+        held.extend(seen);
+        std::thread::sleep(Duration::from_millis(pause));
+        held.extend(programs(child.id()));
+        child.kill()?;
+        child.wait()?;
+    }
+    let tracing = mqspan.trace(["--output=none"])?;
+    held.extend(programs(tracing.pid()));
+    tracing.stop()?.ok()?;
+    ensure!(held.len() > 20, "{held:?}");
+    wait::until("the programs' end", || {
+        let left = ProgInfoIter::default().filter(|program| held.contains(&program.id)).count();
+        Ok((left == 0).then_some(()))
+    })
 }
 
 /// Prevents mqspan's threads from running where real-time work does, and the command from being kept there.

@@ -263,8 +263,10 @@ fn thirty_thousand_series_of_long_names() {
         assert!(!meter.pump().more);
         let requests = outlet.take();
         let points = flat(&requests);
-        assert!(requests.len() > 10 && points.len() == 30_400, "{} of {}", points.len(), requests.len());
-        assert!(points.iter().all(|point| point.count == 2 && point.of.contains("destination")));
+        // Those that find no room are added to overflow points.
+        let named = points.iter().filter(|point| point.of.contains("destination"));
+        assert!(requests.len() > 10 && named.clone().count() > 10_000, "{} of {}", points.len(), requests.len());
+        assert!(named.clone().all(|point| point.count == 2) && total(&points) == 2 * 30_400);
         println!("{temporality:?}: {} requests, {} bytes of streams", requests.len(), meter.accounts[0].table.bytes());
     }
 }

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail, ensure};
 use opentelemetry_proto::tonic::trace::v1::{Span, span::Link};
 use support::otlp::{self, Record, Value, of_operation};
 
-use super::{BY_MESSAGE, Run};
+use super::{BY_MESSAGE, Run, begun};
 
-const MESSAGES: usize = 50_000;
+const MESSAGES: usize = 20_000;
 
 /// The spans of a side's messages by their numbers: a thread's nth success is its nth line of the ledger.
 fn by_number(ledger: &str, side: &str, spans: Vec<Record<Span>>) -> Result<HashMap<String, Span>> {
@@ -44,11 +44,11 @@ fn link(span: &Span) -> Result<&Link> {
 #[test]
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn every_receive_is_linked_to_its_send() -> Result<()> {
-    for kind in BY_MESSAGE {
+    for kind in begun(BY_MESSAGE) {
         let run = Run::new(kind)?;
         let ledger = run.mqspan.file("ledger");
         let (print, messages) = (format!("--print={}", ledger.display()), format!("--messages={MESSAGES}"));
-        let run = run.of_workload(&["--signals=traces"], &["ledger", &print, &messages, "--pause=8000"])?;
+        let run = run.of_workload(&["--signals=traces"], &["ledger", &print, &messages, "--pause=16000"])?;
         let (ledger, spans) = (fs::read_to_string(&ledger)?, run.all_spans()?);
         let failed = spans.iter().filter(|span| span.text("posix_mq.errno").is_some()).count();
         let is = |span: &Record<Span>, operation| span.text("messaging.operation.name") == Some(operation);
@@ -79,7 +79,7 @@ fn every_receive_is_linked_to_its_send() -> Result<()> {
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn a_message_is_limited_as_a_whole() -> Result<()> {
     const RATE: u64 = 20;
-    for kind in BY_MESSAGE {
+    for kind in begun(BY_MESSAGE) {
         let run = Run::new(kind)?;
         let (rate, print) = (format!("--max-rate={RATE}"), format!("--print={}", run.mqspan.file("ledger").display()));
         let options = ["--signals=traces,metrics", "--slow=1h", &*rate];

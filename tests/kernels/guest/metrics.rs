@@ -15,7 +15,7 @@ use support::{
     wait,
 };
 
-use super::{BY_MESSAGE, KINDS, Run};
+use super::{BY_MESSAGE, Run, begun, kinds};
 
 /// Metric, operation and errno.
 type Key = (&'static str, Option<String>, Option<String>);
@@ -82,7 +82,7 @@ fn of_spans(spans: &[Record<Span>]) -> BTreeMap<Key, u64> {
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn every_call_is_counted() -> Result<()> {
     let mut first = None;
-    for kind in KINDS {
+    for kind in kinds() {
         let run = Run::new(kind)?.of_workload(&["--signals=traces,metrics"], &["steps"])?;
         let (counts, expected) = (counted(&run)?, of_spans(&run.all_spans()?));
         println!("{kind}: {} series of {} calls", counts.len(), run.all_spans()?.len());
@@ -106,7 +106,7 @@ fn every_call_is_counted() -> Result<()> {
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn every_peak_is_seen() -> Result<()> {
     // Sender and receiver are hurried: fentry only where it misses nothing then.
-    for kind in BY_MESSAGE.into_iter().chain(["tracepoint"]) {
+    for kind in begun(BY_MESSAGE.into_iter().chain(["tracepoint"])) {
         let run = Run::new(kind)?.of_workload(&["--signals=metrics"], &["snatch", "--queues=40"])?;
         let gauges = gauges(&run.mqspan.file("told"))?;
         let peak = |queue: i32| gauges.get(&format!("posix_mq.queue.peak_depth /snatch-{queue}")).copied();
@@ -122,7 +122,7 @@ fn every_peak_is_seen() -> Result<()> {
 #[test]
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn queues_are_shown_as_they_are() -> Result<()> {
-    for kind in KINDS {
+    for kind in kinds() {
         let run = Run::new(kind)?;
         let mut command = run.command(&["--signals=metrics"]);
         command.env("OTEL_METRIC_EXPORT_INTERVAL", "200");

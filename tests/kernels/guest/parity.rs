@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use support::otlp::{Record, Value};
 
-use super::{KINDS, Run};
+use super::{Run, kinds};
 
 type Essence = BTreeMap<String, Value>;
 
@@ -51,16 +51,16 @@ fn every_kind_tells_the_same() -> Result<()> {
     // Tracepoints infer the wait, and don't see the priority that a caller did not ask for; whether a call waits, and its
     // timeout, depends on when it comes.
     const VARYING: [&str; 6] = ["thread.id", WAIT, "posix_mq.message.priority", TIMEOUT, "posix_mq.blocked", ID];
-    let mut told: Vec<Vec<Essence>> = Vec::new();
-    for kind in KINDS {
+    let mut told: Vec<(&str, Vec<Essence>)> = Vec::new();
+    for kind in kinds() {
         let calls = ["calls", "--seed=5", "--calls=1500", "--threads=1", "--processes=1"];
         let run = Run::new(kind)?.of_workload(&["--signals=traces"], &calls)?;
         run.said(&format!("tracing 6 calls by {kind},"))?;
         let spans = run.all_spans()?;
         println!("{kind}: {} spans", spans.len());
-        told.push(spans.iter().map(|span| essence(span, &VARYING)).collect::<Result<_>>()?);
+        told.push((kind, spans.iter().map(|span| essence(span, &VARYING)).collect::<Result<_>>()?));
     }
-    KINDS.iter().zip(&told).skip(1).try_for_each(|(kind, other)| same(&format!("by {kind}"), &told[0], other))
+    told.iter().skip(1).try_for_each(|(kind, other)| same(&format!("by {kind}"), &told[0].1, other))
 }
 
 fn double(span: &Record<Span>, key: &str) -> Option<f64> {
@@ -124,7 +124,7 @@ fn check_times(spans: &[Record<Span>]) -> Result<()> {
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn every_caller_is_told_the_same() -> Result<()> {
     let mut first: Option<Vec<Essence>> = None;
-    for kind in KINDS {
+    for kind in kinds() {
         for abi in ["native", "ia32", "ia32-time32"] {
             let run = Run::new(kind)?.of_workload(&["--signals=traces"], &["steps", "--abi", abi])?;
             let spans = run.all_spans()?;

@@ -5,14 +5,14 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use support::otlp::Value;
 
-use super::{KINDS, Run};
+use super::{Run, kinds};
 
 /// Prevents a caller from hiding what it really opens: what its memory held at entry is told apart from what the kernel
 /// read, and only where the two differ.
 #[test]
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn what_the_kernel_used_is_told() -> Result<()> {
-    for kind in KINDS {
+    for kind in kinds() {
         let run = Run::new(kind)?;
         let print = run.mqspan.file("used");
         let print_arg = format!("--print={}", print.display());

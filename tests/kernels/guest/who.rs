@@ -15,7 +15,7 @@ use support::{
     wait,
 };
 
-use super::{KINDS, Run};
+use super::{Run, kinds};
 
 const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -31,7 +31,7 @@ fn containers() -> Result<()> {
     }
     let group = groups.join(format!("kubepods/docker-{ID}.scope"));
     fs::create_dir_all(&group)?;
-    for kind in KINDS {
+    for kind in kinds() {
         let run = Run::new(kind)?;
         let tracing = Tracing::start(run.command(&["--call=mq_open", "--container=0123"]))?;
         let mut inside = Command::new("sh");
@@ -54,7 +54,7 @@ fn containers() -> Result<()> {
 #[test]
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn process_contexts() -> Result<()> {
-    for kind in KINDS {
+    for kind in kinds() {
         for mapping in ["memfd", "private", "shared"] {
             let run = Run::new(kind)?;
             let tracing = Tracing::start(run.command(&["--signals=traces", "--call=mq_open"]))?;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 
 /// How long anything may take on a busy machine before it counts as never.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(180);
 
 const POLL: Duration = Duration::from_millis(5);
 
