@@ -47,6 +47,8 @@ impl Iterators {
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
         let mut open = LiveSkelBuilder::default().open(storage)?;
         open.maps.threads.reuse_fd(programs.threads().as_fd())?;
+        // The other place for calls in flight, which these programs do not look into.
+        open.maps.thread_states.set_autocreate(false)?;
         if let Some(rodata) = &mut open.maps.rodata_data {
             (rodata.own_level, rodata.own_namespace) = programs.own_pid_namespace();
         }
