@@ -188,7 +188,7 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, _
 /* Since when: its entry, where that was seen; else it waits now, and since when the kernel does not tell. */
 static __always_inline void date(struct waiter *waiter, struct task_struct *task)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
+	struct thread *thread = thread_of(task);
 
 	if (thread && thread->in_flight == 1 + waiter->op) {
 		waiter->since_ns = call_of(thread)->entered_ns;

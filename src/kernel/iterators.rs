@@ -46,11 +46,17 @@ impl Iterators {
         // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
         let mut open = LiveSkelBuilder::default().open(storage)?;
-        open.maps.threads.reuse_fd(programs.threads().as_fd())?;
-        // The other place for calls in flight, which these programs do not look into.
-        open.maps.thread_states.set_autocreate(false)?;
+        // Of the two places for calls in flight there is one only.
+        let (in_task_storage, states) = programs.thread_states();
+        let (used, unused) = match in_task_storage {
+            true => (&mut open.maps.threads, &mut open.maps.thread_states),
+            false => (&mut open.maps.thread_states, &mut open.maps.threads),
+        };
+        used.reuse_fd(states.as_fd())?;
+        unused.set_autocreate(false)?;
         if let Some(rodata) = &mut open.maps.rodata_data {
             (rodata.own_level, rodata.own_namespace) = programs.own_pid_namespace();
+            rodata.has_task_storage = in_task_storage;
         }
         let skel = open.load()?;
         let links = Lists { waiters: skel.progs.live_waiters.attach()?, holders: skel.progs.live_holders.attach()? };

@@ -179,9 +179,13 @@ impl Programs {
         self.skel.maps.tree.lookup(&pid.to_ne_bytes(), MapFlags::ANY).is_ok_and(|found| found.is_some())
     }
 
-    /// The state of calls in flight.
-    pub fn threads(&self) -> &MapMut<'static> {
-        &self.skel.maps.threads
+    /// Where the state of calls in flight is, and whether that is task storage.
+    pub fn thread_states(&self) -> (bool, &MapMut<'static>) {
+        let maps = &self.skel.maps;
+        match maps.rodata_data.as_deref().is_some_and(|rodata| rodata.has_task_storage) {
+            true => (true, &maps.threads),
+            false => (false, &maps.thread_states),
+        }
     }
 
     /// mqspan's own pid namespace: how deep it is, and its address.
