@@ -182,7 +182,7 @@ impl Programs {
     /// Where the state of calls in flight is, and whether that is task storage.
     pub fn thread_states(&self) -> (bool, &MapMut<'static>) {
         let maps = &self.skel.maps;
-        match maps.rodata_data.as_deref().is_some_and(|rodata| rodata.has_task_storage) {
+        match maps.rodata_data.is_some_and(|rodata| rodata.has_task_storage) {
             true => (true, &maps.threads),
             false => (false, &maps.thread_states),
         }
