@@ -52,14 +52,6 @@ struct task_struct___state {
 	unsigned int __state;
 };
 
-struct sched_entity {
-	__u64 exec_start;
-};
-
-struct task_struct___sched {
-	struct sched_entity se;
-};
-
 #ifdef __TARGET_ARCH_arm64
 struct pt_regs___full {
 	__u64 orig_x0;
@@ -127,6 +119,9 @@ static __always_inline bool describe_queue(struct live_queue *queue, struct file
 	queue->ns = (__u64)ns;
 	queue->ipc_ns = BPF_CORE_READ(ns, ns.inum);
 	queue->name_len = len - 1;
+	queue->maxmsg = BPF_CORE_READ(queue_of((__u64)inode), attr.mq_maxmsg);
+	queue->msgsize = BPF_CORE_READ(queue_of((__u64)inode), attr.mq_msgsize);
+	queue->curmsgs = BPF_CORE_READ(queue_of((__u64)inode), attr.mq_curmsgs);
 	return true;
 }
 
@@ -190,23 +185,17 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, _
 }
 #endif
 
-/*
- * Since when: its entry, where that was seen; else since it last ran, by the scheduler's clock, of which this thread's own
- * time shows how far it is from CLOCK_MONOTONIC, to some milliseconds.
- */
+/* Since when: its entry, where that was seen; else it waits now, and since when the kernel does not tell. */
 static __always_inline void date(struct waiter *waiter, struct task_struct *task)
 {
-	struct thread *thread = bpf_task_storage_get(&threads, task, 0, 0);
-	struct task_struct___sched *its = (void *)task, *own = (void *)bpf_get_current_task_btf();
-	__u64 now = bpf_ktime_get_ns(), slept;
+	struct thread *thread = thread_of(task);
 
 	if (thread && thread->in_flight == 1 + waiter->op) {
 		waiter->since_ns = call_of(thread)->entered_ns;
 		waiter->is_exact = 1;
 		return;
 	}
-	slept = BPF_CORE_READ(own, se.exec_start) - BPF_CORE_READ(its, se.exec_start);
-	waiter->since_ns = (__s64)slept > 0 && slept < now ? now - slept : now;
+	waiter->since_ns = bpf_ktime_get_ns();
 	waiter->is_exact = 0;
 }
 
@@ -241,6 +230,10 @@ int live_waiters(struct bpf_iter__task *ctx)
 	waiter->local_tid = number_here(task);
 	waiter->uid = BPF_CORE_READ(task, cred, euid.val);
 	waiter->op = op;
+	waiter->switches = task->nvcsw;
+	waiter->started_ns = task->group_leader->start_boottime;
+	waiter->exec_id = task->self_exec_id;
+	waiter->vpid = number_in_namespace(task->group_leader);
 	waiter->fd = fd;
 	waiter->ipc_ns = BPF_CORE_READ(task, nsproxy, ipc_ns, ns.inum);
 	bpf_probe_read_kernel_str(waiter->comm, sizeof(waiter->comm), task->comm);

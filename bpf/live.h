@@ -13,6 +13,9 @@ struct live_queue {
 	__u64 ns;
 	__u32 ipc_ns;
 	__u32 name_len; /* without the slash */
+	__s64 maxmsg;
+	__s64 msgsize;
+	__s64 curmsgs;
 	char name[NAME_SIZE];
 };
 
@@ -24,7 +27,11 @@ struct waiter {
 	__u32 local_tid;
 	__u32 uid;	 /* effective, in the initial user namespace */
 	__u32 op;
-	__u64 since_ns; /* CLOCK_MONOTONIC: since then at least */
+	__u64 since_ns; /* CLOCK_MONOTONIC: its entry, or the time of the look */
+	__u64 switches; /* how often it has given up the CPU: as often as before, and it has not run since */
+	__u64 started_ns; /* as in struct call */
+	__u32 exec_id;
+	__u32 vpid;
 	__u32 ipc_ns;	/* its own */
 	__u32 is_exact; /* since_ns is its entry */
 	__s32 fd;

@@ -41,19 +41,6 @@ static __always_inline void make_ids(struct thread *thread, struct call *call)
 	call->trace_id[1] = next_id(&thread->ids[1]) | 1;
 }
 
-/*
- * A task's number inside its own pid namespace (kernel/pid.c, pid_nr_ns). The pointer is read, not followed: older
- * verifiers (seen on 6.1) take no arithmetic with a variable on a pointer that they know.
- */
-static __always_inline __u32 number_in_namespace(struct task_struct *task)
-{
-	struct pid *pid = BPF_CORE_READ(task, thread_pid);
-	struct upid *last = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
-			    BPF_CORE_READ(pid, level) * bpf_core_type_size(struct upid);
-
-	return BPF_CORE_READ(last, nr);
-}
-
 /* What stays the same while the thread runs one image is looked up once: exec changes all of it, even the tid. */
 static __always_inline void identify_thread(struct slot *slot, struct task_struct *task)
 {

@@ -148,3 +148,16 @@ static __always_inline struct call *call_of(struct thread *thread)
 }
 
 #define ARGS(type, call) ((struct type *)(call)->args)
+
+/*
+ * A task's number inside its own pid namespace (kernel/pid.c, pid_nr_ns). The pointer is read, not followed: older
+ * verifiers (seen on 6.1) take no arithmetic with a variable on a pointer that they know.
+ */
+static __always_inline __u32 number_in_namespace(struct task_struct *task)
+{
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	struct upid *last = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			    BPF_CORE_READ(pid, level) * bpf_core_type_size(struct upid);
+
+	return BPF_CORE_READ(last, nr);
+}

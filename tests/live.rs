@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
 use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point};
 use support::{
-    otlp::{self, int, text},
+    otlp::{self, Value, int, text},
     program::{Mqspan, Tracing, without_otel},
     wait,
 };
@@ -18,13 +19,21 @@ fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
 }
 
+/// A copy of what mqspan has written so far, without the line that it is writing.
+fn written(mqspan: &Mqspan, name: &str) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(mqspan.file(name))?;
+    let copy = mqspan.file(&format!("{name}-so-far"));
+    std::fs::write(&copy, text.rsplit_once('\n').map_or("", |(whole, _)| whole))?;
+    Ok(copy)
+}
+
 /// A gauge by its metric, ipc namespace, queue, and operation or access.
 type Key = (String, i64, String, String);
 
 /// The gauges of the last collection in the file, of queues whose names begin so.
 fn last(mqspan: &Mqspan, prefix: &str) -> Result<BTreeMap<Key, i64>> {
     let mut by_time: BTreeMap<u64, BTreeMap<Key, i64>> = BTreeMap::new();
-    let requests = otlp::metrics(&mqspan.file("metrics"))?;
+    let requests = otlp::metrics(&written(mqspan, "metrics")?)?;
     let of_resources = requests.iter().flat_map(|request| &request.resource_metrics);
     for metric in of_resources.flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics) {
         let Some(Data::Gauge(gauge)) = &metric.data else { continue };
@@ -180,4 +189,64 @@ fn back_to_zero() -> Result<()> {
         nix::mqueue::mq_unlink(&*format!("/{name}-{queue}"))?;
     }
     tracing.stop()?.ok().map(drop)
+}
+
+/// The thread, the body, the duration, and the peers.
+type Told = (u32, String, f64, Option<Value>);
+
+/// What is said of calls that are stuck, on queues of this name.
+fn stuck(mqspan: &Mqspan, queue: &str) -> Result<Vec<Told>> {
+    let logs = otlp::logs(&written(mqspan, "logs")?)?;
+    let of_queue = logs
+        .into_iter()
+        .filter(|log| log.body.event_name == "posix_mq.stuck" && log.text("messaging.destination.name") == Some(queue));
+    of_queue
+        .map(|log| {
+            let body = otlp::body(&log.body).context("no body")?.to_owned();
+            let duration = log.double("posix_mq.duration").context("no duration")?;
+            Ok((log.tid()?, body, duration, log.attributes.get("posix_mq.peers").cloned()))
+        })
+        .collect()
+}
+
+/// Prevents a call that hangs from going unseen while it does, one that began before mqspan among them, from being told more
+/// than once, and those who could unblock it from not being named.
+#[test]
+fn calls_that_are_stuck() -> Result<()> {
+    let mqspan = mqspan()?;
+    let (before, after) = ("mqspan-test-stuck-before", "mqspan-test-stuck-after");
+    let early = support::queues::Held::start(&mqspan, before)?;
+    let writer = std::fs::OpenOptions::new().write(true).open(format!("/dev/mqueue/{before}-empty"))?;
+    let options = ["--signals=logs", "--stuck=400ms", "--max-rate=0", "--output=console", &mqspan.to_file("logs")];
+    let tracing = mqspan.trace(options)?;
+    let late = support::queues::Held::start(&mqspan, after)?;
+    let queues = [before, after].map(|name| format!("/{name}-empty"));
+    let told = |count: usize| {
+        wait::until("what is said of them", || {
+            let told = queues.iter().map(|queue| stuck(&mqspan, queue)).collect::<Result<Vec<_>>>()?;
+            Ok(told.iter().all(|told| told.len() >= count).then_some(told))
+        })
+    };
+    let begun = told(3)?;
+    early.let_go()?;
+    late.let_go()?;
+    let ended = told(6)?;
+    let own = format!("{}[{}]", std::fs::read_to_string("/proc/self/comm")?.trim_end(), std::process::id());
+    for (queue, (begun, ended)) in queues.iter().zip(begun.iter().zip(&ended)) {
+        ensure!(begun.len() == 3 && ended.len() == 6, "{begun:?}, {ended:?}");
+        for (tid, body, duration, peers) in begun {
+            let starts = format!("mq_timedreceive(\"{queue}\") under way for ");
+            ensure!(body.starts_with(&starts) && body.contains(": depth 0/8") && *duration >= 0.4, "{body:?}");
+            let expected = if queue.contains("before") { vec![own.clone()] } else { Vec::new() };
+            ensure!(*peers == Some(Value::Texts(expected)), "{peers:?}, {own}");
+            let of_thread: Vec<_> = ended.iter().filter(|(other, ..)| other == tid).collect();
+            let ends = of_thread.last().context("no end")?;
+            ensure!(of_thread.len() == 2 && ends.1.contains(") ended after ") && ends.2 >= *duration, "{of_thread:?}");
+        }
+    }
+    drop(writer);
+    let shown = tracing.stop()?.ok()?;
+    let lines = shown.lines()?.iter().filter(|line| line.contains(" under way for ")).count();
+    ensure!(lines >= 6, "{lines} lines on the console");
+    Ok(())
 }

@@ -82,6 +82,9 @@ pub struct RunArgs {
     /// [default: 10ms]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub slow: Option<Duration>,
+    /// Tell of calls that are still under way after this long, and when they end
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub stuck: Option<Duration>,
     /// Queues that match go by this pattern in span names and metrics; repeatable
     #[arg(long, value_name = "GLOB", value_parser = filter::template)]
     pub template: Vec<Glob>,

@@ -46,6 +46,8 @@ pub struct Settings {
     pub rate: Rate,
     /// Where a receive span hangs.
     pub receive: Receive,
+    /// A call that is under way for so long is told of.
+    pub stuck: Option<Duration>,
     /// Queues that match go by these in span names and metrics.
     pub templates: Templates,
     /// The user that the command runs as.
@@ -154,6 +156,7 @@ impl Settings {
             otlp: Layers::resolve(&options, &otlp_variables, &file.otlp)?,
             filters: filters(run.filters),
             rate,
+            stuck: run.stuck,
             templates: Templates::new(run.template),
             receive: run.receive.unwrap_or(Receive::Link),
             user: run.user,
@@ -214,6 +217,7 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         },
         max_rate: above.max_rate.or(below.max_rate),
         slow: above.slow.or(below.slow),
+        stuck: above.stuck.or(below.stuck),
         template: either(above.template, below.template),
         user: above.user.or(below.user),
         hooks: either(above.hooks, below.hooks),

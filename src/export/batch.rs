@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::model::resource::Resource;
 use crate::model::values::Signal;
-use crate::telemetry::record::Record;
+use crate::telemetry::record::{LogEntry, Record};
 use crate::telemetry::{json, protobuf};
 
 /// How requests are encoded.
@@ -73,6 +73,19 @@ impl Batch {
             (Signal::Logs, Encoding::Json) => json::log(record, records),
             (_, Encoding::Protobuf) => protobuf::span(record, records),
             (_, Encoding::Json) => json::span(record, records),
+        }
+        self.bytes += records.len() - before;
+        self.records += 1;
+    }
+
+    /// Adds a log record of a process that is no call's; the batch is of logs.
+    pub fn add_entry(&mut self, resource: &Arc<Resource>, entry: &impl LogEntry) {
+        let place = self.place(resource);
+        let records = &mut self.groups[place].records;
+        let before = records.len();
+        match self.encoding {
+            Encoding::Protobuf => protobuf::log(entry, records),
+            Encoding::Json => json::log(entry, records),
         }
         self.bytes += records.len() - before;
         self.records += 1;

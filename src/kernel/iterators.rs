@@ -16,7 +16,7 @@ use super::live_skel::types::{holder, live_queue, waiter};
 use super::live_skel::{LiveSkel, LiveSkelBuilder};
 use super::programs::Programs;
 use super::warnings;
-use crate::model::call::{QueueKey, unpadded};
+use crate::model::call::{ImageKey, QueueKey, unpadded};
 use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Waiter};
 use crate::model::text::utf8;
 
@@ -46,9 +46,17 @@ impl Iterators {
         // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
         let mut open = LiveSkelBuilder::default().open(storage)?;
-        open.maps.threads.reuse_fd(programs.threads().as_fd())?;
+        // Of the two places for calls in flight there is one only.
+        let (in_task_storage, states) = programs.thread_states();
+        let (used, unused) = match in_task_storage {
+            true => (&mut open.maps.threads, &mut open.maps.thread_states),
+            false => (&mut open.maps.thread_states, &mut open.maps.threads),
+        };
+        used.reuse_fd(states.as_fd())?;
+        unused.set_autocreate(false)?;
         if let Some(rodata) = &mut open.maps.rodata_data {
             (rodata.own_level, rodata.own_namespace) = programs.own_pid_namespace();
+            rodata.has_task_storage = in_task_storage;
         }
         let skel = open.load()?;
         let links = Lists { waiters: skel.progs.live_waiters.attach()?, holders: skel.progs.live_holders.attach()? };
@@ -91,6 +99,9 @@ fn queue_of(raw: &live_queue) -> Result<Option<LiveQueue>, Malformed> {
         name: format!("/{}", utf8(&name)).into(),
         number: raw.ino,
         key: Some(QueueKey { inode: raw.inode, number: raw.ino, namespace: raw.ns }),
+        maxmsg: raw.maxmsg,
+        msgsize: raw.msgsize,
+        curmsgs: raw.curmsgs,
     }))
 }
 
@@ -110,7 +121,9 @@ impl Waiter {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let raw: waiter = read(bytes)?;
         Ok(Self {
+            image: ImageKey { pid: raw.pid, started_ns: raw.started_ns, exec_id: raw.exec_id },
             pid: raw.local_pid,
+            vpid: raw.vpid,
             tid: raw.local_tid,
             comm: utf8(unpadded(&raw.comm.map(i8::cast_unsigned))).into_owned(),
             uid: raw.uid,
@@ -121,6 +134,7 @@ impl Waiter {
             host_pid: raw.pid,
             host_tid: raw.tid,
             is_exact: raw.is_exact != 0,
+            switches: raw.switches,
             queue: queue_at(bytes, offset_of!(waiter, queue))?,
         })
     }

@@ -174,9 +174,18 @@ impl Programs {
         self.run(&self.skel.progs.find_file, [file, queue.number, 0]).is_ok_and(|kept| kept != 0)
     }
 
-    /// The state of calls in flight.
-    pub fn threads(&self) -> &MapMut<'static> {
-        &self.skel.maps.threads
+    /// Whether a process, by its number on the host, is of the traced command's tree.
+    pub fn is_in_tree(&self, pid: u32) -> bool {
+        self.skel.maps.tree.lookup(&pid.to_ne_bytes(), MapFlags::ANY).is_ok_and(|found| found.is_some())
+    }
+
+    /// Where the state of calls in flight is, and whether that is task storage.
+    pub fn thread_states(&self) -> (bool, &MapMut<'static>) {
+        let maps = &self.skel.maps;
+        match maps.rodata_data.is_some_and(|rodata| rodata.has_task_storage) {
+            true => (true, &maps.threads),
+            false => (false, &maps.thread_states),
+        }
     }
 
     /// mqspan's own pid namespace: how deep it is, and its address.

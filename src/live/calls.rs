@@ -14,9 +14,10 @@ use std::time::Duration;
 use nix::sys::statfs::{FsType, statfs};
 
 use crate::model::container::Container;
+use crate::model::filter::Filters;
 use crate::model::live::{LiveQueue, Waiter};
 use crate::model::text::utf8;
-use crate::model::values::Op;
+use crate::model::values::{Namespace, Op};
 use crate::who::cgroup;
 
 /// A thread that is in a call.
@@ -38,30 +39,44 @@ pub struct InCall {
     pub op: Op,
     /// On which queue; None where the descriptor is none, or can't be seen.
     pub queue: Option<LiveQueue>,
-    /// How long it has waited, at least; None where that can't be seen.
+    /// How long it has waited; None where its beginning was not seen.
     pub waited: Option<Duration>,
 }
 
 impl InCall {
     /// The same of a thread that the kernel's own lists show, at the time `now_ns` of CLOCK_MONOTONIC.
-    pub fn of(waiter: Waiter, now_ns: u64) -> Self {
-        let container = cgroup::of_process(waiter.pid).and_then(|path| Container::of_path(&path).id);
-        Self { container, ..Self::bare(waiter, now_ns) }
-    }
-
-    /// The same without the container, which /proc would have to be asked for.
-    pub fn bare(waiter: Waiter, now_ns: u64) -> Self {
+    /// Its container is looked up in /proc where that is asked.
+    pub fn of(waiter: Waiter, now_ns: u64, with_container: bool) -> Self {
+        let path = with_container.then(|| cgroup::of_process(waiter.pid)).flatten();
+        let container = path.and_then(|path| Container::of_path(&path).id);
         Self {
             pid: waiter.pid,
             tid: waiter.tid,
             comm: waiter.comm,
             uid: Some(waiter.uid),
-            container: None,
+            container,
             ipc_ns: Some(waiter.queue.as_ref().map_or(waiter.ipc_ns, |queue| queue.ipc_ns)),
             op: waiter.op,
             queue: waiter.queue,
-            waited: Some(Duration::from_nanos(now_ns.saturating_sub(waiter.since_ns))),
+            waited: waiter.is_exact.then(|| Duration::from_nanos(now_ns.saturating_sub(waiter.since_ns))),
         }
+    }
+
+    /// Whether it passes the filters; what can't be seen passes those that only exclude.
+    pub fn is_asked_for(&self, filters: &Filters, own_ipc_namespace: u32) -> bool {
+        let Self { pid, comm, uid, container, ipc_ns, op, queue, .. } = self;
+        let namespace = |pick: &Namespace| match pick {
+            Namespace::All => true,
+            Namespace::Own => *ipc_ns == Some(own_ipc_namespace),
+            Namespace::Number(number) => *ipc_ns == Some(*number),
+        };
+        filters.call.contains(op)
+            && filters.pid.passes(|pick| pick == pid)
+            && filters.uid.passes(|pick| Some(*pick) == *uid)
+            && filters.comm.passes_name(Some(comm))
+            && filters.container.passes(|pick| container.as_ref().is_some_and(|id| id.starts_with(pick)))
+            && filters.ipc_namespace.passes(namespace)
+            && filters.queue.passes_name(queue.as_ref().map(|queue| &*queue.name))
     }
 }
 
@@ -138,7 +153,15 @@ fn queue_at(pid: u32, fd: i32) -> Option<LiveQueue> {
     let number = fs::metadata(&link).ok()?.st_ino();
     let name = path.rsplit(|byte| *byte == b'/').next()?;
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Some(LiveQueue { ipc_ns: ipc_namespace(pid)?, name: Arc::from(format!("/{}", utf8(name))), number, key: None })
+    Some(LiveQueue {
+        ipc_ns: ipc_namespace(pid)?,
+        name: Arc::from(format!("/{}", utf8(name))),
+        number,
+        key: None,
+        maxmsg: 0,
+        msgsize: 0,
+        curmsgs: 0,
+    })
 }
 
 /// Opens each queue of every ipc namespace that has an mqueue mount somewhere, for as long as `each` looks at it.

@@ -14,7 +14,7 @@ use crate::kernel::iterators::Iterators;
 use crate::kernel::programs::Programs;
 use crate::model::call::QueueKey;
 use crate::model::container::Container;
-use crate::model::live::{Attendance, QueueHolder};
+use crate::model::live::{Attendance, QueueHolder, Waiter};
 
 pub mod calls;
 pub mod looker;
@@ -61,22 +61,35 @@ impl Lookout {
         Self { iterators, kept: Arc::default() }
     }
 
+    /// Whether the kernel has lists of its own.
+    pub fn has_lists(&self) -> bool {
+        self.iterators.is_some()
+    }
+
+    /// The threads that wait, by the kernel's own lists; None where it has none.
+    pub fn waiters(&self) -> Option<Vec<Waiter>> {
+        self.iterators.as_ref().and_then(|iterators| iterators.waiters().ok())
+    }
+
+    /// Who has queues open, by the kernel's own lists; None where it has none.
+    pub fn holders(&self) -> Option<Vec<QueueHolder>> {
+        self.iterators.as_ref().and_then(|iterators| iterators.holders().ok())
+    }
+
     /// The threads that wait in a send or receive now, and how many others may not be looked at.
     pub fn in_calls(&self) -> (Vec<InCall>, u64) {
-        let waiters = self.iterators.as_ref().and_then(|iterators| iterators.waiters().ok());
-        let Some(waiters) = waiters else { return calls::in_calls() };
+        let Some(waiters) = self.waiters() else { return calls::in_calls() };
         let now_ns = clock::now_ns(ClockId::CLOCK_MONOTONIC).max(0).unsigned_abs();
-        (waiters.into_iter().map(|waiter| InCall::of(waiter, now_ns)).collect(), 0)
+        (waiters.into_iter().map(|waiter| InCall::of(waiter, now_ns, true)).collect(), 0)
     }
 
     /// Looks at each thread of the host; `programs` keep the queues that somebody has open.
     fn look(&self, programs: &Programs) -> Surroundings {
         let mut attendance = Attendance::default();
-        let iterators = self.iterators.as_ref();
-        let (mut in_calls, hidden) = match iterators.and_then(|iterators| iterators.waiters().ok()) {
+        let (mut in_calls, hidden) = match self.waiters() {
             Some(waiters) => {
                 let now_ns = clock::now_ns(ClockId::CLOCK_MONOTONIC).max(0).unsigned_abs();
-                (waiters.into_iter().map(|waiter| InCall::bare(waiter, now_ns)).collect(), 0)
+                (waiters.into_iter().map(|waiter| InCall::of(waiter, now_ns, false)).collect(), 0)
             }
             None => calls::in_calls(),
         };
@@ -85,7 +98,7 @@ impl Lookout {
             *attendance.threads.entry((queue.id(), op)).or_default() += 1;
         }
         in_calls.truncate(IN_CALLS);
-        if let Some(holders) = iterators.and_then(|iterators| iterators.holders().ok()) {
+        if let Some(holders) = self.holders() {
             self.keep(programs, &holders);
             let mut descriptors = BTreeMap::new();
             for holder in holders {

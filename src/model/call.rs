@@ -263,6 +263,21 @@ pub struct Call {
     pub measured: bool,
 }
 
+/// What a call carries of who made it, where its image's record was lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The image.
+    pub image: ImageKey,
+    /// Process id in mqspan's own pid namespace; 0 where it has none there.
+    pub local_pid: u32,
+    /// Process id in its own pid namespace.
+    pub vpid: u32,
+    /// Effective user id in the initial user namespace.
+    pub uid: u32,
+    /// Name of the thread.
+    pub comm: Vec<u8>,
+}
+
 /// Who made calls: a process image, as it was at its first call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
@@ -347,6 +362,12 @@ impl Call {
     /// The thread's name, without its padding.
     pub fn comm(&self) -> &[u8] {
         unpadded(&self.comm)
+    }
+
+    /// Who made it.
+    pub fn identity(&self) -> Identity {
+        let Self { image, local_pid, vpid, uid, .. } = *self;
+        Identity { image, local_pid, vpid, uid, comm: self.comm().into() }
     }
 
     /// Forgets which span sent the message that was received, unless the sending thread's name is kept.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::call::QueueKey;
+use super::call::{ImageKey, QueueKey};
 use super::reading::QueueId;
 use super::values::Op;
 
@@ -18,6 +18,12 @@ pub struct LiveQueue {
     pub number: u64,
     /// Which one, where the kernel's own lists show it.
     pub key: Option<QueueKey>,
+    /// The most messages it holds; 0 where only /proc shows it, as what follows.
+    pub maxmsg: i64,
+    /// The most bytes of a message.
+    pub msgsize: i64,
+    /// The messages in it.
+    pub curmsgs: i64,
 }
 
 impl LiveQueue {
@@ -30,9 +36,13 @@ impl LiveQueue {
 /// A thread that waits in a send or receive, by the kernel's own lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waiter {
+    /// The image that its process runs.
+    pub image: ImageKey,
     /// Its process, in mqspan's own pid namespace; 0: it has no number there.
     pub pid: u32,
-    /// The thread, in the same.
+    /// The same, inside its own pid namespace.
+    pub vpid: u32,
+    /// The thread, in mqspan's own pid namespace.
     pub tid: u32,
     /// Its process on the host.
     pub host_pid: u32,
@@ -48,10 +58,12 @@ pub struct Waiter {
     pub op: Op,
     /// The descriptor.
     pub fd: i32,
-    /// CLOCK_MONOTONIC in ns: it waits since then at least.
+    /// CLOCK_MONOTONIC in ns: its entry, or where that was not seen the time of the look.
     pub since_ns: u64,
     /// Whether its call began then.
     pub is_exact: bool,
+    /// How often the thread has given up the CPU: where that is the same later, it has not run since.
+    pub switches: u64,
     /// On which queue; None where the descriptor is none.
     pub queue: Option<LiveQueue>,
 }

@@ -15,5 +15,6 @@ pub mod live;
 pub mod reading;
 pub mod resource;
 pub mod slot;
+pub mod stuck;
 pub mod text;
 pub mod values;

@@ -13,11 +13,12 @@ mod placement;
 mod reader;
 mod report;
 pub mod signals;
+mod stuck;
 pub mod top;
 
 use std::fs;
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,7 @@ use self::outlet::SinkOutlet;
 use self::pipeline::{Parts, Pipeline};
 use self::reader::{Reader, ReaderOptions};
 use self::signals::{SignalQueue, Wakeup};
+use self::stuck::StuckOptions;
 use crate::capability::{self, DAC_OVERRIDE, DAC_READ_SEARCH};
 use crate::clock::Clock;
 use crate::config::Settings;
@@ -61,6 +63,9 @@ use crate::who::host::Host;
 use crate::who::prober::Prober;
 use crate::who::registry::Registry;
 use crate::who::resource;
+
+/// What is exempt from the rate is bounded by so many times it, as in bpf/limit.h.
+const CEILING: u64 = 10;
 
 /// Runs until the end; returns the exit status.
 pub fn run(settings: Settings) -> Result<u8, Error> {
@@ -158,8 +163,28 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     let lookout = Lookout::of(&programs);
     let infers = hooks == HookKind::Tracepoint && makes_records;
-    let options = ReaderOptions { infers, lookout: lookout.clone(), directory };
+    let (to_reader, from_stuck) = mpsc::sync_channel(stuck::WAITING);
+    let from_stuck = settings.stuck.map(|_| from_stuck);
+    let options = ReaderOptions { infers, lookout: lookout.clone(), stuck: from_stuck, directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
+    let stuck = match settings.stuck.filter(|_| lookout.has_lists()) {
+        Some(least) => {
+            let (is_all, seen) = (child.is_none(), programs.clone());
+            let options = StuckOptions {
+                lookout: lookout.clone(),
+                filters: filters.clone(),
+                own_ipc_namespace,
+                least,
+                most: u64::from(settings.rate.most) * CEILING,
+                is_traced: Box::new(move |pid| is_all || seen.is_in_tree(pid)),
+            };
+            Some(stuck::start(options, to_reader, reader.waker()).map_err(no_thread)?)
+        }
+        None => None,
+    };
+    if settings.stuck.is_some() && stuck.is_none() {
+        warn!("--stuck does nothing here: the kernel has no lists of who waits (Linux 5.15)");
+    }
     let metrics = meter.map(|meter| {
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
         let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };
@@ -191,6 +216,9 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     pulse.set_ready(false);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
 
+    if let Some(stuck) = stuck {
+        stuck.stop();
+    }
     let running = Running { programs: programs.clone(), reader, metrics, internal, deliveries, ledger: ledger.clone() };
     finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
     let totals = ledger.close();

@@ -14,18 +14,20 @@ use crate::export::{Form, Sink};
 use crate::health::Pulse;
 use crate::metrics::intake::Intake;
 use crate::metrics::reservoir::Candidates;
-use crate::model::call::{Call, Image, ImageKey, Name};
+use crate::model::call::{Call, Identity, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
 use crate::model::slot::Slot;
+use crate::model::stuck::StuckCall;
 use crate::model::text::utf8;
 use crate::model::values::{Receive, Signal};
 use crate::overview::Overview;
 use crate::run::directory::SharedDirectory;
-use crate::telemetry::console;
 use crate::telemetry::record::Record;
+use crate::telemetry::stuck::StuckView;
 use crate::telemetry::view::View;
+use crate::telemetry::{self, console};
 use crate::who::prober::{Answer, Prober};
 use crate::who::waiting::{PATIENCE, WaitingRoom};
 
@@ -56,6 +58,8 @@ pub struct Pipeline {
     overview: Option<Overview>,
     pulse: Pulse,
     gatherers: Vec<Gatherer>,
+    /// Calls that are under way for long, until it is known who makes them.
+    stuck: Vec<(Instant, StuckCall)>,
     tally: Arc<Tally>,
     since: Option<Instant>,
 }
@@ -124,6 +128,7 @@ impl Pipeline {
             overview,
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
+            stuck: Vec::new(),
             since: None,
         }
     }
@@ -300,11 +305,54 @@ impl Pipeline {
     }
 
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
-    pub fn no_image(&mut self, call: &Call) {
-        self.directory.registry().add_bare(call);
-        if self.prober.describe(call) {
-            self.expect(call.image);
+    pub fn no_image(&mut self, of: &Identity) {
+        self.directory.registry().add_bare(of);
+        if self.prober.describe(of) {
+            self.expect(of.image);
         }
+    }
+
+    /// A call that has been under way for long, or has ended after that: no call by itself.
+    pub fn stuck(&mut self, stuck: StuckCall) {
+        let (now, image) = (Instant::now(), stuck.image());
+        let mut due = now;
+        if !self.knows(&image) {
+            self.no_image(&stuck.identity());
+            due = now + PATIENCE;
+        }
+        self.stuck.push((due, stuck));
+    }
+
+    fn tell_stuck(&mut self, stuck: &StuckCall) {
+        let resource = self.directory.registry().resource(stuck.image());
+        let template = stuck.waiter.queue.as_ref().and_then(|queue| self.templates.of(&queue.name));
+        let view = StuckView { stuck, start_ns: self.clock.wall_ns(stuck.waiter.since_ns), template };
+        for gatherer in &self.gatherers {
+            let (sink, body) = match gatherer {
+                Gatherer::Batch(sink, _) if sink.signal != Signal::Logs => continue,
+                Gatherer::Batch(sink, _) => {
+                    let Form::Otlp(encoding) = sink.form else { continue };
+                    let mut batch = Batch::new(Signal::Logs, encoding);
+                    batch.add_entry(&resource, &view);
+                    (sink, batch.take().map(|(body, _)| body).unwrap_or_default())
+                }
+                Gatherer::Lines { sink, zone, .. } => {
+                    let mut line = Vec::new();
+                    telemetry::stuck::line(&view, zone, &mut line);
+                    (sink, line.into())
+                }
+            };
+            // No call is told by it, and it waits for no output.
+            sink.enqueue_metrics(body, Share::of_metrics(&self.ledger, sink.output, 1));
+        }
+    }
+
+    /// Tells of those that are due; returns when the next one is.
+    fn tell_stuck_until(&mut self, now: Instant) -> Option<Instant> {
+        let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.stuck).into_iter().partition(|(at, _)| *at <= now);
+        self.stuck = rest;
+        due.iter().for_each(|(_, stuck)| self.tell_stuck(stuck));
+        self.stuck.iter().map(|(at, _)| *at).min()
     }
 
     /// The images that are not known any more, which the kernel side is to record again.
@@ -384,7 +432,9 @@ impl Pipeline {
             }
         }
         self.flush_lines();
-        let again = self.waiting.deadline().map_or(IDLE, |until| until.saturating_duration_since(now));
+        let stuck = self.tell_stuck_until(now);
+        let next = [self.waiting.deadline(), stuck].into_iter().flatten().min();
+        let again = next.map_or(IDLE, |until| until.saturating_duration_since(now));
         let Some(since) = self.since else { return again };
         let age = now.saturating_duration_since(since);
         if age >= GATHER {
@@ -397,6 +447,7 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        self.tell_stuck_until(Instant::now() + PATIENCE);
         self.release_all();
         self.cut();
     }

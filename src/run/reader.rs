@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use crate::live::Lookout;
 use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
 use crate::model::reading::QueueName;
+use crate::model::stuck::StuckCall;
 use crate::model::values::Op;
 
 /// As many records are taken before anything else is looked at.
@@ -44,6 +45,8 @@ pub struct ReaderOptions {
     pub infers: bool,
     /// Where to look for threads that are in a receive already.
     pub lookout: Lookout,
+    /// Calls that are under way for long, where these are told of.
+    pub stuck: Option<Receiver<StuckCall>>,
     /// What metrics ask.
     pub directory: SharedDirectory,
 }
@@ -95,6 +98,12 @@ impl Reader {
         // The thread reports before it does anything else; if it died, its sender is gone.
         follows.recv().unwrap_or_else(|_| Err("the reader's thread died".into()))?;
         Ok(Self { thread, stop })
+    }
+
+    /// What has the thread look around.
+    pub fn waker(&self) -> impl Fn() + Send + use<> {
+        let stop = self.stop.clone();
+        move || stop.wake()
     }
 
     /// Takes what is left in the rings, and ends the thread. No call begins any more by then.
@@ -160,6 +169,9 @@ impl Rings {
             }
             let taken = self.take_calls();
             self.take_others();
+            for stuck in options.stuck.iter().flat_map(Receiver::try_iter) {
+                self.pipeline.stuck(stuck);
+            }
             let now = Instant::now();
             if now - counted >= COUNT_EVERY {
                 counted = now;
@@ -195,6 +207,9 @@ impl Rings {
                 wait(&rings, again);
             }
             self.programs.armed().store(0, Ordering::Relaxed);
+        }
+        for stuck in options.stuck.iter().flat_map(Receiver::try_iter) {
+            self.pipeline.stuck(stuck);
         }
         self.end();
     }
@@ -258,7 +273,7 @@ impl Rings {
             thread::sleep(IMAGE_PAUSE);
         }
         if !self.pipeline.knows(&call.image) {
-            self.pipeline.no_image(call);
+            self.pipeline.no_image(&call.identity());
         }
     }
 
@@ -283,7 +298,7 @@ impl Rings {
 }
 
 /// Looks for threads that are in a receive, on a thread of its own: there may be many to look at.
-fn look(lookout: &Lookout, stop: &Arc<Stop>) -> mpsc::Receiver<Vec<(u32, Option<QueueName>)>> {
+fn look(lookout: &Lookout, stop: &Arc<Stop>) -> Receiver<Vec<(u32, Option<QueueName>)>> {
     let (found, looked) = mpsc::sync_channel(1);
     let (lookout, woken) = (lookout.clone(), stop.clone());
     thread::spawn(move || {

@@ -13,7 +13,7 @@ use crate::live::calls::InCall;
 use crate::live::looker::Looker;
 use crate::model::error::Error;
 use crate::model::filter::{Filters, Pick};
-use crate::model::values::{HookKind, Namespace, Output};
+use crate::model::values::{HookKind, Output};
 use crate::telemetry::console::duration;
 use crate::telemetry::terms::operation;
 
@@ -38,29 +38,12 @@ pub fn in_calls(lookout: &Lookout, filters: &Filters, own_ipc_namespace: u32) {
     if *hidden > 0 {
         debug!("{hidden} threads may not be looked at: whether these wait at a queue is not known");
     }
-    for call in calls.iter().filter(|call| is_asked_for(call, filters, own_ipc_namespace)) {
+    for call in calls.iter().filter(|call| call.is_asked_for(filters, own_ipc_namespace)) {
         let InCall { pid, tid, comm, op, queue, waited, .. } = call;
         let waited = waited.map_or(String::new(), |waited| format!(" (for {})", duration(waited.as_nanos() as u64)));
         let name = queue.as_ref().map_or("a descriptor that is no queue", |queue| &queue.name);
         info!("{comm}[{pid}/{tid}] is in {} on {name} already{waited}", operation(*op));
     }
-}
-
-/// Whether a call that is under way passes the filters; what can't be seen passes those that only exclude.
-fn is_asked_for(call: &InCall, filters: &Filters, own_ipc_namespace: u32) -> bool {
-    let InCall { pid, comm, uid, container, ipc_ns, op, queue, .. } = call;
-    let namespace = |pick: &Namespace| match pick {
-        Namespace::All => true,
-        Namespace::Own => *ipc_ns == Some(own_ipc_namespace),
-        Namespace::Number(number) => *ipc_ns == Some(*number),
-    };
-    filters.call.contains(op)
-        && filters.pid.passes(|pick| pick == pid)
-        && filters.uid.passes(|pick| Some(*pick) == *uid)
-        && filters.comm.passes_name(Some(comm))
-        && filters.container.passes(|pick| container.as_ref().is_some_and(|id| id.starts_with(pick)))
-        && filters.ipc_namespace.passes(namespace)
-        && filters.queue.passes_name(queue.as_ref().map(|queue| &*queue.name))
 }
 
 /// Says what the run came to: the totals, and what a user would not have expected.
@@ -213,7 +196,15 @@ mod tests {
             container: Some("abc1".into()),
             ipc_ns: Some(5),
             op: Op::MqTimedreceive,
-            queue: Some(LiveQueue { ipc_ns: 5, name: "/orders".into(), number: 1, key: None }),
+            queue: Some(LiveQueue {
+                ipc_ns: 5,
+                name: "/orders".into(),
+                number: 1,
+                key: None,
+                maxmsg: 0,
+                msgsize: 0,
+                curmsgs: 0,
+            }),
             waited: None,
         };
         let all = || Filters { call: Op::ALL.into(), ..Filters::default() };
@@ -221,7 +212,7 @@ mod tests {
             let pick = |text: &&str| text.parse::<Pick<T>>().unwrap_or_else(|_| panic!("{text}"));
             Filter::new(picks.iter().map(pick).collect())
         }
-        let passes = |filters: Filters| is_asked_for(&call, &filters, 5);
+        let passes = |filters: Filters| call.is_asked_for(&filters, 5);
         assert!(passes(all()));
         for (picks, expected) in [(&["7"][..], true), (&["8"], false), (&["!7"], false), (&["!8"], true)] {
             assert_eq!(passes(Filters { pid: of(picks), ..all() }), expected, "{picks:?}");

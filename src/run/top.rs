@@ -173,7 +173,7 @@ impl Watching {
         find_queues(&programs);
         let lookout = Lookout::of(&programs);
         let infers = hooks == HookKind::Tracepoint;
-        let options = ReaderOptions { infers, lookout: lookout.clone(), directory };
+        let options = ReaderOptions { infers, lookout: lookout.clone(), directory, stuck: None };
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
         let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };

@@ -29,11 +29,16 @@ pub fn duration(ns: u64) -> String {
     }
 }
 
+/// `12:01:02.123456`, of a time since 1970 in ns.
+pub fn time_of_day(ns: u64, zone: &TimeZone) -> String {
+    let at = Timestamp::try_from(SystemTime::UNIX_EPOCH + Duration::from_nanos(ns)).unwrap_or_default();
+    zone.to_datetime(at).strftime("%H:%M:%S.%6f").to_string()
+}
+
 /// Appends the line; times are those of `zone`.
 pub fn line(record: &Record<'_>, zone: &TimeZone, color: bool, out: &mut Vec<u8>) {
     let call = record.view.call;
-    let at = Timestamp::try_from(SystemTime::UNIX_EPOCH + Duration::from_nanos(record.start_ns())).unwrap_or_default();
-    let time = zone.to_datetime(at).strftime("%H:%M:%S.%6f").to_string();
+    let time = time_of_day(record.start_ns(), zone);
     let comm = utf8(call.comm());
     let (dim, plain) = if color { (DIM, PLAIN) } else { ("", "") };
     let (red, plain_line) = if color && record.view.error().is_some() { (RED, PLAIN) } else { ("", "") };

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use super::record::{LINK_METHOD, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, LogEntry, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
 use crate::model::resource::Resource;
 use crate::model::values::Signal;
@@ -168,7 +168,7 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
 }
 
 /// Appends a `LogRecord`; a comma parts it from one before.
-pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
+pub fn log(record: &impl LogEntry, out: &mut Vec<u8>) {
     if !out.is_empty() {
         out.push(b',');
     }
@@ -176,9 +176,9 @@ pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
     field_ns(out, "{\"timeUnixNano\":\"", record.start_ns());
     field_ns(out, "\",\"observedTimeUnixNano\":\"", record.end_ns());
     put!(out, "\",\"severityNumber\":{severity},\"severityText\":\"{severity_text}\",\"body\":{{\"stringValue\":");
-    string(out, &record.view.line());
+    string(out, &record.body());
     out.extend_from_slice(b"},\"attributes\":[");
-    record.log_attributes(&mut JsonAttributes::new(out));
+    record.attributes(&mut JsonAttributes::new(out));
     put!(out, "],\"eventName\":\"{}\"", record.event_name());
     if let Some((ids, flags)) = record.logged_span() {
         put!(out, ",\"flags\":{flags},\"traceId\":\"");

@@ -7,6 +7,7 @@ pub mod notify;
 pub mod oflag;
 pub mod protobuf;
 pub mod record;
+pub mod stuck;
 pub mod terms;
 pub mod view;
 

@@ -2,7 +2,7 @@
 //! trace.proto, logs.proto, common.proto and resource.proto, with whose generated types a test reads it back. Pure
 //! code.
 
-use super::record::{LINK_METHOD, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
+use super::record::{LINK_METHOD, LogEntry, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
 use super::view::Attributes;
 use crate::model::resource::Resource;
 
@@ -154,14 +154,14 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
 }
 
 /// Appends a `LogRecord`, as a field of `ScopeLogs`.
-pub fn log(record: &Record<'_>, out: &mut Vec<u8>) {
+pub fn log(record: &impl LogEntry, out: &mut Vec<u8>) {
     let (severity, severity_text) = record.severity();
     nested(out, 2, |out| {
         fixed64(out, 1, record.start_ns());
         number(out, 2, severity.into());
         bytes(out, 3, severity_text.as_bytes());
-        nested(out, 5, |out| bytes(out, 1, record.view.line().as_bytes()));
-        record.log_attributes(&mut ProtobufAttributes { out, field: 6 });
+        nested(out, 5, |out| bytes(out, 1, record.body().as_bytes()));
+        record.attributes(&mut ProtobufAttributes { out, field: 6 });
         if let Some((ids, flags)) = record.logged_span() {
             fixed32(out, 8, flags);
             bytes(out, 9, &ids.trace);

@@ -53,6 +53,54 @@ pub struct Link {
     pub flags: u32,
 }
 
+/// What a log record is made of.
+pub trait LogEntry {
+    /// When it began, ns since 1970: the record's time.
+    fn start_ns(&self) -> u64;
+    /// When it was seen, ns since 1970.
+    fn end_ns(&self) -> u64;
+    /// Number and text of its severity.
+    fn severity(&self) -> (u8, &'static str);
+    /// Its name.
+    fn event_name(&self) -> &'static str;
+    /// The span that it names, and that span's flags.
+    fn logged_span(&self) -> Option<(Ids, u32)>;
+    /// What it says to people.
+    fn body(&self) -> String;
+    /// Gives every attribute.
+    fn attributes(&self, to: &mut impl Attributes);
+}
+
+impl LogEntry for Record<'_> {
+    fn start_ns(&self) -> u64 {
+        self.start_ns()
+    }
+
+    fn end_ns(&self) -> u64 {
+        self.end_ns()
+    }
+
+    fn severity(&self) -> (u8, &'static str) {
+        self.severity()
+    }
+
+    fn event_name(&self) -> &'static str {
+        self.event_name()
+    }
+
+    fn logged_span(&self) -> Option<(Ids, u32)> {
+        self.logged_span()
+    }
+
+    fn body(&self) -> String {
+        self.view.line()
+    }
+
+    fn attributes(&self, to: &mut impl Attributes) {
+        self.log_attributes(to);
+    }
+}
+
 impl Record<'_> {
     /// Its exit, ns since 1970.
     pub fn end_ns(&self) -> u64 {

@@ -12,7 +12,7 @@ use super::host::Host;
 use super::process_context::Published;
 use super::resource::{self, Made};
 use super::store::ImageStore;
-use crate::model::call::{Call, Image, ImageKey, Root, unpadded};
+use crate::model::call::{Identity, Image, ImageKey, Root, unpadded};
 use crate::model::resource::{Resource, Value};
 
 /// As many bytes of what Resources are made of.
@@ -167,24 +167,24 @@ impl Registry {
     }
 
     /// Makes do with what a call carries: the record of its image was lost. It is to be sent again with the next one.
-    pub fn add_bare(&mut self, call: &Call) {
+    pub fn add_bare(&mut self, of: &Identity) {
         let image = Image {
-            key: call.image,
-            vpid: call.vpid,
-            local_pid: call.local_pid,
+            key: of.image,
+            vpid: of.vpid,
+            local_pid: of.local_pid,
             parent_pid: 0,
             path: None,
             environ: None,
             environ_at: 0,
             environ_cut: false,
-            uid: call.uid,
+            uid: of.uid,
             cgroup: None,
-            comm: call.comm().into(),
+            comm: of.comm.clone(),
             root: Root::default(),
         };
         let (said, published) = Default::default();
         self.put(Seed { image, said, published, cgroup: None, owner: None, is_bare: true });
-        self.unmark([call.image]);
+        self.unmark([of.image]);
     }
 
     fn put(&mut self, seed: Seed) {

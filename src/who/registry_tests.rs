@@ -1,5 +1,6 @@
 use super::super::resource::instance_id;
 use super::*;
+use crate::model::call::Call;
 use crate::model::examples::example;
 
 fn key(pid: u32) -> ImageKey {
@@ -105,14 +106,14 @@ fn an_inherited_instance_id_is_not_believed() {
 #[test]
 fn an_unknown_image_has_what_its_call_says() {
     let mut registry = registry();
-    registry.add_bare(&call(1));
+    registry.add_bare(&call(1).identity());
     assert_eq!(registry.take_evicted(), [key(1)], "it is to be sent again");
     let resource = registry.resource(key(1));
     assert_eq!(text(&resource, "service.name"), Some("unknown_service:worker"));
     assert_eq!(registry.add(image(1, b"OTEL_SERVICE_NAME=late\0")), None);
     assert_eq!(registry.resource(key(1)), resource);
 
-    registry.add_bare(&call(2));
+    registry.add_bare(&call(2).identity());
     assert!(registry.knows(&key(2)));
     assert!(registry.add(image(2, b"OTEL_SERVICE_NAME=early\0")).is_some());
     assert_eq!(registry.add(image(2, b"OTEL_SERVICE_NAME=again\0")), None);

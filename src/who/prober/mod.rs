@@ -29,7 +29,7 @@ use self::watch::Watch;
 use super::process_context::{Published, Unreadable};
 use super::registry::{ImageFacts, Inquiry, Subject};
 use crate::capability::{self, DAC_READ_SEARCH};
-use crate::model::call::{Call, Image, ImageKey};
+use crate::model::call::{Identity, Image, ImageKey};
 use crate::model::slot::Slot;
 
 /// As many asks wait to be scheduled.
@@ -164,9 +164,9 @@ impl Prober {
     }
 
     /// A call has come whose image is not known. Whether it is to wait until that is [`Answer::Introduced`].
-    pub fn describe(&self, call: &Call) -> bool {
-        let subject = Subject { image: call.image, local_pid: call.local_pid, uid: call.uid, environ_at: 0 };
-        self.asks_about(&subject, ProberMessage::Describe(subject, call.comm().into()))
+    pub fn describe(&self, of: &Identity) -> bool {
+        let subject = Subject { image: of.image, local_pid: of.local_pid, uid: of.uid, environ_at: 0 };
+        self.asks_about(&subject, ProberMessage::Describe(subject, of.comm.clone()))
     }
 
     /// An image has published something.

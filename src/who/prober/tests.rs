@@ -4,6 +4,7 @@ use super::super::host::{Host, ticks};
 use super::super::registry::Registry;
 use super::files::ProcessFolder;
 use super::*;
+use crate::model::call::Call;
 use crate::model::examples::example;
 
 /// This process, as the kernel side would name it.
@@ -111,7 +112,7 @@ fn an_image_without_a_record_is_described() {
     comm.iter_mut().zip(name.trim_ascii_end()).for_each(|(to, byte)| *to = *byte);
     let call = Call { image: subject.image, local_pid: subject.local_pid, comm, ..example() };
     let described = |call: &Call| {
-        assert!(prober.describe(call));
+        assert!(prober.describe(&call.identity()));
         prober.answer_until(Instant::now() + Duration::from_secs(60)).expect("no answer")
     };
     let Answer::Described(image) = described(&call) else { panic!("nothing is said of it") };
@@ -125,6 +126,6 @@ fn an_image_without_a_record_is_described() {
     gone.image.started_ns += 1_000_000_000;
     assert!(matches!(described(&gone), Answer::Introduced(_)));
     let mut registry = Registry::new(Host::default(), 0);
-    registry.add_bare(&gone);
+    registry.add_bare(&gone.identity());
     assert_eq!(registry.take_evicted(), [gone.image]);
 }
