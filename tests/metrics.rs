@@ -88,9 +88,10 @@ impl Total {
     }
 }
 
-/// A metric's streams: for each key and cause (tests/causes.rs looks at these) the interval that the last point covered, and the total so far.
+/// A metric's streams: for each key and cause (tests/causes.rs looks at these) the interval that the last point covered, and
+/// the total so far; and the totals of those that began anew, once, where it turned out late who the process is.
 #[derive(Default)]
-struct Streams(BTreeMap<(Key, Option<String>), (u64, u64, Total)>);
+struct Streams(BTreeMap<(Key, Option<String>), (u64, u64, Total)>, BTreeMap<(Key, Option<String>), Total>);
 
 impl Streams {
     fn point(
@@ -111,6 +112,10 @@ impl Streams {
                 so_far.take(&total);
                 *last = time;
             }
+            Some((begun, last, so_far)) if start >= *last && !self.1.contains_key(&key) => {
+                self.1.insert(key, std::mem::replace(so_far, total));
+                (*begun, *last) = (start, time);
+            }
             Some((begun, last, so_far)) => {
                 ensure!(start == *begun && time > *last, "{key:?}: {start} to {time} after {begun} to {last}");
                 ensure!(total.count >= so_far.count, "{key:?} went down");
@@ -124,6 +129,9 @@ impl Streams {
         let mut totals: BTreeMap<Key, Total> = BTreeMap::new();
         for ((key, _), (.., total)) in &self.0 {
             totals.entry(key.clone()).or_default().take(total);
+        }
+        for ((key, _), ended) in &self.1 {
+            totals.entry(key.clone()).or_default().take(ended);
         }
         totals
     }

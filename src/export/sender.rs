@@ -202,6 +202,8 @@ impl Deliverer {
     async fn drain(self: Arc<Self>, spool: Spool, closing: watch::Receiver<bool>) {
         loop {
             tokio::select! {
+                // At the end, too, all is delivered that a backend takes: only a pause is not waited for.
+                biased;
                 () = self.pause_over() => {}
                 () = is_set(&closing) => return,
             }
