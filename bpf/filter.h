@@ -5,6 +5,7 @@
  */
 #pragma once
 #include "event.h"
+#include "namespace.h"
 
 #define RULES 1024
 #define TREE_SIZE 65536
@@ -73,17 +74,11 @@ static __always_inline bool passes(void *rules, __u8 mode, __u32 value)
 
 /*
  * The process's number in mqspan's own pid namespace, 0 where it has none there: what user space finds in /proc, and
- * what --pid means. The pointers are read, not followed: see number_in_namespace().
+ * what --pid means.
  */
 static __always_inline __u32 local_number(struct task_struct *leader)
 {
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
-	struct upid *upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
-			    own_level * bpf_core_type_size(struct upid);
-
-	if (BPF_CORE_READ(pid, level) < own_level || (__u64)BPF_CORE_READ(upid, ns) != own_namespace)
-		return 0;
-	return BPF_CORE_READ(upid, nr);
+	return number_at(leader, own_level, own_namespace);
 }
 
 static __always_inline bool is_in_tree(__u32 pid)

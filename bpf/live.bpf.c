@@ -10,6 +10,7 @@
 
 #include "inode.h"
 #include "live.h"
+#include "namespace.h"
 #include "thread.h"
 
 char LICENSE[] SEC("license") = "GPL";
@@ -77,15 +78,9 @@ struct task_struct___x86 {
 const volatile __u32 own_level;
 const volatile __u64 own_namespace;
 
-static __always_inline __u32 number_here(struct task_struct *leader)
+static __always_inline __u32 number_here(struct task_struct *thread)
 {
-	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
-	struct upid *upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
-			    own_level * bpf_core_type_size(struct upid);
-
-	if (BPF_CORE_READ(pid, level) < own_level || (__u64)BPF_CORE_READ(upid, ns) != own_namespace)
-		return 0;
-	return BPF_CORE_READ(upid, nr);
+	return number_at(thread, own_level, own_namespace);
 }
 
 /* A large record has no place on the stack. User space reads one list at a time. */
