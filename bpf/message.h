@@ -7,7 +7,13 @@
 #pragma once
 #include "pair.h"
 
-#define MESSAGES 65536
+/*
+ * Messages have their places in sets by a hash of their address: found by a few comparisons, without a lock and without
+ * a helper. Where a set is full the message goes to a table beside.
+ */
+#define SETS 16384
+#define PLACES 4
+#define BESIDE 16384
 
 /* Whether a send has a record, and so, unless it is exempt, the receive of its message. */
 enum verdict { VERDICT_FILTERED, VERDICT_KEPT, VERDICT_LIMITED };
@@ -21,12 +27,87 @@ struct message {
 	char comm[COMM_SIZE];
 };
 
+struct message_set {
+	__u64 msg[PLACES]; /* whose place it is, 0: nobody's */
+	struct message of[PLACES];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SETS);
+	__type(key, __u32);
+	__type(value, struct message_set);
+} message_sets SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MESSAGES);
+	__uint(max_entries, BESIDE);
 	__type(key, __u64);
 	__type(value, struct message);
-} messages SEC(".maps");
+} messages_beside SEC(".maps");
+
+/* How many are beside: mostly none, so that nobody looks. */
+__u32 beside;
+
+static const struct message no_message;
+
+static __always_inline struct message_set *message_set_of(__u64 msg)
+{
+	__u32 set = msg * 0x9e3779b97f4a7c15 >> 50;
+
+	return bpf_map_lookup_elem(&message_sets, &set);
+}
+
+/* The place of a message that is known; 0: it is not. */
+static __always_inline struct message *find_message(__u64 msg)
+{
+	struct message_set *set = message_set_of(msg);
+
+	if (!set)
+		return 0;
+	for (int i = 0; i < PLACES; i++)
+		if (set->msg[i] == msg)
+			return &set->of[i];
+	return *(volatile __u32 *)&beside ? bpf_map_lookup_elem(&messages_beside, &msg) : 0;
+}
+
+/* A place for a message that nobody else knows yet; 0: there is none. Its end may have gone unseen, so that it has one. */
+static __always_inline struct message *place_message(__u64 msg)
+{
+	struct message *known = find_message(msg);
+	struct message_set *set = message_set_of(msg);
+
+	if (known || !set)
+		return known;
+	for (int i = 0; i < PLACES; i++)
+		if (!*(volatile __u64 *)&set->msg[i] && !__sync_val_compare_and_swap(&set->msg[i], 0, msg))
+			return &set->of[i];
+	if (bpf_map_update_elem(&messages_beside, &msg, &no_message, BPF_NOEXIST))
+		return 0;
+	__sync_fetch_and_add(&beside, 1);
+	return bpf_map_lookup_elem(&messages_beside, &msg);
+}
+
+/* The message is gone; what was read of its place was read before that. */
+static __always_inline void drop_message(__u64 msg)
+{
+	struct message_set *set = message_set_of(msg);
+
+	if (!set)
+		return;
+	for (int i = 0; i < PLACES; i++) {
+		if (set->msg[i] != msg)
+			continue;
+#ifdef __TARGET_ARCH_arm64
+		__sync_lock_test_and_set(&set->msg[i], 0);
+#else
+		*(volatile __u64 *)&set->msg[i] = 0;
+#endif
+		return;
+	}
+	if (*(volatile __u32 *)&beside && !bpf_map_delete_elem(&messages_beside, &msg))
+		__sync_fetch_and_add(&beside, -1);
+}
 
 /* Whether msg_insert() is hooked: without it nobody knows since when a message waits. */
 const volatile bool sees_insert;
@@ -43,33 +124,34 @@ static __always_inline struct thread *inside(enum op op)
 static __always_inline void at_load_msg(__u64 made)
 {
 	struct thread *thread = inside(OP_SEND);
-	struct message message;
+	struct message *message;
 	struct call *call;
 
 	if (!thread || made >= -(__u64)MAX_ERRNO)
 		return;
-	call = call_of(thread);
-	message.trace_id[0] = call->trace_id[0];
-	message.trace_id[1] = call->trace_id[1];
-	message.span_id = call->span_id;
-	message.queue_inode = call->queue_inode;
-	message.inserted_ns = 0;
-	/* Where a span's record depends on how the call ends, finish_send() says so. */
-	message.verdict = VERDICT_FILTERED;
-	if (makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns)
-		message.verdict = is_limited_early(call) ? VERDICT_LIMITED : VERDICT_KEPT;
-	bpf_get_current_comm(message.comm, sizeof(message.comm));
-	thread->message = made;
-	if (bpf_map_update_elem(&messages, &made, &message, BPF_ANY)) {
+	message = place_message(made);
+	if (!message) {
 		count(COUNT_UNTRACKED);
-		thread->message = 0;
+		return;
 	}
+	call = call_of(thread);
+	message->trace_id[0] = call->trace_id[0];
+	message->trace_id[1] = call->trace_id[1];
+	message->span_id = call->span_id;
+	message->queue_inode = call->queue_inode;
+	message->inserted_ns = 0;
+	/* Where a span's record depends on how the call ends, finish_send() says so. */
+	message->verdict = VERDICT_FILTERED;
+	if (makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns)
+		message->verdict = is_limited_early(call) ? VERDICT_LIMITED : VERDICT_KEPT;
+	copy_comm(message->comm, bpf_get_current_task_btf());
+	thread->message = made;
 }
 
 /* msg_insert(msg, info): for a sender that waited, the receiver does this. */
 static __always_inline void at_msg_insert(__u64 msg, __u64 info)
 {
-	struct message *message = bpf_map_lookup_elem(&messages, &msg);
+	struct message *message = find_message(msg);
 
 	if (message)
 		message->inserted_ns = bpf_ktime_get_ns();
@@ -92,7 +174,7 @@ static __always_inline void at_store_msg(__u64 msg)
 	args = ARGS(message_args, call);
 	args->priority = BPF_CORE_READ((struct msg_msg *)msg, m_type);
 	call->flags |= CALL_PRIORITY;
-	message = bpf_map_lookup_elem(&messages, &msg);
+	message = find_message(msg);
 	/* Another queue's: its end went unseen, and this message's beginning too. */
 	if (!message || message->queue_inode != call->queue_inode)
 		return;
@@ -114,7 +196,7 @@ static __always_inline void at_store_msg(__u64 msg)
 /* free_msg(msg): received, not sent after all, or lost with its queue. */
 static __always_inline void at_free_msg(__u64 msg)
 {
-	bpf_map_delete_elem(&messages, &msg);
+	drop_message(msg);
 }
 
 /* A send has ended, with a record or without: its message says so, unless it is gone already. */
@@ -126,7 +208,7 @@ static __always_inline void finish_send(struct thread *thread, bool kept)
 	thread->message = 0;
 	if (!msg || (kept && !min_duration_ns && !max_rate))
 		return;
-	message = bpf_map_lookup_elem(&messages, &msg);
+	message = find_message(msg);
 	if (message && message->span_id == call_of(thread)->span_id)
 		message->verdict = kept ? VERDICT_KEPT : call_of(thread)->flags & CALL_LIMITED ? VERDICT_LIMITED : VERDICT_FILTERED;
 }

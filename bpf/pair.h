@@ -168,9 +168,9 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 }
 
 /* As bpf_get_current_comm() does, in a tenth of its time. */
-static __always_inline void read_comm(struct call *call, struct task_struct *task)
+static __always_inline void copy_comm(char *comm, struct task_struct *task)
 {
-	volatile char *from = task->comm, *to = call->comm; /* the verifier takes no wider loads of an array */
+	volatile char *from = task->comm, *to = comm; /* the verifier takes no wider loads of an array */
 
 	for (int i = 0; i < COMM_SIZE; i++)
 		to[i] = from[i];
@@ -251,7 +251,7 @@ __noinline int record(struct thread *thread)
 	if (call->ret < 0)
 		explain(call);
 	if (aggregates_comm)
-		read_comm(call, task);
+		copy_comm(call->comm, task);
 	if (aggregates) {
 		call->flags |= CALL_MEASURED;
 		aggregate(call, thread->name);
@@ -263,7 +263,7 @@ __noinline int record(struct thread *thread)
 	if (max_rate && is_limited(call, call->flags & CALL_QUEUE ? state_of(call, thread->name) : 0))
 		return refuse(call, COUNT_LIMITED);
 	if (!aggregates_comm)
-		read_comm(call, task);
+		copy_comm(call->comm, task);
 	if (!messages_carry_ids)
 		make_ids(thread, call);
 	return send_call(call);
