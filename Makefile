@@ -50,7 +50,7 @@ test-outage: ready ## a backend up and down at random, with a spool and without:
 test-stress: ## stress-ng beside mqspan for a minute: counts, loss, CPU, memory
 	@scripts/setup.sh stress
 	cargo build --release --package workload
-	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture
+	$(CARGO_AS_ROOT) test --release --test stress -- --nocapture --test-threads=1
 
 .PHONY: test-containers
 test-containers: ## containers by Podman and runc: who calls in them, mqspan in one, as another user than root
@@ -112,6 +112,12 @@ bench: ## what a traced call costs
 	@scripts/setup.sh
 	cargo build --release --workspace
 	$(CARGO_AS_ROOT) bench --bench overhead
+
+.PHONY: instructions
+instructions: ## what a traced call costs by each kind of hooks, counted under qemu: the same figures on every machine
+	@scripts/setup.sh kernels
+	cargo build --release --workspace
+	cargo bench --bench instructions
 
 .PHONY: clean
 clean: ## remove what was built; the cache of backends and tools stays

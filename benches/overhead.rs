@@ -56,7 +56,7 @@ fn overhead(mqspan: &Mqspan, (what, workload): (&str, &str), cpu: usize, others:
     for _ in 0..ROUNDS {
         bare.push(time(mqspan, workload, cpu)?);
 
-        let attached = empty::attach()?;
+        let attached = empty::attach("tracepoint")?;
         empty.push(time(mqspan, workload, cpu)?);
         drop(attached);
 

@@ -4,6 +4,9 @@
 #   kernel.sh run KERNEL BOOTLINE PROGRAM FILE...
 #       boots it and runs PROGRAM there, which is found with the FILEs where they are here; its exit status is PROGRAM's,
 #       99 where the machine stopped without one. MQSPAN_TEST_GUEST=guest::links runs these tests only
+#   kernel.sh count KERNEL PROGRAM FILE...
+#       the same on one CPU whose clock counts the instructions that it runs, a nanosecond each; PROGRAM is run once, as
+#       `PROGRAM guest`
 # apt checks the signatures. A kernel with what it needs to boot is an initramfs of busybox: no disk, no network.
 set -euo pipefail
 
@@ -71,10 +74,30 @@ fetch() {
     return 1
 }
 
-# initramfs OUT PROGRAM FILE...: programs without their debug information, and the libraries that they need
+# Runs the tests of $program, one after the other; status is then whether they passed.
+tests='
+export MQSPAN_TEST_KINDS="${MQSPAN_TEST_KINDS:-fentry kprobe tracepoint}"
+tests=$($program --ignored --list --format=terse --skip traced --skip guest::clean ${MQSPAN_TEST_GUEST:-guest::} | sed -n "s/: test\$//p")
+status=0
+dmesg -c >/dev/null
+for test in $tests; do
+    echo "TEST $test"
+    verdict=ok
+    $program --ignored --exact --nocapture $test || verdict=FAILED
+    $program --ignored --exact --nocapture guest::clean::nothing_is_left || verdict=FAILED
+    [ $verdict = ok ] || status=1
+    echo "VERDICT $verdict $(cut -d" " -f1 /proc/uptime)"
+done
+[ -n "$tests" ] || status=2
+'
+
+# Runs $program once.
+once='$program guest; status=$?'
+
+# initramfs OUT SCRIPT PROGRAM FILE...: programs without their debug information, and the libraries that they need
 initramfs() {
-    local out=$1 program=$2 root file
-    shift
+    local out=$1 script=$2 program=$3 root file
+    shift 2
     root=$(mktemp -d)
     mkdir -p "$root"/{bin,dev,proc,sys,tmp}
     cp "$(command -v busybox)" "$root/bin/busybox"
@@ -94,19 +117,9 @@ mkdir /dev/mqueue; mount -t mqueue m /dev/mqueue
 ip link set lo up
 # The tests' preamble asks for these; no test in here uses them.
 touch /bin/bash /bin/setpriv /bin/strace /bin/unshare
-export MQSPAN_TEST_KINDS="${MQSPAN_TEST_KINDS:-fentry kprobe tracepoint}"
-tests=\$($program --ignored --list --format=terse --skip traced --skip guest::clean ${MQSPAN_TEST_GUEST:-guest::} | sed -n 's/: test\$//p')
-status=0
-dmesg -c >/dev/null
-for test in \$tests; do
-    echo "TEST \$test"
-    verdict=ok
-    $program --ignored --exact --nocapture \$test || verdict=FAILED
-    $program --ignored --exact --nocapture guest::clean::nothing_is_left || verdict=FAILED
-    [ \$verdict = ok ] || status=1
-    echo "VERDICT \$verdict \$(cut -d' ' -f1 /proc/uptime)"
-done
-[ -n "\$tests" ] || status=2
+export MQSPAN_TEST_KINDS="${MQSPAN_TEST_KINDS:-}" MQSPAN_TEST_GUEST="${MQSPAN_TEST_GUEST:-}"
+program=$program
+$script
 echo "EXIT \$status"
 poweroff -f
 INIT
@@ -128,23 +141,42 @@ results() {
         END { if (test) print "RESULT", kernel, kinds ? kind[kinds] : "-", test, "STOPPED" }'
 }
 
+# boot SERIES INITRAMFS LOG BOOT_LINE OPTION...: what the machine prints goes to stdout and to LOG
+boot() {
+    local series=$1 initramfs=$2 log=$3 boot_line=$4
+    shift 4
+    # Emulated, a kernel dies once in a while as it comes up (seen: an int3 in run_timer_softirq of 7.3, while it unpacked the
+    # initramfs). Once a program of ours may have run it counts.
+    for _ in 1 2 3; do
+        timeout "$limit" "${qemu[@]}" "$@" -m 2560 -nodefaults -display none -no-reboot \
+            -serial stdio -monitor none -kernel "$cache/$series-$arch/vmlinuz" -initrd "$initramfs" \
+            -append "console=$console quiet loglevel=3 panic=-1 $boot_line" </dev/null | sed -u 's#\r$##' | tee "$log" || true
+        if grep -q '^UP' "$log"; then break; fi
+        echo "kernel.sh: Linux $series died before its first program ran: once more" >&2
+    done
+}
+
 run() {
     local series=$1 boot_line=$2 work status
     shift 2
     fetch "$series"
     work=$(mktemp -d)
-    initramfs "$work/initramfs" "$@"
-    # Emulated, a kernel dies once in a while as it comes up (seen: an int3 in run_timer_softirq of 7.3, while it unpacked the
-    # initramfs). Once a program of ours may have run it counts.
-    for _ in 1 2 3; do
-        timeout "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp 2 -m 2560 -nodefaults -display none -no-reboot \
-            -serial stdio -monitor none -kernel "$cache/$series-$arch/vmlinuz" -initrd "$work/initramfs" \
-            -append "console=$console quiet loglevel=3 panic=-1 $boot_line" </dev/null | sed -u 's#\r$##' | tee "$work/log" || true
-        if grep -q '^UP' "$work/log"; then break; fi
-        echo "kernel.sh: Linux $series died before its first program ran: once more" >&2
-    done
+    initramfs "$work/initramfs" "$tests" "$@"
+    boot "$series" "$work/initramfs" "$work/log" "$boot_line" -accel tcg,thread=multi -smp 2
     status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
     results "$series $boot_line" <"$work/log" | tee -a "${MQSPAN_TEST_RESULTS:-/dev/null}"
+    rm -rf "$work"
+    return "${status:-99}"
+}
+
+count() {
+    local series=$1 work status
+    shift
+    fetch "$series"
+    work=$(mktemp -d)
+    initramfs "$work/initramfs" "$once" "$@"
+    boot "$series" "$work/initramfs" "$work/log" "" -accel tcg,thread=single -icount shift=0,sleep=off -smp 1
+    status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
     rm -rf "$work"
     return "${status:-99}"
 }

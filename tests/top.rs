@@ -296,7 +296,7 @@ fn a_panic() -> Result<()> {
 #[ignore = "run by a_panic"]
 fn draw_and_panic() -> Result<()> {
     let signals = SignalQueue::take()?;
-    panics::watch_after(signals.bell(), terminal::give_back);
+    panics::watch_after(signals.bell(), terminal::restore);
     let mut screen = Screen::take(|| {})?;
     screen.draw(|frame| _ = frame.buffer_mut())?;
     let stage = std::thread::Builder::new().name("mqspan-stage".into()).spawn(|| panic!("of a test"))?;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::model::resource::Resource;
 use crate::model::values::Signal;
+use crate::telemetry::common::CommonCache;
 use crate::telemetry::record::{LogEntry, Record};
 use crate::telemetry::{json, protobuf};
 
@@ -21,6 +22,8 @@ pub enum Encoding {
 
 /// What stands around the records of one Resource, roughly.
 const AROUND: usize = 1024;
+/// As many bytes of emptied buffers are kept.
+const SPARE: usize = 1 << 20;
 
 #[derive(Debug)]
 struct Group {
@@ -41,6 +44,7 @@ pub struct Batch {
     records: u64,
     /// Emptied buffers of groups, to be filled again.
     spare: Vec<Vec<u8>>,
+    common: CommonCache,
 }
 
 impl Batch {
@@ -55,6 +59,7 @@ impl Batch {
             bytes: 0,
             records: 0,
             spare: Vec::new(),
+            common: CommonCache::default(),
         }
     }
 
@@ -71,8 +76,10 @@ impl Batch {
         match (self.signal, self.encoding) {
             (Signal::Logs, Encoding::Protobuf) => protobuf::log(record, records),
             (Signal::Logs, Encoding::Json) => json::log(record, records),
-            (_, Encoding::Protobuf) => protobuf::span(record, records),
-            (_, Encoding::Json) => json::span(record, records),
+            (_, Encoding::Protobuf) => {
+                protobuf::span(record, self.common.encoded(record.view, protobuf::common), records);
+            }
+            (_, Encoding::Json) => json::span(record, self.common.encoded(record.view, json::common), records),
         }
         self.bytes += records.len() - before;
         self.records += 1;
@@ -119,13 +126,15 @@ impl Batch {
                 Encoding::Json => json::group(self.signal, &group.resource, &group.records, &mut body),
             }
             group.records.clear();
-            self.spare.push(group.records);
+            // As much as a busy host needs at a time; a burst of one process must not be paid for ever.
+            let kept: usize = self.spare.iter().map(Vec::capacity).sum();
+            if kept + group.records.capacity() <= SPARE {
+                self.spare.push(group.records);
+            }
         }
         if self.encoding == Encoding::Json {
             json::end(&mut body);
         }
-        // As many as a busy host needs at a time; one process with a burst must not be paid for ever.
-        self.spare.truncate(16);
         self.places.clear();
         self.last = 0;
         self.bytes = 0;

@@ -24,6 +24,11 @@ pub(super) const CALL_HEAD: usize = offset_of!(call, names);
 
 /// Reads a plain structure from the beginning of `bytes`, zero where they end early.
 pub fn head<T: Default>(bytes: &[u8]) -> T {
+    if bytes.len() >= size_of::<T>() {
+        // SAFETY: the generated types are repr(C) of integers and arrays of them, so that any bytes are a value, of which
+        // there are enough.
+        return unsafe { bytes.as_ptr().cast::<T>().read_unaligned() };
+    }
     let mut value = T::default();
     let len = bytes.len().min(size_of::<T>());
     // SAFETY: the generated types are repr(C) of integers and arrays of them, so that any bytes are a value; the copy
@@ -48,11 +53,8 @@ pub fn op_of(number: u32) -> Option<Op> {
     OPS.get(number as usize).copied()
 }
 
-/// The call that a record is of, and its arguments; None for a number that stands for none.
-fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
-    let op = op_of(raw.op.into())?;
-    let bytes = raw.args.map(u64::to_ne_bytes);
-    let (fd, losses, bytes) = (raw.fd, raw.losses, bytes.as_flattened());
+/// A call's arguments.
+fn args(op: Op, fd: i32, losses: u32, bytes: &[u8], has: &impl Fn(call_flag) -> bool) -> Args {
     let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
     let message = || {
         let raw: message_args = head(bytes);
@@ -84,7 +86,7 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
             },
         }
     };
-    let args = match op {
+    match op {
         Op::MqOpen => {
             let raw: open_args = head(bytes);
             Args::Open {
@@ -107,8 +109,7 @@ fn args(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<(Op, Args)> {
             }
         }
         Op::MqGetsetattr => Args::Getsetattr { fd, attr: attr(&head(bytes)) },
-    };
-    Some((op, args))
+    }
 }
 
 fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context> {
@@ -124,13 +125,15 @@ fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context
 const FAILURE: usize = offset_of!(message_args, wait_ns);
 
 /// Why a call failed; None where that is not known.
-fn failure_of(raw: &call, has: &impl Fn(call_flag) -> bool) -> Option<CallFailure> {
-    let bytes = raw.args.map(u64::to_ne_bytes);
-    let failure { cause, known, owner_pid, value, used, requested } = head(bytes.as_flattened().get(FAILURE..)?);
+fn failure_of(args: &[u8], has: &impl Fn(call_flag) -> bool) -> Option<CallFailure> {
+    if !has(call_flag::CALL_CAUSE) {
+        return None;
+    }
+    let failure { cause, known, owner_pid, value, used, requested } = head(args.get(FAILURE..)?);
     let knows = |flag: failure_flag| u32::from(known) & flag.0 != 0;
     let limit = ReachedLimit { value, used: knows(failure_flag::FAILURE_USED).then_some(used), requested };
     Some(CallFailure {
-        cause: Cause::of(cause.into()).filter(|_| has(call_flag::CALL_CAUSE))?,
+        cause: Cause::of(cause.into())?,
         limit: knows(failure_flag::FAILURE_LIMIT).then_some(limit),
         owner_pid: (owner_pid != 0).then_some(owner_pid),
     })
@@ -171,38 +174,48 @@ impl Call {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let malformed = Malformed(bytes.len());
         let names = bytes.get(CALL_HEAD..).ok_or(malformed)?;
-        let raw: call = head(&bytes[..CALL_HEAD]);
-        let (asked_len, actual_len) = (usize::from(raw.asked_len), usize::from(raw.actual_len));
+        let raw = bytes.as_ptr().cast::<call>();
+        // Only what is looked at is read: the record is large, and is cut after its names.
+        macro_rules! field {
+            ($field:ident) => {{
+                const { assert!(offset_of!(call, $field) < CALL_HEAD) };
+                // SAFETY: it stands within the CALL_HEAD bytes that are there; integers and arrays of them.
+                unsafe { (&raw const (*raw).$field).read_unaligned() }
+            }};
+        }
+        let (asked_len, actual_len) = (usize::from(field!(asked_len)), usize::from(field!(actual_len)));
         let asked = names.get(..asked_len).ok_or(malformed)?;
         let actual = names.get(asked_len..asked_len + actual_len).ok_or(malformed)?;
-        let has = |flag: call_flag| raw.flags & flag.0 != 0;
-        let (op, args) = args(&raw, &has).ok_or(malformed)?;
+        let flags = field!(flags);
+        let has = |flag: call_flag| flags & flag.0 != 0;
+        let op = op_of(field!(op).into()).ok_or(malformed)?;
+        let args_bytes = &bytes[offset_of!(call, args)..CALL_HEAD];
         Ok(Self {
             op,
-            image: ImageKey { pid: raw.pid, started_ns: raw.process_started_ns, exec_id: raw.exec_id },
-            tid: raw.tid,
-            vpid: raw.vpid,
-            local_pid: raw.local_pid,
-            entered_ns: raw.entered_ns,
-            left_ns: raw.left_ns,
-            ret: raw.ret,
-            uid: raw.uid,
-            ipc_ns: raw.ipc_ns,
-            abi: if raw.abi == 0 { Abi::Native } else { Abi::Compat },
-            ids: Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() },
-            context: context_of(&raw.context, &has),
+            image: ImageKey { pid: field!(pid), started_ns: field!(process_started_ns), exec_id: field!(exec_id) },
+            tid: field!(tid),
+            vpid: field!(vpid),
+            local_pid: field!(local_pid),
+            entered_ns: field!(entered_ns),
+            left_ns: field!(left_ns),
+            ret: field!(ret),
+            uid: field!(uid),
+            ipc_ns: field!(ipc_ns),
+            abi: if field!(abi) == 0 { Abi::Native } else { Abi::Compat },
+            ids: Ids { trace: trace_id(field!(trace_id)), span: field!(span_id).to_ne_bytes() },
+            context: context_of(&field!(context), &has),
             asked: (!has(call_flag::CALL_NAME_BAD)).then(|| asked.to_vec()),
-            args,
+            args: args(op, field!(fd), field!(losses), args_bytes, &has),
             queue: has(call_flag::CALL_QUEUE).then(|| Queue {
-                key: QueueKey { inode: raw.queue_inode, number: raw.queue_ino, namespace: raw.queue_ns },
+                key: QueueKey { inode: field!(queue_inode), number: field!(queue_ino), namespace: field!(queue_ns) },
                 name: actual.to_vec(),
-                maxmsg: raw.queue_maxmsg,
-                msgsize: raw.queue_msgsize,
-                curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(raw.queue_curmsgs),
-                mode: raw.queue_mode,
+                maxmsg: field!(queue_maxmsg),
+                msgsize: field!(queue_msgsize),
+                curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(field!(queue_curmsgs)),
+                mode: field!(queue_mode),
             }),
-            comm: raw.comm.map(i8::cast_unsigned),
-            failure: failure_of(&raw, &has),
+            comm: field!(comm).map(i8::cast_unsigned),
+            failure: failure_of(args_bytes, &has),
             filtered: has(call_flag::CALL_FILTERED),
             measured: has(call_flag::CALL_MEASURED),
         })

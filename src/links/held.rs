@@ -2,8 +2,10 @@
 //! time and up to a number of them; a process that needs more than there is room for pays itself. Pure code; the time is
 //! passed in.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
+
+use foldhash::HashMap;
 
 use crate::model::call::{Args, Call, QueueKey};
 
@@ -28,7 +30,7 @@ pub struct Ticket {
 struct HeldCall {
     /// None: it is only behind one that waits.
     waits: Option<Ticket>,
-    call: Call,
+    call: Box<Call>,
 }
 
 /// The calls that wait.
@@ -48,9 +50,15 @@ pub struct HeldCalls {
 impl HeldCalls {
     /// Takes a call: passes it on, or holds it where it waits or is behind one that does. Returns the receives that can't
     /// wait any more, for want of room.
-    pub fn take(&mut self, call: Call, waits: Option<Ticket>, now: Instant, out: &mut impl FnMut(Call)) -> Vec<Ticket> {
+    pub fn take(
+        &mut self,
+        call: Box<Call>,
+        waits: Option<Ticket>,
+        now: Instant,
+        out: &mut impl FnMut(Box<Call>),
+    ) -> Vec<Ticket> {
         let (tid, pid) = (call.tid, call.image.pid);
-        let of_thread = self.threads.get(&tid).map_or(0, VecDeque::len);
+        let of_thread = if self.total > 0 { self.threads.get(&tid).map_or(0, VecDeque::len) } else { 0 };
         if waits.is_none() && of_thread == 0 {
             pass(call, &mut self.unlinked, out);
             return Vec::new();
@@ -80,7 +88,7 @@ impl HeldCalls {
     }
 
     /// It is known what became of a receive: nothing is to be waited for any more. `complete` adds the link.
-    pub fn settle(&mut self, ticket: &Ticket, complete: impl FnOnce(&mut Call), out: &mut impl FnMut(Call)) {
+    pub fn settle(&mut self, ticket: &Ticket, complete: impl FnOnce(&mut Call), out: &mut impl FnMut(Box<Call>)) {
         let Some(held) = self.threads.get_mut(&ticket.tid) else { return };
         if let Some(held) = held.iter_mut().find(|held| held.waits.is_some_and(|waits| waits.number == ticket.number)) {
             held.waits = None;
@@ -90,7 +98,7 @@ impl HeldCalls {
     }
 
     /// Lets go of those whose time is over; returns the receives that waited in vain.
-    pub fn expire(&mut self, now: Instant, out: &mut impl FnMut(Call)) -> Vec<Ticket> {
+    pub fn expire(&mut self, now: Instant, out: &mut impl FnMut(Box<Call>)) -> Vec<Ticket> {
         let mut given_up = Vec::new();
         while let Some((deadline, ticket)) = self.deadlines.front().copied()
             && deadline <= now
@@ -121,7 +129,7 @@ impl HeldCalls {
     }
 
     /// Lets all calls of these threads go.
-    fn give_up(&mut self, tids: &[u32], given_up: &mut Vec<Ticket>, out: &mut impl FnMut(Call)) {
+    fn give_up(&mut self, tids: &[u32], given_up: &mut Vec<Ticket>, out: &mut impl FnMut(Box<Call>)) {
         for tid in tids {
             let held = self.threads.get_mut(tid).into_iter().flatten();
             given_up.extend(held.filter_map(|held| held.waits.take()));
@@ -130,7 +138,7 @@ impl HeldCalls {
     }
 
     /// Passes on what need not wait, in order.
-    fn advance(&mut self, tid: u32, out: &mut impl FnMut(Call)) {
+    fn advance(&mut self, tid: u32, out: &mut impl FnMut(Box<Call>)) {
         let Some(held) = self.threads.get_mut(&tid) else { return };
         while held.front().is_some_and(|held| held.waits.is_none())
             && let Some(HeldCall { call, .. }) = held.pop_front()
@@ -154,7 +162,7 @@ fn is_waiting(threads: &HashMap<u32, VecDeque<HeldCall>>, ticket: &Ticket) -> bo
     threads.get(&ticket.tid).is_some_and(|held| held.iter().any(|held| held.waits.as_ref() == Some(ticket)))
 }
 
-fn pass(call: Call, unlinked: &mut u64, out: &mut impl FnMut(Call)) {
+fn pass(call: Box<Call>, unlinked: &mut u64, out: &mut impl FnMut(Box<Call>)) {
     let is_unlinked = matches!(call.args, Args::Receive(message) if call.ret >= 0 && message.wait_ns.is_none());
     *unlinked += u64::from(is_unlinked && !call.filtered);
     out(call);

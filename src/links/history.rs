@@ -11,7 +11,9 @@
 //!
 //! Each is a sufficient condition that costs little; what they leave open has no link. Pure code.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+
+use smallvec::SmallVec;
 
 use super::held::Ticket;
 use super::records::Records;
@@ -79,10 +81,10 @@ struct Lane {
 /// A queue.
 #[derive(Debug)]
 pub struct History {
-    /// By priority; none is empty.
+    /// By priority. The only one stays when it is empty: most queues have one, and need it again at once.
     lanes: BTreeMap<u32, Lane>,
-    /// Those that have receipts.
-    open: BTreeSet<u32>,
+    /// Those that have receipts: as many as receipts are kept at most.
+    open: Vec<u32>,
     /// Receives that did not ask for the priority, until it is certain.
     unplaced: Vec<Receipt>,
     /// As that of lanes, for those that are gone.
@@ -105,7 +107,7 @@ impl History {
     pub fn new(sides: &Sides, losses: [u32; 2], has_unseen: bool) -> Self {
         Self {
             lanes: BTreeMap::new(),
-            open: BTreeSet::new(),
+            open: Vec::new(),
             unplaced: Vec::new(),
             blurred: 0,
             from: sides.each_ref().map(Records::highest),
@@ -173,7 +175,8 @@ impl History {
         }
         gone.extend(self.unplaced.extract_if(.., |receipt| receipt.number <= at[1]));
         settled.extend(gone.into_iter().filter_map(|receipt| receipt.ticket).map(|ticket| (ticket, None)));
-        self.lanes.retain(|_, lane| !lane.is_empty());
+        let is_only = self.lanes.len() == 1;
+        self.lanes.retain(|_, lane| is_only || !lane.is_empty());
         self.open.retain(|priority| self.lanes.get(priority).is_some_and(|lane| !lane.receipts.is_empty()));
         self.sent = self.lanes.values().map(|lane| lane.sent.len()).sum();
         self.received = self.lanes.values().map(|lane| lane.receipts.len()).sum::<usize>() + self.unplaced.len();
@@ -216,7 +219,9 @@ impl History {
 
     fn place_in(&mut self, priority: u32, receipt: Receipt) {
         insert(&mut self.lane(priority).receipts, receipt);
-        self.open.insert(priority);
+        if !self.open.contains(&priority) {
+            self.open.push(priority);
+        }
     }
 
     /// A receive waits no more.
@@ -236,19 +241,21 @@ impl History {
         self.place(sides)?;
         let first_unplaced = self.unplaced.first().map(|receipt| receipt.number);
         let others = Others { sides, has_unseen: self.has_unseen || self.unseen_until.is_some(), first_unplaced };
-        for priority in self.open.clone() {
-            let Some(lane) = self.lanes.get_mut(&priority) else { continue };
+        let mut at = 0;
+        while let Some(priority) = self.open.get(at).copied() {
+            let Some(lane) = self.lanes.get_mut(&priority) else { return Err(Contradiction) };
             while let Some(count) = lane.settle(&others, settled)? {
                 self.sent -= count;
                 self.received -= count;
             }
-            if lane.receipts.is_empty() {
-                self.open.remove(&priority);
+            match lane.receipts.is_empty() {
+                true => _ = self.open.swap_remove(at),
+                false => at += 1,
             }
-            if lane.is_empty() {
+            if lane.is_empty() && self.lanes.len() > 1 {
                 // A send that comes late must find it.
-                self.blurred = lane.blurred.max(self.blurred);
-                self.lanes.remove(&priority);
+                let blurred = self.lanes.remove(&priority).map_or(0, |lane| lane.blurred);
+                self.blurred = blurred.max(self.blurred);
             }
         }
         if self.received > OPEN { Err(Contradiction) } else { Ok(()) }
@@ -320,11 +327,11 @@ impl Lane {
             Some(count) == by_order && receipt.number <= self.receipts[count - 1].number
                 || Some(count) == by_count && most_before(sent, sends, receipt).is_some_and(|most| most <= count)
         };
-        let first: Vec<Receipt> = self.receipts.iter().copied().filter(is_first).collect();
+        let first: SmallVec<[Receipt; 2]> = self.receipts.iter().copied().filter(is_first).collect();
         if first.len() != count {
             return Err(Contradiction);
         }
-        let mut found = Vec::with_capacity(count);
+        let mut found: SmallVec<[Settled; 2]> = SmallVec::new();
         for (at, receipt) in first.iter().enumerate() {
             let comes_alone = first[..at].iter().all(|other| other.begun[1] < receipt.number)
                 && first.get(at + 1).is_none_or(|next| receipt.begun[1] < next.number);
@@ -343,7 +350,7 @@ impl Lane {
             }
             found.extend(receipt.ticket.map(|ticket| (ticket, message)));
         }
-        settled.append(&mut found);
+        settled.extend(found);
         self.receipts.retain(|receipt| first.iter().all(|first| first.number != receipt.number));
         let gone = self.sent.drain(..count).map(|sent| sent.begun).max();
         self.blurred = self.blurred.max(gone.unwrap_or(0));
@@ -354,7 +361,7 @@ impl Lane {
     fn first_by_count(&self, others: &Others<'_>) -> Result<Option<usize>, Contradiction> {
         let sends = &others.sides[0];
         let most = self.receipts.iter().filter_map(|receipt| most_before(&self.sent, sends, receipt));
-        let mut most: Vec<usize> = most.collect();
+        let mut most: SmallVec<[usize; OPEN]> = most.collect();
         most.sort_unstable();
         let mut first = None;
         for (at, most) in most.into_iter().enumerate() {

@@ -37,6 +37,8 @@ pub struct Sequence {
     early: EarlyReceivers,
     /// Of the next call that waits.
     next_ticket: u64,
+    /// What a call settles, emptied each time.
+    settled: Vec<Settled>,
 }
 
 /// Threads that are in a receive since before their calls were followed: what they take does not show.
@@ -62,7 +64,8 @@ impl EarlyReceivers {
     }
 
     fn remove(&mut self, tid: u32) {
-        if let Some(queue) = self.threads.remove(&tid)
+        if !self.threads.is_empty()
+            && let Some(queue) = self.threads.remove(&tid)
             && let Some(count) = self.at.get_mut(&queue)
         {
             *count -= 1;
@@ -90,6 +93,7 @@ impl Default for Sequence {
             held: HeldCalls::default(),
             early: EarlyReceivers::default(),
             next_ticket: 0,
+            settled: Vec::new(),
         }
     }
 }
@@ -110,7 +114,7 @@ impl Sequence {
     }
 
     /// Takes a call at the time `now`; gives back those that are ready.
-    pub fn offer(&mut self, mut call: Call, now: Instant, out: &mut impl FnMut(Call)) {
+    pub fn offer(&mut self, mut call: Box<Call>, now: Instant, out: &mut impl FnMut(Box<Call>)) {
         // Another call of the thread: the one that was not seen has ended.
         self.early.remove(call.tid);
         let mut waits = None;
@@ -121,7 +125,7 @@ impl Sequence {
             self.next_ticket += 1;
             let is_receipt = call.ret >= 0 && matches!(call.args, Args::Receive(_));
             waits = is_receipt.then_some(ticket);
-            let mut settled = Vec::new();
+            let mut settled = std::mem::take(&mut self.settled);
             let is_tracked = self.follow(&call, message, ticket, &mut settled);
             if let Args::Send(message) = &mut call.args {
                 message.tracked = is_tracked;
@@ -134,14 +138,15 @@ impl Sequence {
                 }
                 *of != ticket
             });
-            self.complete(settled, out);
+            self.complete(&mut settled, out);
+            self.settled = settled;
         }
         let given_up = self.held.take(call, waits, now, out);
         self.give_up(given_up, out);
     }
 
     /// The time is `now`: gives back the calls that have waited long enough.
-    pub fn expire(&mut self, now: Instant, out: &mut impl FnMut(Call)) {
+    pub fn expire(&mut self, now: Instant, out: &mut impl FnMut(Box<Call>)) {
         let given_up = self.held.expire(now, out);
         self.give_up(given_up, out);
     }
@@ -163,7 +168,7 @@ impl Sequence {
         let has_unseen = self.early.are_at(call.ipc_ns, queue);
         let had_unseen = has_unseen || self.early.were_there;
         let sides = &mut self.places[place(queue.key)];
-        let (history, mut given_up) =
+        let (history, given_up) =
             self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses, had_unseen));
         let before = history.len();
         sides[0].begun(turn.begun[0]);
@@ -193,19 +198,23 @@ impl Sequence {
             history.give_up(&ticket);
             settled.push((ticket, None));
         }
-        given_up.append(&mut self.queues.changed(&queue.key, before));
+        let changed = history.len() != before;
         settled.extend(given_up.into_iter().map(|ticket| (ticket, None)));
+        if changed {
+            let given_up = self.queues.changed(&queue.key, before);
+            settled.extend(given_up.into_iter().map(|ticket| (ticket, None)));
+        }
         is_tracked
     }
 
-    fn complete(&mut self, settled: Vec<Settled>, out: &mut impl FnMut(Call)) {
-        for (ticket, message) in settled {
+    fn complete(&mut self, settled: &mut Vec<Settled>, out: &mut impl FnMut(Box<Call>)) {
+        for (ticket, message) in settled.drain(..) {
             self.held.settle(&ticket, |call| link(call, message.as_ref()), out);
         }
     }
 
     /// These receives wait no more: others of their queues may have waited for them.
-    fn give_up(&mut self, given_up: Vec<Ticket>, out: &mut impl FnMut(Call)) {
+    fn give_up(&mut self, given_up: Vec<Ticket>, out: &mut impl FnMut(Box<Call>)) {
         for ticket in given_up {
             let Some(history) = self.queues.get(&ticket.queue) else { continue };
             let (sides, before, mut settled) = (&self.places[place(ticket.queue)], history.len(), Vec::new());
@@ -214,7 +223,7 @@ impl Sequence {
                 history.distrust(sides, &mut settled);
             }
             settled.extend(self.queues.changed(&ticket.queue, before).into_iter().map(|ticket| (ticket, None)));
-            self.complete(settled, out);
+            self.complete(&mut settled, out);
         }
     }
 }

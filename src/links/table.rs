@@ -1,7 +1,9 @@
 //! The queues that are followed, by whom: a process that uses more of them, or leaves more messages in them, than there
 //! is room for, pays itself. Pure code.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+
+use foldhash::HashMap;
 
 use super::held::Ticket;
 use super::history::History;
@@ -40,13 +42,13 @@ impl QueueTable {
     /// to make room.
     pub fn enter(&mut self, key: QueueKey, owner: u32, new: impl FnOnce() -> History) -> (&mut History, Vec<Ticket>) {
         let mut given_up = Vec::new();
-        if !self.queues.contains_key(&key) {
-            if self.queues.len() >= QUEUES {
-                given_up = self.evict(|share| share.queues.len());
-            }
-            self.shares.entry(owner).or_default().queues.push_back(key);
+        if self.queues.len() >= QUEUES && !self.queues.contains_key(&key) {
+            given_up = self.evict(|share| share.queues.len());
         }
-        let followed = self.queues.entry(key).or_insert_with(|| Followed { owner, history: new() });
+        let followed = self.queues.entry(key).or_insert_with(|| {
+            self.shares.entry(owner).or_default().queues.push_back(key);
+            Followed { owner, history: new() }
+        });
         (&mut followed.history, given_up)
     }
 

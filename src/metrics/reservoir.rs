@@ -41,7 +41,7 @@ impl Candidate {
         Self {
             image: call.image,
             op: call.op,
-            name: view.destination.as_deref().map(Arc::from),
+            name: view.destination().map(Arc::from),
             ipc_ns: call.ipc_ns,
             errno: view.errno().unwrap_or(0),
             cause: call.failure.map(|failure| failure.cause),

@@ -65,6 +65,11 @@ impl<T> Filter<T> {
         &self.picks
     }
 
+    /// Whether it keeps everything.
+    pub fn is_empty(&self) -> bool {
+        self.picks.is_empty()
+    }
+
     /// Whether a call is kept, where `matches` says which values it matches: none that excludes,
     /// and one that includes unless all exclude. Remembers every value that matched.
     pub fn keeps(&self, matches: impl Fn(&T) -> bool) -> bool {

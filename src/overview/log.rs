@@ -196,7 +196,7 @@ fn slowness(op: Op, duration_ns: u64, wait_ns: Option<u64>) -> u64 {
 }
 
 fn queue_of(record: &Record<'_>) -> Option<QueueName> {
-    record.view.destination.as_deref().map(|name| (record.view.call.ipc_ns, Arc::from(name)))
+    record.view.destination().map(|name| (record.view.call.ipc_ns, Arc::from(name)))
 }
 
 #[cfg(test)]

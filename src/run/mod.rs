@@ -163,12 +163,11 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     let lookout = Lookout::of(&programs);
     let infers = hooks == HookKind::Tracepoint && makes_records;
-    let (to_reader, from_stuck) = mpsc::sync_channel(stuck::WAITING);
-    let from_stuck = settings.stuck.map(|_| from_stuck);
+    let (to_reader, from_stuck) = settings.stuck.map(|_| mpsc::sync_channel(stuck::WAITING)).unzip();
     let options = ReaderOptions { infers, lookout: lookout.clone(), stuck: from_stuck, directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
-    let stuck = match settings.stuck.filter(|_| lookout.has_lists()) {
-        Some(least) => {
+    let stuck = match settings.stuck.zip(to_reader).filter(|_| lookout.has_lists()) {
+        Some((least, to_reader)) => {
             let (is_all, seen) = (child.is_none(), programs.clone());
             let options = StuckOptions {
                 lookout: lookout.clone(),

@@ -18,6 +18,7 @@ use crate::model::call::{Call, Identity, Image, ImageKey, Name};
 use crate::model::counts::Counts;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
+use crate::model::resource::Resource;
 use crate::model::slot::Slot;
 use crate::model::stuck::StuckCall;
 use crate::model::text::utf8;
@@ -47,6 +48,8 @@ pub struct Pipeline {
     clock: Clock,
     directory: SharedDirectory,
     prober: Prober,
+    /// Images that made the last calls, with their Resources: until anything changes what is known of any.
+    recent: Recent,
     /// The first calls of images that are asked about.
     waiting: WaitingRoom,
     /// Where the threads of images publish their spans.
@@ -62,6 +65,48 @@ pub struct Pipeline {
     stuck: Vec<(Instant, StuckCall)>,
     tally: Arc<Tally>,
     since: Option<Instant>,
+}
+
+/// So many images are looked up once for many calls.
+const RECENT: usize = 64;
+
+/// A few images and their Resources, each in its place by a hash.
+#[derive(Debug)]
+struct Recent([Option<(ImageKey, Arc<Resource>)>; RECENT]);
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self([const { None }; RECENT])
+    }
+}
+
+impl Recent {
+    fn place(&mut self, key: &ImageKey) -> &mut Option<(ImageKey, Arc<Resource>)> {
+        let hash = (key.started_ns ^ u64::from(key.pid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &mut self.0[(hash >> 32) as usize % RECENT]
+    }
+
+    fn get(&mut self, key: &ImageKey) -> Option<&Arc<Resource>> {
+        self.place(key).as_ref().filter(|(of, _)| of == key).map(|(_, resource)| resource)
+    }
+
+    /// The image's Resource.
+    fn resource(&mut self, directory: &SharedDirectory, key: ImageKey) -> Arc<Resource> {
+        if let Some(resource) = self.get(&key) {
+            return resource.clone();
+        }
+        let mut registry = directory.registry();
+        let resource = registry.resource(key);
+        if registry.knows(&key) {
+            *self.place(&key) = Some((key, resource.clone()));
+        }
+        resource
+    }
+
+    /// Something is known otherwise; also once in a while, so that the registry sees which images are in use.
+    fn clear(&mut self) {
+        self.0.fill(None);
+    }
 }
 
 /// What is gathered for one sink.
@@ -119,6 +164,7 @@ impl Pipeline {
             clock,
             directory,
             prober,
+            recent: Recent::default(),
             waiting: WaitingRoom::default(),
             slots: Vec::new(),
             traces,
@@ -141,6 +187,7 @@ impl Pipeline {
     }
 
     fn take(&mut self, answer: Answer) {
+        self.recent.clear();
         match answer {
             Answer::Facts(key, facts) => {
                 let replaced = self.directory.registry().learn(&key, facts);
@@ -181,19 +228,21 @@ impl Pipeline {
         let mut calls = Vec::new();
         self.waiting.arrived(key, &mut calls);
         self.directory.arrived(key);
-        calls.iter().for_each(|call| self.tell(call));
+        calls.iter().for_each(|call| self.encode(call));
     }
 
     /// Puts a call into the batch of each output.
-    fn tell(&mut self, call: &Call) {
+    fn encode(&mut self, call: &Call) {
         let Filters { queue, comm, .. } = &*self.filters;
         let start_ns = self.clock.wall_ns(call.entered_ns);
-        let view = View::new(call, start_ns).received_as(self.receive).by_template(&self.templates);
+        let view = View::new(call, start_ns).received_as(self.receive).by_templates(&self.templates);
         // Both are asked, whatever the other says: each remembers which of its values matched.
-        if !(queue.keeps_name(view.destination.as_deref()) & comm.keeps_name(Some(&utf8(call.comm())))) {
+        let keeps_queue = queue.is_empty() || queue.keeps_name(view.destination());
+        let keeps_comm = comm.is_empty() || comm.keeps_name(Some(&utf8(call.comm())));
+        if !(keeps_queue & keeps_comm) {
             return self.ledger.filtered();
         }
-        let resource = self.directory.registry().resource(call.image);
+        let resource = self.recent.resource(&self.directory, call.image);
         let view = view.started_in(resource.started_in);
         let record = Record { view: &view, ids: self.traces.then_some(call.ids) };
         if self.metrics.is_some() {
@@ -222,7 +271,7 @@ impl Pipeline {
         let mut calls = Vec::new();
         self.waiting.clear(&mut calls);
         self.directory.all_arrived();
-        calls.iter().for_each(|call| self.tell(call));
+        calls.iter().for_each(|call| self.encode(call));
     }
 
     /// Hands over what was gathered; the calls of the batch are settled once every output is done with them.
@@ -240,6 +289,7 @@ impl Pipeline {
         }
         self.tally = Tally::new(&self.ledger);
         self.since = None;
+        self.recent.clear();
     }
 
     /// Lines are shown at once.
@@ -276,6 +326,7 @@ impl Pipeline {
 
     /// What the kernel side recorded of a process image.
     pub fn image(&mut self, image: Image) {
+        self.recent.clear();
         let key = image.key;
         let inquiry = self.directory.registry().add(image);
         if let Some(inquiry) = inquiry
@@ -301,11 +352,12 @@ impl Pipeline {
 
     /// Whether the image is known.
     pub fn knows(&mut self, key: &ImageKey) -> bool {
-        self.directory.registry().knows(key)
+        self.recent.get(key).is_some() || self.directory.registry().knows(key)
     }
 
     /// The image of this call was not recorded: the ring of images was full, or it is long forgotten.
     pub fn no_image(&mut self, of: &Identity) {
+        self.recent.clear();
         self.directory.registry().add_bare(of);
         if self.prober.describe(of) {
             self.expect(of.image);
@@ -323,7 +375,7 @@ impl Pipeline {
         self.stuck.push((due, stuck));
     }
 
-    fn tell_stuck(&mut self, stuck: &StuckCall) {
+    fn encode_stuck(&mut self, stuck: &StuckCall) {
         let resource = self.directory.registry().resource(stuck.image());
         let template = stuck.waiter.queue.as_ref().and_then(|queue| self.templates.of(&queue.name));
         let view = StuckView { stuck, start_ns: self.clock.wall_ns(stuck.waiter.since_ns), template };
@@ -348,10 +400,10 @@ impl Pipeline {
     }
 
     /// Tells of those that are due; returns when the next one is.
-    fn tell_stuck_until(&mut self, now: Instant) -> Option<Instant> {
+    fn encode_stuck_until(&mut self, now: Instant) -> Option<Instant> {
         let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.stuck).into_iter().partition(|(at, _)| *at <= now);
         self.stuck = rest;
-        due.iter().for_each(|(_, stuck)| self.tell_stuck(stuck));
+        due.iter().for_each(|(_, stuck)| self.encode_stuck(stuck));
         self.stuck.iter().map(|(at, _)| *at).min()
     }
 
@@ -366,16 +418,21 @@ impl Pipeline {
     }
 
     /// A call; its image came before where it could.
-    pub fn call(&mut self, mut call: Call) {
+    pub fn call(&mut self, mut call: Box<Call>) {
         if !self.ledger.received() {
             return;
         }
         // A send that is filtered here has no span to link to; its queue is the receive's.
-        call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
+        if !self.filters.comm.is_empty() {
+            call.drop_sender_unless(|name| self.filters.comm.keeps_name(Some(&utf8(name))));
+        }
         self.prober.called(&call.image, call.left_ns);
+        if self.waiting.is_idle() {
+            return self.encode(&call);
+        }
         let mut calls = Vec::new();
         self.waiting.offer(call, Instant::now(), &mut calls);
-        calls.iter().for_each(|call| self.tell(call));
+        calls.iter().for_each(|call| self.encode(call));
     }
 
     /// The name behind a number of the kernel side's series.
@@ -424,15 +481,16 @@ impl Pipeline {
         self.learn();
         let mut calls = Vec::new();
         self.waiting.ready(now, &mut calls);
-        calls.iter().for_each(|call| self.tell(call));
+        calls.iter().for_each(|call| self.encode(call));
         if self.clock.stepped().is_some() {
+            self.recent.clear();
             let replaced = self.directory.registry().clock_stepped(self.clock.boot_offset_ns());
             for key in replaced {
                 self.replaced(&key, true);
             }
         }
         self.flush_lines();
-        let stuck = self.tell_stuck_until(now);
+        let stuck = self.encode_stuck_until(now);
         let next = [self.waiting.deadline(), stuck].into_iter().flatten().min();
         let again = next.map_or(IDLE, |until| until.saturating_duration_since(now));
         let Some(since) = self.since else { return again };
@@ -447,7 +505,7 @@ impl Pipeline {
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
-        self.tell_stuck_until(Instant::now() + PATIENCE);
+        self.encode_stuck_until(Instant::now() + PATIENCE);
         self.release_all();
         self.cut();
     }

@@ -124,6 +124,8 @@ struct Rings {
     directory: SharedDirectory,
     pipeline: Pipeline,
     stop: Arc<Stop>,
+    /// What is taken at once, emptied each time.
+    ready: Vec<Box<Call>>,
 }
 
 impl Rings {
@@ -149,6 +151,7 @@ impl Rings {
             pipeline,
             stop: stop.clone(),
             programs,
+            ready: Vec::with_capacity(AT_ONCE),
         })
     }
 
@@ -231,14 +234,15 @@ impl Rings {
 
     /// How many records there were, up to [`AT_ONCE`].
     fn take_calls(&mut self) -> usize {
-        let mut ready = Vec::new();
+        let mut ready = std::mem::take(&mut self.ready);
         let Self { calls, sequence, pipeline, .. } = self;
         let now = Instant::now();
         let taken = calls.take(AT_ONCE, |bytes| match Call::decode(bytes) {
-            Ok(call) => sequence.offer(call, now, &mut |call| ready.push(call)),
+            Ok(call) => sequence.offer(Box::new(call), now, &mut |call| ready.push(call)),
             Err(_) => pipeline.malformed(),
         });
-        ready.into_iter().for_each(|call| self.pass(call));
+        ready.drain(..).for_each(|call| self.pass(call));
+        self.ready = ready;
         taken
     }
 
@@ -249,7 +253,7 @@ impl Rings {
         ready.into_iter().for_each(|call| self.pass(call));
     }
 
-    fn pass(&mut self, call: Call) {
+    fn pass(&mut self, call: Box<Call>) {
         if call.measured && call.inferred_wait_ns().is_some() {
             self.pipeline.waited(&call);
         }

@@ -80,7 +80,7 @@ pub fn top(settings: TopSettings) -> Result<u8, Error> {
         ));
     }
     let signals = SignalQueue::take_with_job_control().map_err(no_thread)?;
-    panics::watch_after(signals.bell(), terminal::give_back);
+    panics::watch_after(signals.bell(), terminal::restore);
     let notices = Notices::default();
     let own = Targets::new().with_target(env!("CARGO_PKG_NAME"), tracing::Level::WARN);
     // Another subscriber can only be one of a program that uses this crate.
@@ -322,7 +322,7 @@ impl Watching {
 /// Stops this process, where it is to stop, and takes the terminal again once it goes on.
 fn suspended(screen: &mut Screen, stops: bool) -> io::Result<()> {
     if stops {
-        terminal::give_back();
+        terminal::restore();
         raise(Signal::SIGSTOP)?;
     }
     screen.take_again()

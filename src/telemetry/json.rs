@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use super::record::{LINK_METHOD, LogEntry, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
-use super::view::Attributes;
+use super::view::{Attributes, View};
 use crate::model::resource::Resource;
 use crate::model::values::Signal;
 
@@ -128,8 +128,22 @@ fn field_ns(out: &mut Vec<u8>, name: &str, value: u64) {
     integer(out, value.into());
 }
 
-/// Appends a `Span`; a comma parts it from one before.
-pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
+/// Appends the fields of a `Span` that calls have in common which are alike, up to the first of their attributes.
+pub fn common(view: &View<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b",\"name\":");
+    string(out, &view.span_name());
+    put!(out, ",\"kind\":{},\"status\":{{", view.kind());
+    if let Some(error) = view.error() {
+        out.extend_from_slice(b"\"message\":");
+        string(out, &error);
+        put!(out, ",\"code\":{STATUS_ERROR}");
+    }
+    out.extend_from_slice(b"},\"attributes\":[");
+    view.common_attributes(&mut JsonAttributes::new(out));
+}
+
+/// Appends a `Span`; a comma parts it from one before. `common` is what [`common`] makes of its call.
+pub fn span(record: &Record<'_>, common: &[u8], out: &mut Vec<u8>) {
     let Some(ids) = record.span() else { return };
     if !out.is_empty() {
         out.push(b',');
@@ -142,15 +156,12 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
         out.extend_from_slice(b"\",\"parentSpanId\":\"");
         hex(out, &parent.span);
     }
-    out.extend_from_slice(b"\",\"name\":");
-    string(out, &record.view.span_name());
-    put!(out, ",\"kind\":{}", record.kind());
-    field_ns(out, ",\"startTimeUnixNano\":\"", record.start_ns());
+    field_ns(out, "\",\"startTimeUnixNano\":\"", record.start_ns());
     field_ns(out, "\",\"endTimeUnixNano\":\"", record.end_ns());
-    out.extend_from_slice(b"\",\"attributes\":[");
-    record.view.attributes(&mut JsonAttributes::new(out));
+    out.extend_from_slice(b"\",\"flags\":");
+    integer(out, record.flags().into());
     for (index, link) in record.links().enumerate() {
-        out.extend_from_slice(if index > 0 { b",{\"traceId\":\"" } else { b"],\"links\":[{\"traceId\":\"" });
+        out.extend_from_slice(if index > 0 { b",{\"traceId\":\"" } else { b",\"links\":[{\"traceId\":\"" });
         hex(out, &link.ids.trace);
         out.extend_from_slice(b"\",\"spanId\":\"");
         hex(out, &link.ids.span);
@@ -158,13 +169,12 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
         JsonAttributes::new(out).text(LINK_METHOD, link.method);
         put!(out, "],\"flags\":{}}}", link.flags);
     }
-    out.extend_from_slice(b"],\"status\":{");
-    if let Some(error) = record.view.error() {
-        out.extend_from_slice(b"\"message\":");
-        string(out, &error);
-        put!(out, ",\"code\":{STATUS_ERROR}");
+    if record.links().next().is_some() {
+        out.push(b']');
     }
-    put!(out, "}},\"flags\":{}}}", record.flags());
+    out.extend_from_slice(common);
+    record.view.own_attributes(&mut JsonAttributes { out, first: false });
+    out.extend_from_slice(b"]}");
 }
 
 /// Appends a `LogRecord`; a comma parts it from one before.

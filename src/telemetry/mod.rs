@@ -1,6 +1,8 @@
 //! A call as OpenTelemetry shows it: what is said of it ([`view`]), as a span or log record ([`record`]), written as
-//! OTLP ([`protobuf`], [`json`]) or as a line ([`console`]). Pure code; who made the call comes in as a Resource.
+//! OTLP ([`protobuf`], [`json`]; what many calls have in common once for all, [`common`]) or as a line ([`console`]). Pure
+//! code; who made the call comes in as a Resource.
 
+pub mod common;
 pub mod console;
 pub mod json;
 pub mod notify;

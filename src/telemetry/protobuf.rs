@@ -3,7 +3,7 @@
 //! code.
 
 use super::record::{LINK_METHOD, LogEntry, Record, SCHEMA_URL, SCOPE, STATUS_ERROR, VERSION};
-use super::view::Attributes;
+use super::view::{Attributes, View};
 use crate::model::resource::Resource;
 
 const VARINT: u8 = 0;
@@ -121,8 +121,21 @@ impl Attributes for ProtobufAttributes<'_> {
     }
 }
 
-/// Appends a `Span`, as a field of `ScopeSpans`.
-pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
+/// Appends the fields of a `Span` that calls have in common which are alike.
+pub fn common(view: &View<'_>, out: &mut Vec<u8>) {
+    bytes(out, 5, view.span_name().as_bytes());
+    number(out, 6, view.kind().into());
+    view.common_attributes(&mut ProtobufAttributes { out, field: 9 });
+    if let Some(error) = view.error() {
+        nested(out, 15, |out| {
+            bytes(out, 2, error.as_bytes());
+            number(out, 3, STATUS_ERROR.into());
+        });
+    }
+}
+
+/// Appends a `Span`, as a field of `ScopeSpans`; `common` is what [`common`] makes of its call.
+pub fn span(record: &Record<'_>, common: &[u8], out: &mut Vec<u8>) {
     let Some(ids) = record.span() else { return };
     nested(out, 2, |out| {
         bytes(out, 1, &ids.trace);
@@ -130,23 +143,16 @@ pub fn span(record: &Record<'_>, out: &mut Vec<u8>) {
         if let Some(parent) = record.parent() {
             bytes(out, 4, &parent.span);
         }
-        bytes(out, 5, record.view.span_name().as_bytes());
-        number(out, 6, record.kind().into());
         fixed64(out, 7, record.start_ns());
         fixed64(out, 8, record.end_ns());
-        record.view.attributes(&mut ProtobufAttributes { out, field: 9 });
+        out.extend_from_slice(common);
+        record.view.own_attributes(&mut ProtobufAttributes { out, field: 9 });
         for link in record.links() {
             nested(out, 13, |out| {
                 bytes(out, 1, &link.ids.trace);
                 bytes(out, 2, &link.ids.span);
                 ProtobufAttributes { out, field: 4 }.text(LINK_METHOD, link.method);
                 fixed32(out, 6, link.flags);
-            });
-        }
-        if let Some(error) = record.view.error() {
-            nested(out, 15, |out| {
-                bytes(out, 2, error.as_bytes());
-                number(out, 3, STATUS_ERROR.into());
             });
         }
         fixed32(out, 16, record.flags());

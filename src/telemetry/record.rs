@@ -19,14 +19,6 @@ pub const SPAN_FLAGS: u32 = 0x101;
 pub const REMOTE_FLAGS: u32 = 0x301;
 /// The flag of a sampled span, of log records too.
 pub const SAMPLED: u32 = 0x001;
-/// `SpanKind`.
-pub const KIND_INTERNAL: u8 = 1;
-/// The same: asks another, here the queue, for something.
-pub const KIND_CLIENT: u8 = 3;
-/// The same: the context that a message is made in.
-pub const KIND_PRODUCER: u8 = 4;
-/// The same: goes on from a message.
-pub const KIND_CONSUMER: u8 = 5;
 /// `StatusCode`.
 pub const STATUS_ERROR: u8 = 2;
 
@@ -156,16 +148,6 @@ impl Record<'_> {
     /// Its entry, ns since 1970.
     pub fn start_ns(&self) -> u64 {
         self.view.start_ns
-    }
-
-    /// `SpanKind`.
-    pub fn kind(&self) -> u8 {
-        match self.view.call.op {
-            Op::MqTimedsend => KIND_PRODUCER,
-            Op::MqTimedreceive if self.view.is_child => KIND_CONSUMER,
-            Op::MqTimedreceive => KIND_CLIENT,
-            _ => KIND_INTERNAL,
-        }
     }
 
     /// A log record's severity: WARN where the status would be Error, else INFO.

@@ -144,7 +144,7 @@ fn expected_span(record: &Record<'_>) -> Span {
         parent_span_id: parent.map_or(Vec::new(), |parent| parent.span.into()),
         links: links.map(link).collect(),
         name: record.view.span_name(),
-        kind: record.kind().into(),
+        kind: record.view.kind().into(),
         start_time_unix_nano: START,
         end_time_unix_nano: START + 14_200,
         attributes: attributes.0,
@@ -223,9 +223,12 @@ fn written_by_hand_read_by_the_generated_types() {
         for ids in [Some(IDS), None] {
             let record = Record { view: &view, ids };
             let (mut proto_span, mut json_span, mut proto_log, mut json_log) = Default::default();
+            let [mut proto_common, mut json_common] = [const { Vec::new() }; 2];
+            protobuf::common(&view, &mut proto_common);
+            json::common(&view, &mut json_common);
             for _ in 0..2 {
-                protobuf::span(&record, &mut proto_span);
-                json::span(&record, &mut json_span);
+                protobuf::span(&record, &proto_common, &mut proto_span);
+                json::span(&record, &json_common, &mut json_span);
                 protobuf::log(&record, &mut proto_log);
                 json::log(&record, &mut json_log);
             }

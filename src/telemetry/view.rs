@@ -2,6 +2,7 @@
 //! console and log records show. One description, whatever it is written as. Pure code.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt::{self, Write};
 
 use super::notify::{self, SIGEV_SIGNAL};
@@ -13,6 +14,14 @@ use crate::model::glob::Templates;
 use crate::model::text::{printable, utf8};
 use crate::model::values::{Op, Receive};
 
+/// `SpanKind`.
+pub const KIND_INTERNAL: u8 = 1;
+/// The same: asks another, here the queue, for something.
+pub const KIND_CLIENT: u8 = 3;
+/// The same: the context that a message is made in.
+pub const KIND_PRODUCER: u8 = 4;
+/// The same: goes on from a message.
+pub const KIND_CONSUMER: u8 = 5;
 /// Takes attributes, each once, with its key.
 pub trait Attributes {
     /// A string.
@@ -38,38 +47,46 @@ pub struct View<'a> {
     pub context: Option<Context>,
     /// Whether it is the child of the span that sent its message.
     pub is_child: bool,
-    /// The queue's name with its slash: the kernel's own where a queue was reached, else the one asked for.
-    pub destination: Option<Cow<'a, str>>,
-    /// The pattern that the queue goes by where it stands for many.
-    pub template: Option<&'a str>,
-    requested: Option<Cow<'a, str>>,
+    /// Patterns that queues go by.
+    templates: Option<&'a Templates>,
+    destination: OnceCell<Option<String>>,
 }
 
 /// Puts the slash before what the kernel sees.
-fn slashed(name: &[u8]) -> Cow<'_, str> {
-    Cow::Owned(format!("/{}", utf8(name)))
+fn slashed(name: &[u8]) -> String {
+    let name = utf8(name);
+    let mut slashed = String::with_capacity(1 + name.len());
+    slashed.push('/');
+    slashed.push_str(&name);
+    slashed
 }
 
 impl<'a> View<'a> {
     /// Looks at a call that began at this time of day, ns since 1970.
     pub fn new(call: &'a Call, start_ns: u64) -> Self {
-        let asked = call.asked.as_deref();
-        let actual = call.queue.as_ref().map(|queue| &*queue.name);
-        Self {
-            call,
-            start_ns,
-            context: call.context,
-            is_child: false,
-            template: None,
-            destination: actual.or(asked).map(slashed),
-            requested: asked.filter(|asked| actual.is_some_and(|actual| actual != *asked)).map(slashed),
-        }
+        Self { call, start_ns, context: call.context, is_child: false, templates: None, destination: OnceCell::new() }
     }
 
     /// The queue goes by the first of these patterns that its name matches.
-    pub fn by_template(self, templates: &'a Templates) -> Self {
-        let template = self.destination.as_deref().and_then(|name| templates.of(name));
-        Self { template, ..self }
+    pub fn by_templates(self, templates: &'a Templates) -> Self {
+        Self { templates: Some(templates), ..self }
+    }
+
+    /// The queue's name with its slash: the kernel's own where a queue was reached, else the one asked for.
+    pub fn destination(&self) -> Option<&str> {
+        let name = || self.call.queue.as_ref().map(|queue| &*queue.name).or(self.call.asked.as_deref());
+        self.destination.get_or_init(|| name().map(slashed)).as_deref()
+    }
+
+    /// The name asked for, where the kernel used another.
+    fn requested(&self) -> Option<String> {
+        let actual = &*self.call.queue.as_ref()?.name;
+        self.call.asked.as_deref().filter(|asked| *asked != actual).map(slashed)
+    }
+
+    /// The pattern that the queue goes by where it stands for many.
+    fn template(&self) -> Option<&'a str> {
+        self.templates?.of(self.destination()?)
     }
 
     /// Without a span of its own it is told with the one that its process was started in.
@@ -101,9 +118,19 @@ impl<'a> View<'a> {
 
     /// `mq_open /orders`, the operation alone where there is no name.
     pub fn span_name(&self) -> String {
-        match self.template.or(self.destination.as_deref()) {
+        match self.template().or(self.destination()) {
             Some(name) => format!("{} {name}", self.operation()),
             None => self.operation().into(),
+        }
+    }
+
+    /// `SpanKind`.
+    pub fn kind(&self) -> u8 {
+        match self.call.op {
+            Op::MqTimedsend => KIND_PRODUCER,
+            Op::MqTimedreceive if self.is_child => KIND_CONSUMER,
+            Op::MqTimedreceive => KIND_CLIENT,
+            _ => KIND_INTERNAL,
         }
     }
 
@@ -127,7 +154,7 @@ impl<'a> View<'a> {
 
     /// The errno name where the status is Error.
     fn error_type(&self) -> Option<Cow<'static, str>> {
-        self.error().and_then(|_| self.errno_name())
+        self.errno().filter(|errno| is_error(*errno)).map(errno_name)
     }
 
     /// The message that a send or receive passed, or tried to.
@@ -166,21 +193,28 @@ impl<'a> View<'a> {
         is_valid.then(|| (i128::from(s) * 1_000_000_000 + i128::from(ns) - i128::from(self.start_ns)) as f64 / 1e9)
     }
 
-    /// Gives every attribute of the call's span and log record, in the order of the contract.
+    /// Adds every attribute of the call's span and log record.
     pub fn attributes(&self, to: &mut impl Attributes) {
+        self.common_attributes(to);
+        self.own_attributes(to);
+    }
+
+    /// Adds those that calls have in common which are alike: `telemetry::common` says which are.
+    pub fn common_attributes(&self, to: &mut impl Attributes) {
         let call = self.call;
         to.text("messaging.system", "posix_mq");
         to.text("messaging.operation.name", self.operation());
         if let Some(kind) = operation_type(call.op) {
             to.text("messaging.operation.type", if self.is_child { "process" } else { kind });
         }
-        if let Some(name) = &self.destination {
+        if let Some(name) = self.destination() {
             to.text("messaging.destination.name", name);
         }
-        if let Some(template) = self.template {
+        if let Some(template) = self.template() {
             to.text("messaging.destination.template", template);
         }
-        if let Some(name) = &self.requested {
+        let requested = self.requested();
+        if let Some(name) = &requested {
             to.text("posix_mq.requested_name", name);
         }
         match call.args {
@@ -189,23 +223,22 @@ impl<'a> View<'a> {
                 to.int("posix_mq.oflag_bits", oflag.into());
                 if oflag & O_CREAT != 0 {
                     to.text("posix_mq.mode", &octal(mode));
-                    give_attr(to, attr);
+                    attr_attributes(to, attr);
                 }
             }
-            Args::Getsetattr { attr, .. } => give_attr(to, attr),
+            Args::Getsetattr { attr, .. } => attr_attributes(to, attr),
             _ => {}
         }
-        self.give_queue(to);
-        to.int("posix_mq.return_value", call.ret);
-        if let Some(name) = self.errno_name() {
-            to.text("posix_mq.errno", &name);
+        self.queue_attributes(to);
+        if let Some(errno) = self.errno() {
+            to.int("posix_mq.return_value", call.ret);
+            to.text("posix_mq.errno", &errno_name(errno));
         }
         if let Some(name) = self.error_type() {
             to.text("error.type", &name);
         }
-        self.give_message(to);
-        self.give_mismatch(to);
-        self.give_notify(to);
+        self.mismatch_attributes(to, requested.is_some());
+        self.notify_attributes(to);
         to.int("posix_mq.ipc_namespace", call.ipc_ns.into());
         if call.abi == Abi::Compat {
             to.text("posix_mq.syscall.abi", COMPAT);
@@ -219,24 +252,32 @@ impl<'a> View<'a> {
         if let Some(queue) = &call.queue {
             to.int("posix_mq.queue.id", queue.key.number.cast_signed());
         }
-        self.give_failure(to);
+        self.failure_attributes(to);
         to.int("thread.id", call.tid.into());
         to.text("thread.name", &utf8(call.comm()));
     }
 
-    fn give_queue(&self, to: &mut impl Attributes) {
+    /// Adds those that each call has for itself.
+    pub fn own_attributes(&self, to: &mut impl Attributes) {
+        if let Some(curmsgs) = self.call.queue.as_ref().and_then(|queue| queue.curmsgs) {
+            to.int("posix_mq.queue.curmsgs", curmsgs);
+        }
+        if self.call.ret >= 0 {
+            to.int("posix_mq.return_value", self.call.ret);
+        }
+        self.message_attributes(to);
+    }
+
+    fn queue_attributes(&self, to: &mut impl Attributes) {
         let Some(queue) = &self.call.queue else { return };
         to.int("posix_mq.queue.maxmsg", queue.maxmsg);
         to.int("posix_mq.queue.msgsize", queue.msgsize);
-        if let Some(curmsgs) = queue.curmsgs {
-            to.int("posix_mq.queue.curmsgs", curmsgs);
-        }
         if self.call.op == Op::MqOpen {
             to.text("posix_mq.queue.mode", &octal(queue.mode.into()));
         }
     }
 
-    fn give_failure(&self, to: &mut impl Attributes) {
+    fn failure_attributes(&self, to: &mut impl Attributes) {
         let Some(failure) = &self.call.failure else { return };
         to.text("posix_mq.cause", failure.cause.name());
         if let Some(ReachedLimit { value, used, requested }) = failure.limit {
@@ -252,9 +293,9 @@ impl<'a> View<'a> {
     }
 
     /// What the kernel used otherwise than the caller's memory held at entry: another thread wrote there meanwhile.
-    fn give_mismatch(&self, to: &mut impl Attributes) {
+    fn mismatch_attributes(&self, to: &mut impl Attributes, name_changed: bool) {
         let Args::Open { attr_changed, .. } = self.call.args else { return };
-        match (self.requested.is_some(), attr_changed) {
+        match (name_changed, attr_changed) {
             (false, false) => {}
             (true, false) => to.texts("posix_mq.mismatch", &["name"]),
             (false, true) => to.texts("posix_mq.mismatch", &["attr"]),
@@ -262,7 +303,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn give_message(&self, to: &mut impl Attributes) {
+    fn message_attributes(&self, to: &mut impl Attributes) {
         let Some(message) = self.message() else { return };
         if let Some(size) = self.body_size() {
             to.int("messaging.message.body.size", size);
@@ -282,7 +323,7 @@ impl<'a> View<'a> {
         }
     }
 
-    fn give_notify(&self, to: &mut impl Attributes) {
+    fn notify_attributes(&self, to: &mut impl Attributes) {
         let Args::Notify { event, .. } = self.call.args else { return };
         match event.value {
             Some(event) => {
@@ -315,7 +356,7 @@ impl<'a> View<'a> {
     fn write_line(&self, to: &mut String) -> fmt::Result {
         let call = self.call;
         write!(to, "{}(", self.operation())?;
-        match (self.requested.as_ref().or(self.destination.as_ref()), call.args) {
+        match (self.requested().as_deref().or(self.destination()), call.args) {
             (Some(name), _) => write!(to, "\"{}\"", printable(name))?,
             (None, Args::Open { name_ptr, .. } | Args::Unlink { name_ptr }) => to.push_str(&pointer(name_ptr)),
             (None, _) => write!(to, "{}", self.descriptor().unwrap_or(-1))?,
@@ -390,7 +431,7 @@ fn pointer(pointer: u64) -> String {
     }
 }
 
-fn give_attr(to: &mut impl Attributes, attr: Passed<Attr>) {
+fn attr_attributes(to: &mut impl Attributes, attr: Passed<Attr>) {
     const KEYS: [&str; 4] =
         ["posix_mq.attr.flags", "posix_mq.attr.maxmsg", "posix_mq.attr.msgsize", "posix_mq.attr.curmsgs"];
     for (key, value) in KEYS.into_iter().zip(attr.value.into_iter().flatten()) {

@@ -33,8 +33,8 @@ fn take() -> io::Result<()> {
     execute!(io::stdout(), EnterAlternateScreen, Hide, EnableMouseCapture)
 }
 
-/// Gives the terminal back as it was, once; where it is gone there is nothing to give back.
-pub fn give_back() {
+/// Leaves the terminal as it was, once; where it is gone there is nothing to restore.
+pub fn restore() {
     if TAKEN.swap(false, Ordering::SeqCst) {
         let _ = execute!(io::stdout(), EndSynchronizedUpdate, DisableMouseCapture, LeaveAlternateScreen, Show);
         let _ = disable_raw_mode();
@@ -69,7 +69,7 @@ impl Screen {
         match (terminal, reading) {
             (Ok(terminal), Ok(_)) => Ok(Self { terminal, events }),
             (Err(error), _) | (_, Err(error)) => {
-                give_back();
+                restore();
                 Err(error)
             }
         }
@@ -107,7 +107,7 @@ impl Screen {
     /// The terminal is this program's again.
     pub fn take_again(&mut self) -> io::Result<()> {
         // Whoever had it meanwhile may have changed its modes: those that are to be given back are asked for anew.
-        give_back();
+        restore();
         take()?;
         self.clear()
     }
@@ -115,7 +115,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        give_back();
+        restore();
     }
 }
 

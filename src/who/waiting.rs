@@ -18,7 +18,7 @@ const MOST_IMAGES: usize = 8192;
 #[derive(Debug)]
 struct Awaited {
     until: Instant,
-    calls: Vec<Call>,
+    calls: Vec<Box<Call>>,
     bytes: usize,
 }
 
@@ -48,6 +48,11 @@ fn size(call: &Call) -> usize {
 }
 
 impl WaitingRoom {
+    /// Nothing is awaited.
+    pub fn is_idle(&self) -> bool {
+        self.images.is_empty()
+    }
+
     /// From now on the image's calls wait, until [`Self::arrived`] or the time is over.
     pub fn expect(&mut self, key: ImageKey, now: Instant) {
         if self.images.len() >= MOST_IMAGES || self.images.contains_key(&key) {
@@ -60,7 +65,7 @@ impl WaitingRoom {
     }
 
     /// Takes a call. What is to go on now, in this order, is appended to `out`: nothing where the call waits.
-    pub fn offer(&mut self, call: Call, now: Instant, out: &mut Vec<Call>) {
+    pub fn offer(&mut self, call: Box<Call>, now: Instant, out: &mut Vec<Box<Call>>) {
         let key = call.image;
         // What the process did before its exec comes before: nothing of that image is to be found out any more.
         while let Some(earlier) = self.processes.get(&process(&key)).and_then(|images| images.first()).copied()
@@ -85,7 +90,7 @@ impl WaitingRoom {
     }
 
     /// What the image's calls waited for is there, or will not come: they are appended to `out`.
-    pub fn arrived(&mut self, key: &ImageKey, out: &mut Vec<Call>) {
+    pub fn arrived(&mut self, key: &ImageKey, out: &mut Vec<Box<Call>>) {
         let Some(Awaited { until, calls, bytes }) = self.images.remove(key) else { return };
         self.until.remove(&in_time(until, key));
         if let Some(images) = self.processes.get_mut(&process(key)) {
@@ -99,7 +104,7 @@ impl WaitingRoom {
     }
 
     /// Appends the calls that have waited long enough.
-    pub fn ready(&mut self, now: Instant, out: &mut Vec<Call>) {
+    pub fn ready(&mut self, now: Instant, out: &mut Vec<Box<Call>>) {
         while let Some((until, pid, started_ns, exec_id)) = self.until.first().copied()
             && until <= now
         {
@@ -108,7 +113,7 @@ impl WaitingRoom {
     }
 
     /// Appends all of them: nothing is awaited any more.
-    pub fn clear(&mut self, out: &mut Vec<Call>) {
+    pub fn clear(&mut self, out: &mut Vec<Box<Call>>) {
         while let Some((_, pid, started_ns, exec_id)) = self.until.first().copied() {
             self.arrived(&ImageKey { pid, started_ns, exec_id }, out);
         }
@@ -130,12 +135,12 @@ mod tests {
     use super::*;
     use crate::model::examples::example;
 
-    fn call(pid: u32, tid: u32, number: u64) -> Call {
+    fn call(pid: u32, tid: u32, number: u64) -> Box<Call> {
         let image = ImageKey { pid, started_ns: 5, exec_id: 1 };
-        Call { image, tid, entered_ns: number, ..example() }
+        Box::new(Call { image, tid, entered_ns: number, ..example() })
     }
 
-    fn numbers(out: &mut Vec<Call>) -> Vec<u64> {
+    fn numbers(out: &mut Vec<Box<Call>>) -> Vec<u64> {
         out.drain(..).map(|call| call.entered_ns).collect()
     }
 
@@ -211,7 +216,10 @@ mod tests {
     #[test]
     fn calls_before_and_after_an_exec() {
         let (now, mut room, mut out) = (Instant::now(), WaitingRoom::default(), Vec::new());
-        let after = |number| Call { image: ImageKey { exec_id: 2, ..call(7, 7, 0).image }, ..call(7, 7, number) };
+        let after = |number| {
+            let image = ImageKey { exec_id: 2, ..call(7, 7, 0).image };
+            Box::new(Call { image, ..*call(7, 7, number) })
+        };
         room.expect(call(7, 7, 0).image, now);
         room.offer(call(7, 7, 1), now, &mut out);
         room.expect(after(0).image, now);

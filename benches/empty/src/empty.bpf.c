@@ -4,9 +4,20 @@
 
 char LICENSE[] SEC("license") = "GPL";
 
-#define EMPTY(call)                                                                            \
-	SEC("tp/syscalls/sys_enter_" #call) int enter_##call(void *context) { return 0; }      \
-	SEC("tp/syscalls/sys_exit_" #call) int exit_##call(void *context) { return 0; }
+#ifdef __TARGET_ARCH_arm64
+#define PREFIX "__arm64_sys_"
+#else
+#define PREFIX "__x64_sys_"
+#endif
+
+/* User space takes the kind of hooks from a program's name. */
+#define EMPTY(call)                                                                                   \
+	SEC("?tp/syscalls/sys_enter_" #call) int tracepoint_enter_##call(void *context) { return 0; } \
+	SEC("?tp/syscalls/sys_exit_" #call) int tracepoint_exit_##call(void *context) { return 0; }   \
+	SEC("?fentry/" PREFIX #call) int fentry_enter_##call(void *context) { return 0; }             \
+	SEC("?fexit/" PREFIX #call) int fentry_exit_##call(void *context) { return 0; }               \
+	SEC("?kprobe/" PREFIX #call) int kprobe_enter_##call(void *context) { return 0; }             \
+	SEC("?kretprobe/" PREFIX #call) int kprobe_exit_##call(void *context) { return 0; }
 
 EMPTY(mq_open)
 EMPTY(mq_timedsend)

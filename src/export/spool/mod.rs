@@ -291,7 +291,7 @@ impl Keeper {
         if matches!(outcome, Outcome::Lost(_))
             && let calls @ 1.. = share.uncounted_calls()
             && self.shares.values().all(|(_, other)| other.batch() != share.batch())
-            && self.store.give_calls_to_another(share.batch(), id, calls).unwrap_or(false)
+            && self.store.move_calls_to_another(share.batch(), id, calls).unwrap_or(false)
         {
             share.forfeit_calls();
             self.ledger.back_in_spool(calls);
@@ -420,7 +420,7 @@ impl Keeper {
             return;
         }
         if calls > 0 && !self.shares.contains_key(&id) {
-            self.ledger.dropped_from_spool(calls, self.store.give_calls_to_another(batch, id, calls).unwrap_or(false));
+            self.ledger.dropped_from_spool(calls, self.store.move_calls_to_another(batch, id, calls).unwrap_or(false));
         }
         self.end(id, signal, Outcome::Lost(Stage::SpoolFull));
     }

@@ -252,7 +252,7 @@ impl Store {
     }
 
     /// The calls of a batch are another of its requests' from now on; false where there is no other.
-    pub fn give_calls_to_another(&self, batch: u64, id: i64, calls: u64) -> rusqlite::Result<bool> {
+    pub fn move_calls_to_another(&self, batch: u64, id: i64, calls: u64) -> rusqlite::Result<bool> {
         let other = "UPDATE requests SET calls = ?3 WHERE id = \
                      (SELECT min(id) FROM requests WHERE batch = ?1 AND id <> ?2)";
         let changed = self.db.prepare_cached(other)?.execute(params![batch.cast_signed(), id, calls.cast_signed()])?;
@@ -593,9 +593,9 @@ mod tests {
         assert_eq!(store.calls().unwrap(), 2);
         store.take_over_calls(1, ids[0], 1).unwrap();
         assert_eq!(left(&store), [(ids[0], 1, 1), (ids[1], 1, 0), (ids[2], 2, 1)]);
-        assert!(store.give_calls_to_another(1, ids[0], 1).unwrap());
+        assert!(store.move_calls_to_another(1, ids[0], 1).unwrap());
         store.change(&[], &ids[..1]).unwrap();
         assert_eq!((store.calls().unwrap(), left(&store)[0]), (2, (ids[1], 1, 1)));
-        assert!(!store.give_calls_to_another(1, ids[1], 1).unwrap(), "there is no other");
+        assert!(!store.move_calls_to_another(1, ids[1], 1).unwrap(), "there is no other");
     }
 }

@@ -92,7 +92,7 @@ type Wake = Box<dyn Fn() + Send + Sync>;
 /// The stage, as the reader sees it.
 #[derive(Debug)]
 pub struct Prober {
-    asks: SyncSender<ProberMessage>,
+    asks: SyncSender<Box<ProberMessage>>,
     answers: Receiver<Answer>,
     counts: Arc<ProbeCounts>,
     waker: Waker,
@@ -155,7 +155,7 @@ impl Prober {
 
     fn ask(&self, message: ProberMessage) -> bool {
         // Where the stage is gone, which it is not before this, nothing is read.
-        self.asks.try_send(message).is_ok()
+        self.asks.try_send(Box::new(message)).is_ok()
     }
 
     /// An image has made its first call. Whether its calls are to wait until it is [`Answer::Introduced`].
@@ -195,7 +195,7 @@ impl Prober {
         }
         (*last, *at_ns) = (*key, now_ns);
         // One that finds no room is told with a later call.
-        let _ = self.asks.try_send(ProberMessage::Called(*key));
+        let _ = self.asks.try_send(Box::new(ProberMessage::Called(*key)));
     }
 
     /// An image has ended, by the kernel side's word.
@@ -255,7 +255,7 @@ struct Workers {
 
 impl Workers {
     /// Gives a probe to a worker; false where there is none and none can be started.
-    fn run(&mut self, job: Job, messages: &SyncSender<ProberMessage>) -> bool {
+    fn run(&mut self, job: Job, messages: &SyncSender<Box<ProberMessage>>) -> bool {
         let (id, ..) = job;
         let worker = self.idle.pop().or_else(|| {
             let (jobs, coming) = mpsc::channel();
@@ -287,7 +287,7 @@ fn used() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-fn work(jobs: &Receiver<Job>, messages: &SyncSender<ProberMessage>, remembered: &Arc<Remembered>) {
+fn work(jobs: &Receiver<Job>, messages: &SyncSender<Box<ProberMessage>>, remembered: &Arc<Remembered>) {
     while let Ok((id, key, kind, probe)) = jobs.recv() {
         let (began, before, mut found) = (Instant::now(), used(), Vec::new());
         let mut next = Some((probe, Duration::ZERO));
@@ -302,14 +302,14 @@ fn work(jobs: &Receiver<Job>, messages: &SyncSender<ProberMessage>, remembered: 
             }
         }
         let cost = used().saturating_sub(before);
-        if messages.send(ProberMessage::Stepped(Stepped { id, key, kind, next, cost, found })).is_err() {
+        if messages.send(Box::new(ProberMessage::Stepped(Stepped { id, key, kind, next, cost, found }))).is_err() {
             return;
         }
     }
 }
 
 impl Dispatcher {
-    fn run(mut self, messages: &Receiver<ProberMessage>, asks: &SyncSender<ProberMessage>) {
+    fn run(mut self, messages: &Receiver<Box<ProberMessage>>, asks: &SyncSender<Box<ProberMessage>>) {
         loop {
             let now = Instant::now();
             self.look_around(now, asks);
@@ -331,10 +331,10 @@ impl Dispatcher {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             for message in more {
-                if matches!(message, ProberMessage::Stop) {
+                if matches!(*message, ProberMessage::Stop) {
                     return;
                 }
-                self.take(message, Instant::now());
+                self.take(*message, Instant::now());
             }
         }
     }
@@ -360,7 +360,7 @@ impl Dispatcher {
     }
 
     /// Leaves behind what hangs, and begins what is due.
-    fn look_around(&mut self, now: Instant, asks: &SyncSender<ProberMessage>) {
+    fn look_around(&mut self, now: Instant, asks: &SyncSender<Box<ProberMessage>>) {
         for (_, key, kind) in self.schedule.expire(now) {
             self.ended(key, kind);
         }
@@ -488,7 +488,7 @@ impl Dispatcher {
 impl Drop for Prober {
     fn drop(&mut self) {
         // Where there is no room the stage ends with the next answer that nobody takes.
-        let _ = self.asks.try_send(ProberMessage::Stop);
+        let _ = self.asks.try_send(Box::new(ProberMessage::Stop));
     }
 }
 

@@ -80,25 +80,10 @@ enum Workload {
     Hostile(hostile::Hostile),
 
     /// Opens a missing queue flat out; prints the nanoseconds that a call took
-    Flat {
-        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1..))]
-        calls: u64,
-
-        /// Stay on this CPU
-        #[arg(long)]
-        cpu: Option<usize>,
-    },
+    Flat(timing::Pieces),
 
     /// Sends messages to itself flat out, each received before the next; prints the nanoseconds that a call took
-    Pass {
-        /// Of both kinds together
-        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(2..))]
-        calls: u64,
-
-        /// Stay on this CPU
-        #[arg(long)]
-        cpu: Option<usize>,
-    },
+    Pass(timing::Pieces),
 
     /// Makes and removes queues of different names, each as long as a name may be
     Names {
@@ -348,8 +333,8 @@ fn main() -> Result<()> {
         Workload::Race(options) => race::run(&options),
         Workload::Publish(options) => publish::run(&options),
         Workload::Hostile(options) => hostile::run(&options),
-        Workload::Flat { calls, cpu } => timing::flat(calls, cpu),
-        Workload::Pass { calls, cpu } => timing::pass(calls, cpu),
+        Workload::Flat(pieces) => timing::flat(pieces),
+        Workload::Pass(pieces) => timing::pass(pieces),
         Workload::Names { names } => open::names(names),
         Workload::ShortLived { calls } => open::short_lived(calls),
     }

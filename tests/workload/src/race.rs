@@ -41,7 +41,7 @@ fn names(calls: u64, record: &mut String) -> Result<()> {
             let other = scope.spawn(|| {
                 faults.await_one()?;
                 put(at, AFTER);
-                faults.give(&ATTR)
+                faults.fill(&ATTR)
             });
             let fd = kernel::mq_open(at, CREATE, 0o600, faults.page);
             other.join().unwrap_or(Ok(())).map(|()| fd)
@@ -148,7 +148,7 @@ impl Faults {
         (&self.file).read_exact(&mut [0; 32]).context("userfaultfd")
     }
 
-    fn give(&self, attr: &Attr) -> Result<()> {
+    fn fill(&self, attr: &Attr) -> Result<()> {
         const COPY: u64 = 0xc028_aa03;
         let mut page = [0_i64; PAGE / 8];
         page[..attr.len()].copy_from_slice(attr);

@@ -80,7 +80,7 @@ pub fn run(options: &Steps) -> Result<()> {
     attributes(&mut caller, waiting)?;
     notifications(&mut caller, waiting)?;
     messages(&mut caller, waiting, polling)?;
-    hand_over(&mut caller, waiting)?;
+    wait_and_pass(&mut caller, waiting)?;
 
     caller.call(Call::Unlink, [name, 0, 0, 0, 0], -libc::ENOENT)?;
     caller.call(Call::Unlink, [NOWHERE, 0, 0, 0, 0], -libc::EFAULT)?;
@@ -149,7 +149,7 @@ fn messages(caller: &mut Caller, waiting: usize, polling: usize) -> Result<()> {
 }
 
 /// A receiver that waits gets a message, and a sender that waits gets room.
-fn hand_over(caller: &mut Caller, queue: usize) -> Result<()> {
+fn wait_and_pass(caller: &mut Caller, queue: usize) -> Result<()> {
     let abi = caller.abi;
     beside(abi, Call::Receive, move |other| other.receive(queue, 0, 8), || caller.send(queue, 5, 0, 0))?;
     (0..MAXMSG).try_for_each(|_| caller.send(queue, 6, 0, 0))?;

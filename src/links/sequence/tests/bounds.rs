@@ -50,7 +50,7 @@ impl Bench {
         if let Args::Send(message) | Args::Receive(message) = &mut call.args {
             (message.turn.begun, message.turn.losses) = (begun, self.losses);
         }
-        self.sequence.offer(call, self.start + after, &mut |call| self.out.push(call));
+        self.sequence.offer(Box::new(call), self.start + after, &mut |call| self.out.push(*call));
     }
 
     /// A message is sent to an empty queue and received; returns whether that was told.
@@ -80,7 +80,7 @@ impl Bench {
     fn other_call(&mut self, tid: u32, after: Duration) {
         let mut call = Call { tid, ..example() };
         call.image.pid = tid;
-        self.sequence.offer(call, self.start + after, &mut |call| self.out.push(call));
+        self.sequence.offer(Box::new(call), self.start + after, &mut |call| self.out.push(*call));
     }
 
     fn opens(&self) -> usize {
@@ -102,9 +102,9 @@ fn a_call_that_waits_holds_up_its_own_thread_alone() {
     // However many records keep coming.
     let deadline = bench.sequence.deadline().unwrap();
     assert_eq!(deadline, bench.start + PATIENCE);
-    bench.sequence.expire(deadline - Duration::from_nanos(1), &mut |call| bench.out.push(call));
+    bench.sequence.expire(deadline - Duration::from_nanos(1), &mut |call| bench.out.push(*call));
     assert_eq!(bench.out.len(), 0);
-    bench.sequence.expire(deadline, &mut |call| bench.out.push(call));
+    bench.sequence.expire(deadline, &mut |call| bench.out.push(*call));
     assert_eq!(bench.out.iter().map(|call| call.op).collect::<Vec<_>>(), [Op::MqTimedreceive, Op::MqOpen]);
     assert_eq!((bench.sequence.unlinked(), bench.sequence.deadline()), (1, None));
 }
@@ -140,7 +140,7 @@ fn calls_that_are_held_are_bounded() {
     assert!(bench.sequence.unlinked() > 1);
     let mine = |call: &Call| call.image.pid == 8 && call.op == Op::MqTimedreceive;
     assert!(!bench.out.iter().any(mine), "another process's call was let go of");
-    bench.sequence.expire(bench.start + LONG, &mut |call| bench.out.push(call));
+    bench.sequence.expire(bench.start + LONG, &mut |call| bench.out.push(*call));
     assert!(bench.out.iter().any(mine) && bench.sequence.held.len() == 0);
     assert_eq!(bench.out.iter().filter(|call| call.op == Op::MqTimedreceive).count() as u64, many + 2);
 }
@@ -201,7 +201,7 @@ fn open_receives_are_bounded() {
     for _ in 0..10 * history::OPEN {
         let receive = bench.enter(1, 1, 8, false);
         bench.leave(receive, 8, LONG);
-        bench.sequence.expire(bench.start + LONG + PATIENCE, &mut |call| bench.out.push(call));
+        bench.sequence.expire(bench.start + LONG + PATIENCE, &mut |call| bench.out.push(*call));
     }
     assert!(bench.sequence.queues.size().1 <= history::OPEN + 1);
     bench.leave(under_way, 8, LONG);

@@ -148,7 +148,7 @@ impl World {
         self.links.clear();
         if self.sequence.deadline().is_some_and(|deadline| deadline <= now) {
             let mut out = Vec::new();
-            self.sequence.expire(now, &mut |call| out.push(call));
+            self.sequence.expire(now, &mut |call| out.push(*call));
             out.into_iter().for_each(|call| self.check(&call));
         }
         let at = self.random.random_range(0..self.callers.len());
@@ -291,7 +291,7 @@ impl World {
         self.offered.insert(call.vpid, self.now);
         self.records.push(call.clone());
         let mut out = Vec::new();
-        self.sequence.offer(call, self.start + self.now, &mut |call| out.push(call));
+        self.sequence.offer(Box::new(call), self.start + self.now, &mut |call| out.push(*call));
         self.ended[side] += 1;
         out.into_iter().for_each(|call| self.check(&call));
     }
