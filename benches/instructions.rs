@@ -11,7 +11,8 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use support::{program::Mqspan, workload};
+use libbpf_rs::query::ProgInfoIter;
+use support::{program::Mqspan, wait, workload};
 
 const MQSPAN: &str = env!("CARGO_BIN_EXE_mqspan");
 const KERNELS: [&str; 2] = ["6.12", "7.3"];
@@ -50,20 +51,26 @@ fn kernels() -> Result<()> {
 /// Prints a line for each kind of hooks, way and call, with its ratio to that of nothing and of empty programs.
 fn count() -> Result<()> {
     let mqspan = Mqspan::new(MQSPAN)?;
+    // The kernel takes its time to detach: a function that still has two users takes another way to both.
+    let detached =
+        || wait::until("the end of what was attached", || Ok(ProgInfoIter::default().next().is_none().then_some(())));
     let least = |workload: &str, times: f64| -> Result<f64> {
         let printed = workload::run(&mqspan.workload(), &[&[workload], &PIECES[..]].concat())?;
         Ok(printed.trim().parse::<f64>()? * times)
     };
     println!("{:10} {:18} {:14} {:>8} {:>7} {:>7}", "hooks", "", "", "count", "nothing", "empty");
     for (what, workload, times) in CALLS {
+        detached()?;
         let nothing = least(workload, times)?;
         println!("{:10} {:18} {what:14} {nothing:8.0}", "-", "nothing");
         for kind in KINDS {
+            detached()?;
             let attached = empty::attach(kind)?;
             let empty = least(workload, times)?;
             drop(attached);
             println!("{kind:10} {:18} {what:14} {empty:8.0} {:7.2}", "empty programs", empty / nothing);
             for (way, options) in WAYS {
+                detached()?;
                 let tracing =
                     mqspan.trace_counted(&[&[&*format!("--hooks={kind}"), "--output=none"], options].concat())?;
                 let count = least(workload, times)?;

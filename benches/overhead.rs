@@ -18,8 +18,10 @@ use support::{
 };
 
 const ROUNDS: usize = 15;
-/// As many as the ring holds while mqspan is busy: lost calls would be cheaper ones.
-const CALLS: u64 = 100_000;
+/// In a round: short pieces, of which the fastest is the one that nothing else fell into; as many as the ring holds while
+/// mqspan is busy, since lost calls would be cheaper ones.
+const PIECES: u64 = 100;
+const CALLS: u64 = 1000;
 const FLAT_OUT: u64 = 1_000_000;
 
 fn main() -> Result<()> {
@@ -37,15 +39,17 @@ fn main() -> Result<()> {
 
 /// Nanoseconds of one of the workload's calls, now.
 fn time(mqspan: &Mqspan, workload: &str, cpu: usize) -> Result<f64> {
-    let (calls, cpu) = (CALLS.to_string(), cpu.to_string());
-    let printed = workload::run(&mqspan.workload(), &[workload, "--calls", &calls, "--cpu", &cpu])?;
+    let [calls, pieces, cpu] = [CALLS, PIECES, cpu as u64].map(|number| number.to_string());
+    let arguments = [workload, "--calls", &calls, "--pieces", &pieces, "--cpu", &cpu];
+    let printed = workload::run(&mqspan.workload(), &arguments)?;
     printed.trim().parse().with_context(|| printed.clone())
 }
 
 /// Every call as a span; as a span and in the metrics; and as a host is traced by default, where a loop is limited.
-const WAYS: [(&str, &[&str]); 3] = [
+const WAYS: [(&str, &[&str]); 4] = [
     ("mqspan, spans", &["--signals=traces", "--max-rate=0"]),
     ("mqspan, spans and metrics", &["--max-rate=0"]),
+    ("mqspan, metrics", &["--signals=metrics"]),
     ("mqspan, by default", &[]),
 ];
 
@@ -68,18 +72,18 @@ fn overhead(mqspan: &Mqspan, (what, workload): (&str, &str), cpu: usize, others:
             lost += mqspan.stats()?.lost_sum();
         }
     }
-    println!("\nns of {what}, {ROUNDS} rounds of {CALLS} calls each, tracepoints");
-    println!("{:34} {:>8} {:>6} {:>8} {:>6}", "", "median", "ratio", "least", "ratio");
-    let (bare_median, bare_least) = middle_and_least(&mut bare);
+    println!("\nns of {what}, the fastest of {PIECES} pieces of {CALLS} calls, {ROUNDS} rounds, tracepoints");
+    println!("{:30} {:>8} {:>8} {:>10} {:>10}", "", "median", "least", "to nothing", "to empty");
+    let (_, bare_least) = middle_and_least(&mut bare);
+    let (_, empty_least) = middle_and_least(&mut empty);
     let ways = WAYS.iter().map(|(what, _)| *what).zip(traced);
     for (what, mut times) in [("nothing attached", bare), ("empty programs", empty)].into_iter().chain(ways) {
         let (median, least) = middle_and_least(&mut times);
-        let ratios = (median / bare_median, least / bare_least);
-        println!("{what:34} {median:8.1} {:6.2} {least:8.1} {:6.2}", ratios.0, ratios.1);
+        println!("{what:30} {median:8.1} {least:8.1} {:10.2} {:10.2}", least / bare_least, least / empty_least);
     }
     println!(
         "{lost} of {} calls were lost with mqspan; a lost call is a cheap one",
-        CALLS * (ROUNDS * WAYS.len()) as u64
+        PIECES * CALLS * (ROUNDS * WAYS.len()) as u64
     );
     Ok(())
 }

@@ -40,7 +40,8 @@ fn stress(mqspan: &Mqspan, seconds: u64) -> Result<u64> {
     Ok(count.trim().parse()?)
 }
 
-/// The entries of mqspan's maps that grow with what is traced, by name.
+/// The entries of mqspan's maps that grow with what is traced, by name. Marks of names stay for as long as user space
+/// has room for the names: they are not among them.
 fn entries(pid: u32) -> Result<BTreeMap<String, usize>> {
     let mut entries = BTreeMap::new();
     for file in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
@@ -48,7 +49,7 @@ fn entries(pid: u32) -> Result<BTreeMap<String, usize>> {
         let info = fs::read_to_string(file?.path()).unwrap_or_default();
         let Some(id) = info.lines().find_map(|line| line.strip_prefix("map_id:")) else { continue };
         let map = MapHandle::from_map_id(id.trim().parse()?)?;
-        if matches!(map.map_type(), MapType::Hash) {
+        if matches!(map.map_type(), MapType::Hash) && map.name() != "named" {
             entries.insert(map.name().to_string_lossy().into_owned(), map.keys().count());
         }
     }
