@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::buffers::Buffers;
 use crate::model::resource::Resource;
 use crate::model::values::Signal;
 use crate::telemetry::common::CommonCache;
@@ -44,6 +45,7 @@ pub struct Batch {
     records: u64,
     /// Emptied buffers of groups, to be filled again.
     spare: Vec<Vec<u8>>,
+    bodies: Buffers,
     common: CommonCache,
 }
 
@@ -59,6 +61,7 @@ impl Batch {
             bytes: 0,
             records: 0,
             spare: Vec::new(),
+            bodies: Buffers::default(),
             common: CommonCache::default(),
         }
     }
@@ -116,7 +119,7 @@ impl Batch {
         if self.records == 0 {
             return None;
         }
-        let mut body = Vec::with_capacity(self.bytes + AROUND);
+        let mut body = self.bodies.take(self.bytes + AROUND);
         if self.encoding == Encoding::Json {
             json::start(self.signal, &mut body);
         }
@@ -138,6 +141,6 @@ impl Batch {
         self.places.clear();
         self.last = 0;
         self.bytes = 0;
-        Some((body.into(), std::mem::take(&mut self.records)))
+        Some((self.bodies.freeze(body), std::mem::take(&mut self.records)))
     }
 }

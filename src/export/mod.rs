@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod batch;
+mod buffers;
 pub mod client;
 pub mod endpoint;
 mod files;

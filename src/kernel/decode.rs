@@ -8,8 +8,8 @@ use super::skel::types::{
     notify_args, open_args,
 };
 use crate::model::call::{
-    Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, Notice, Passed, Queue,
-    QueueKey, Root, Sender, Source, Turn, unpadded,
+    Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, NameBytes, Notice, Passed,
+    Queue, QueueKey, Root, Sender, Source, Turn, unpadded,
 };
 use crate::model::cause::{CallFailure, Cause, ReachedLimit};
 use crate::model::values::Op;
@@ -204,11 +204,11 @@ impl Call {
             abi: if field!(abi) == 0 { Abi::Native } else { Abi::Compat },
             ids: Ids { trace: trace_id(field!(trace_id)), span: field!(span_id).to_ne_bytes() },
             context: context_of(&field!(context), &has),
-            asked: (!has(call_flag::CALL_NAME_BAD)).then(|| asked.to_vec()),
+            asked: (!has(call_flag::CALL_NAME_BAD)).then(|| NameBytes::from_slice(asked)),
             args: args(op, field!(fd), field!(losses), args_bytes, &has),
             queue: has(call_flag::CALL_QUEUE).then(|| Queue {
                 key: QueueKey { inode: field!(queue_inode), number: field!(queue_ino), namespace: field!(queue_ns) },
-                name: actual.to_vec(),
+                name: NameBytes::from_slice(actual),
                 maxmsg: field!(queue_maxmsg),
                 msgsize: field!(queue_msgsize),
                 curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(field!(queue_curmsgs)),

@@ -1,7 +1,12 @@
 //! What the kernel side tells: [`Call`]s and the [`Image`]s that made them. Pure code.
 
+use smallvec::SmallVec;
+
 use super::cause::CallFailure;
 use super::values::Op;
+
+/// A name as the kernel sees it, without the slash before it: most are short enough to need no memory of their own.
+pub type NameBytes = SmallVec<[u8; 32]>;
 
 /// Which program image a process runs: the host's process id, its start and the number of its execs so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -40,7 +45,7 @@ pub struct Queue {
     /// Which one.
     pub key: QueueKey,
     /// Its name, without the slash.
-    pub name: Vec<u8>,
+    pub name: NameBytes,
     /// The most messages it holds.
     pub maxmsg: i64,
     /// The most bytes of a message.
@@ -248,7 +253,7 @@ pub struct Call {
     /// The application's span that it was made in.
     pub context: Option<Context>,
     /// The name that the caller's memory held, of calls that take one; None where it could not be read.
-    pub asked: Option<Vec<u8>>,
+    pub asked: Option<NameBytes>,
     /// What it was passed.
     pub args: Args,
     /// The queue that was reached.

@@ -19,7 +19,7 @@ pub(crate) fn example() -> Call {
         abi: Abi::Native,
         ids: Ids { trace: [0; 16], span: [0; 8] },
         context: None,
-        asked: Some(b"orders".to_vec()),
+        asked: Some(b"orders".to_vec().into()),
         args: Args::Open { name_ptr: 0, oflag: 0, mode: 0, attr: Passed { ptr: 0, value: None }, attr_changed: false },
         queue: None,
         comm: [0; 16],

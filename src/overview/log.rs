@@ -221,7 +221,7 @@ mod tests {
     fn what_is_said_of_a_call() {
         let mut comm = [0; 16];
         comm[..5].copy_from_slice(b"a\x1b[2J");
-        let failed = logged(&Call { comm, asked: Some(b"x\x1b]0;".to_vec()), ..example() });
+        let failed = logged(&Call { comm, asked: Some(b"x\x1b]0;".to_vec().into()), ..example() });
         assert_eq!((&*failed.comm, &*failed.line), ("a\\x1b[2J", "mq_open(\"/x\\x1b]0;\", O_RDONLY) = -1 ENOENT"));
         assert!(failed.is_error && failed.errno.as_deref() == Some("ENOENT") && failed.mark.is_none());
         assert!(failed.details.iter().all(|(_, value)| !value.contains('\x1b')));

@@ -417,10 +417,10 @@ impl Pipeline {
         std::mem::take(&mut self.slots)
     }
 
-    /// A call; its image came before where it could.
-    pub fn call(&mut self, mut call: Box<Call>) {
+    /// A call; its image came before where it could. Gives back what it stood in, where that is not needed any more.
+    pub fn call(&mut self, mut call: Box<Call>) -> Option<Box<Call>> {
         if !self.ledger.received() {
-            return;
+            return Some(call);
         }
         // A send that is filtered here has no span to link to; its queue is the receive's.
         if !self.filters.comm.is_empty() {
@@ -428,11 +428,13 @@ impl Pipeline {
         }
         self.prober.called(&call.image, call.left_ns);
         if self.waiting.is_idle() {
-            return self.encode(&call);
+            self.encode(&call);
+            return Some(call);
         }
         let mut calls = Vec::new();
         self.waiting.offer(call, Instant::now(), &mut calls);
         calls.iter().for_each(|call| self.encode(call));
+        None
     }
 
     /// The name behind a number of the kernel side's series.

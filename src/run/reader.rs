@@ -28,8 +28,8 @@ use crate::model::reading::QueueName;
 use crate::model::stuck::StuckCall;
 use crate::model::values::Op;
 
-/// As many records are taken before anything else is looked at.
-const AT_ONCE: usize = 4096;
+/// As many records are taken before anything else is looked at: what they are decoded to stays in the processor's cache.
+const AT_ONCE: usize = 512;
 /// How long records are gathered for: what the ring must hold meanwhile is a small part of it.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often the kernel side's counters are read.
@@ -126,6 +126,8 @@ struct Rings {
     stop: Arc<Stop>,
     /// What is taken at once, emptied each time.
     ready: Vec<Box<Call>>,
+    /// What calls stood in, to be used again.
+    spare: Vec<Box<Call>>,
 }
 
 impl Rings {
@@ -152,6 +154,7 @@ impl Rings {
             stop: stop.clone(),
             programs,
             ready: Vec::with_capacity(AT_ONCE),
+            spare: Vec::with_capacity(AT_ONCE),
         })
     }
 
@@ -235,10 +238,17 @@ impl Rings {
     /// How many records there were, up to [`AT_ONCE`].
     fn take_calls(&mut self) -> usize {
         let mut ready = std::mem::take(&mut self.ready);
-        let Self { calls, sequence, pipeline, .. } = self;
+        let Self { calls, sequence, pipeline, spare, .. } = self;
         let now = Instant::now();
+        let mut boxed = |call| match spare.pop() {
+            Some(mut place) => {
+                *place = call;
+                place
+            }
+            None => Box::new(call),
+        };
         let taken = calls.take(AT_ONCE, |bytes| match Call::decode(bytes) {
-            Ok(call) => sequence.offer(Box::new(call), now, &mut |call| ready.push(call)),
+            Ok(call) => sequence.offer(boxed(call), now, &mut |call| ready.push(call)),
             Err(_) => pipeline.malformed(),
         });
         ready.drain(..).for_each(|call| self.pass(call));
@@ -257,9 +267,15 @@ impl Rings {
         if call.measured && call.inferred_wait_ns().is_some() {
             self.pipeline.waited(&call);
         }
-        if !call.filtered {
-            self.learn(&call);
-            self.pipeline.call(call);
+        let done = match call.filtered {
+            true => Some(call),
+            false => {
+                self.learn(&call);
+                self.pipeline.call(call)
+            }
+        };
+        if self.spare.len() < AT_ONCE {
+            self.spare.extend(done);
         }
     }
 

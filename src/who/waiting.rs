@@ -44,7 +44,7 @@ fn in_time(until: Instant, key: &ImageKey) -> (Instant, u32, u64, u32) {
 /// What a call takes, with what it points to.
 fn size(call: &Call) -> usize {
     let Call { asked, queue, .. } = call;
-    size_of::<Call>() + asked.as_ref().map_or(0, Vec::len) + queue.as_ref().map_or(0, |queue| queue.name.len())
+    size_of::<Call>() + asked.as_ref().map_or(0, |name| name.len()) + queue.as_ref().map_or(0, |queue| queue.name.len())
 }
 
 impl WaitingRoom {

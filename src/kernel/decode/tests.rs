@@ -49,7 +49,7 @@ fn names_and_flags() {
     let bad = call { flags: call_flag::CALL_NAME_BAD.0, ..raw };
     let bad = Call::decode(&record(&bad, b"", b"")).unwrap();
     assert_eq!((bad.asked, bad.queue), (None, None));
-    assert_eq!(Call::decode(&record(&raw, b"", b"")).unwrap().asked, Some(Vec::new()));
+    assert_eq!(Call::decode(&record(&raw, b"", b"")).unwrap().asked, Some(Vec::new().into()));
 }
 
 /// Prevents a call's arguments from being read as another's, and what was not read from being believed.

@@ -406,7 +406,7 @@ fn exemplars_of_exported_spans() {
 
     let image = ImageKey { pid: 1, started_ns: 1, exec_id: 0 };
     let mut call = example();
-    (call.image, call.ipc_ns, call.asked) = (image, 9, Some(b"5".to_vec()));
+    (call.image, call.ipc_ns, call.asked) = (image, 9, Some(b"5".to_vec().into()));
     for (outcome, expected) in [
         (Outcome::Sent { rejected: 0 }, 1),
         (Outcome::Sent { rejected: 1 }, 0),
