@@ -1,5 +1,9 @@
 //! `check`: what this host offers, which hooks `run` would use and what they cost, what is missing and how to mend it.
-//! Says it; the looking is [`facts`](crate::kernel::facts)', the judging [`plan`](mod@crate::kernel::plan)'s.
+//! Says it; the looking is [`facts`](crate::kernel::facts)', the judging [`plan`](mod@crate::kernel::plan)'s, the timing
+//! `measure`'s.
+
+mod caller;
+mod measure;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -8,6 +12,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use self::measure::Measured;
 use crate::kernel::configure::Config;
 use crate::kernel::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
 use crate::kernel::hooks::{CALLS, not_captured_without};
@@ -48,6 +53,9 @@ struct Report {
     map_bytes: Option<u64>,
     /// The most that mqspan itself is resident with, in bytes.
     resident_bytes: u64,
+    /// What calls cost here, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    measured: Option<Measured>,
 }
 
 /// The bound on what mqspan itself holds, under any backend (docs/requirements.md).
@@ -73,11 +81,14 @@ struct Attached {
     left_out: BTreeSet<String>,
 }
 
-/// Looks at this host and prints what it offers; returns whether `run` would work.
-pub fn check(format: Format) -> io::Result<bool> {
+/// Looks at this host and prints what it offers, `measures`: and what calls cost; returns whether `run` would work. To be
+/// called while there is no other thread.
+pub fn check(format: Format, measures: bool) -> io::Result<bool> {
     let mut facts = Facts::gather();
+    // Before what attaching leaves to be done in the background.
+    let measured = measures.then(|| measure::measure(&facts, &every_call())).transpose()?;
     let attached = attach(&mut facts);
-    let report = Report::of(&facts, attached);
+    let report = Report { measured, ..Report::of(&facts, attached) };
     let text = match format {
         Format::Text => report.text(),
         Format::Json => serde_json::to_string_pretty(&report)? + "\n",
@@ -86,9 +97,13 @@ pub fn check(format: Format) -> io::Result<bool> {
     Ok(report.runs)
 }
 
+fn every_call() -> Filters {
+    Filters { call: CALLS.iter().map(|(call, _)| *call).collect(), ..Filters::default() }
+}
+
 /// Attaches as `run` does.
 fn attach(facts: &mut Facts) -> Result<Attached, Error> {
-    let every_call = Filters { call: CALLS.iter().map(|(call, _)| *call).collect(), ..Filters::default() };
+    let every_call = every_call();
     let config = Config {
         filters: &every_call,
         own_ipc_namespace: 0,
@@ -214,6 +229,7 @@ impl Report {
             call_state: if facts.uses_task_storage() { "task storage" } else { "table" },
             map_bytes: attached.as_ref().map(|attached| attached.map_bytes),
             resident_bytes: RESIDENT,
+            measured: None,
         }
     }
 
@@ -252,6 +268,7 @@ impl Report {
         if let Some(hooks) = self.hooks {
             text += &format!("hooks: {hooks}; {}\n", self.cost.join("; "));
         }
+        text += &self.measured.as_ref().map(Measured::text).unwrap_or_default();
         if self.in_user_namespace {
             text += "note: this is a user namespace: capabilities in it are none of the host's\n";
         }

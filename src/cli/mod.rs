@@ -48,6 +48,9 @@ pub enum Command {
         /// How it is printed
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
+        /// Time calls with each kind of hooks, and what attaching costs the other CPUs: 20 s at most
+        #[arg(long)]
+        measure: bool,
     },
     /// Print the completions for a shell
     Completions {
@@ -332,7 +335,8 @@ mod tests {
         assert!(matches!(parsed("mqspan top --pid 1"), Ok(Command::Top(_))));
         assert!(matches!(parsed("mqspan top --once --format json --sort in --interval 2s"), Ok(Command::Top(_))));
         assert!(matches!(parsed("mqspan top --format json"), Err(Exit::Usage(text)) if text.contains("--once")));
-        assert!(matches!(parsed("mqspan check --format json"), Ok(Command::Check { format: Format::Json })));
+        let check = parsed("mqspan check --format json --measure");
+        assert!(matches!(check, Ok(Command::Check { format: Format::Json, measure: true })));
     }
 
     /// Prevents repeatable options and comma lists from keeping only their last value.

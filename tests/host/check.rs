@@ -44,6 +44,28 @@ fn all_is_well_here() -> Result<()> {
     Ok(())
 }
 
+/// Prevents `check --measure` from timing nothing, or with nothing attached, and from leaving its queue or its process.
+#[test]
+fn what_calls_cost_here() -> Result<()> {
+    let mqspan = mqspan()?;
+    let json = Ended::of(mqspan.output(["check", "--measure", "--format=json"])?);
+    ensure!(json.status.success(), "{json:?}");
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout)?;
+    let measured = &report["measured"];
+    let costs = |of: &serde_json::Value| ["mq_open", "send_and_receive", "other"].map(|call| of[call].as_f64());
+    let hooks = measured["hooks"].as_array().map(Vec::as_slice).unwrap_or_default();
+    ensure!(hooks.iter().any(|of| of["kind"] == report["hooks"]), "{measured}");
+    for of in hooks.iter().chain([&measured["nothing"]]) {
+        ensure!(costs(of).iter().all(|cost| cost.is_some_and(|ns| ns > 0.)), "{measured}");
+    }
+    let left = std::fs::read_dir("/dev/mqueue")?.flatten();
+    let left: Vec<_> = left.filter(|queue| queue.file_name().to_string_lossy().starts_with("mqspan-check")).collect();
+    ensure!(left.is_empty(), "{left:?}");
+    let text = Ended::of(mqspan.output(["check", "--measure"])?);
+    ensure!(all(&text)?.iter().any(|line| line.starts_with("measured, ns")), "{text:?}");
+    Ok(())
+}
+
 /// What is missing, made by a script that runs `"$0" check`, and what must be said: what it is and how to mend it.
 const LACKS: [(&str, &str, &[&str]); 5] = [
     ("root", "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \"$0\" ", &["run as root"]),
