@@ -53,8 +53,12 @@ static const struct message no_message;
 
 static __always_inline struct message_set *message_set_of(__u64 msg)
 {
-	__u32 set = msg * 0x9e3779b97f4a7c15 >> 50;
+	__u64 low;
+	__u32 set;
 
+	/* A function's argument is a pointer to the verifier, which allows no arithmetic with it: its lower half is a number. */
+	asm volatile("r1 = %1; w0 = w1; %0 = r0" : "=r"(low) : "r"(msg) : "r0", "r1");
+	set = (__u32)low * 0x9e3779b1 >> 18;
 	return bpf_map_lookup_elem(&message_sets, &set);
 }
 

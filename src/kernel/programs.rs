@@ -12,6 +12,8 @@ use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, ProgramInput, ProgramMut, TracepointCategory};
 
+use tracing::debug;
+
 use super::configure::{self, Config};
 use super::facts::Facts;
 use super::hooks::{Hook, Place};
@@ -75,8 +77,11 @@ impl Programs {
         loop {
             match Self::attach_without(kind, facts, config, &refused) {
                 Ok(programs) => return Ok(programs),
-                Err(Refusal { hook: Some(hook), .. })
-                    if hook.place == Place::Inside && refused.insert(hook.target.clone()) => {}
+                Err(Refusal { hook: Some(hook), why })
+                    if hook.place == Place::Inside && refused.insert(hook.target.clone()) =>
+                {
+                    debug!("{} can't be hooked: {why}", hook.target);
+                }
                 Err(refusal) => return Err(refusal.why),
             }
         }

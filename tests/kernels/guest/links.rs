@@ -61,6 +61,9 @@ fn every_receive_is_linked_to_its_send() -> Result<()> {
         let received = by_number(&ledger, "receive", of_operation(others, "mq_timedreceive"))?;
         println!("{kind}: {} received, {failed} calls failed, {timed_out} sends timed out", received.len());
         ensure!(received.len() >= MESSAGES && failed > 0 && timed_out > 0, "{kind}: {} received", received.len());
+        let unlinked: Vec<&String> =
+            received.iter().filter(|(_, receive)| receive.links.is_empty()).map(|(number, _)| number).collect();
+        ensure!(unlinked.is_empty(), "{kind}: no link for {unlinked:?}; {:?}", run.ended);
         for (number, receive) in received {
             let (send, link) = (&sent[&number], link(&receive).with_context(|| format!("{kind}, {number}"))?);
             let is_its = (&link.trace_id, &link.span_id) == (&send.trace_id, &send.span_id);
