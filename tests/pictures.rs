@@ -34,7 +34,7 @@ fn child(of: u32, name: &str) -> Result<Pid> {
 fn top() -> Result<()> {
     let mqspan = Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))?;
     let arguments = ["top", "--queue=/orders", "--queue=/shipments", "--queue=/audit"];
-    let mut pty = Pty::start(pty::command(mqspan.path(), arguments), 110, 16)?;
+    let mut pty = Pty::start(pty::command(mqspan.path(), arguments), 110, 12)?;
     pty.until("the view", |screen| screen.contains("mqspan top"))?;
     let mut command = Command::new(mqspan.path().with_file_name("orders"));
     command.args(["--rounds=100000", "--pause=10"]).stdin(Stdio::null());
