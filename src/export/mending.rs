@@ -21,10 +21,10 @@ pub fn mend(endpoint: &Endpoint, why: &str) -> Option<String> {
                 .into(),
         );
     }
-    if says(&["NotValidForName"]) {
+    if says(&["NotValidForName", "not valid for name"]) {
         return Some(shown_by(endpoint, "name the host as its certificate does", "-ext subjectAltName"));
     }
-    if says(&["Expired", "NotValidYet"]) {
+    if says(&["Expired", "certificate expired", "NotValidYet", "not valid yet"]) {
         return Some(shown_by(endpoint, "renew its certificate, or set the clock", "-dates"));
     }
     if says(&["CertificateRequired", "HandshakeFailure"]) {
