@@ -23,7 +23,7 @@ build: ## the program, optimised: target/release/mqspan
 test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
 	cargo test --workspace
 	cargo build --workspace
-	$(CARGO_AS_ROOT) test --test host --test causes --test correlation --test family --test faults --test limits --test links --test live --test metrics --test queues --test top
+	$(CARGO_AS_ROOT) test --test host --test causes --test correlation --test family --test faults --test limits --test links --test live --test metrics --test queues --test terminal --test top
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test outage --test spool
 	rotel=$$(scripts/backends.sh rotel) && MQSPAN_TEST_ROTEL=$$rotel $(CARGO_AS_ROOT) test --test rotel
 
@@ -85,6 +85,12 @@ test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger a
 	MQSPAN_TEST_PROMETHEUS=$$(scripts/backends.sh prometheus) \
 	MQSPAN_TEST_PODMAN_COMPOSE=$(CACHE)/podman-compose/bin/podman-compose \
 		$(CARGO_AS_ROOT) test --test compose -- --nocapture
+
+.PHONY: pictures
+pictures: ## the pictures of the documents that are of a terminal, made anew
+	@scripts/setup.sh
+	cargo build --workspace
+	$(CARGO_AS_ROOT) test --test pictures
 
 .PHONY: fuzz
 fuzz: ## what reads other processes' bytes, each with random ones for FUZZ_SECONDS (600); needs Rust's nightly compiler

@@ -16,11 +16,13 @@ use self::measure::Measured;
 use crate::kernel::configure::Config;
 use crate::kernel::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
 use crate::kernel::hooks::{CALLS, not_captured_without};
-use crate::kernel::plan::{order, refusal};
+use crate::kernel::plan::order;
+use crate::kernel::refusal::refusal;
 use crate::kernel::trial;
 use crate::model::error::Error;
 use crate::model::filter::Filters;
 use crate::model::values::{Format, HookKind, Rate};
+use crate::progress::ProgressLine;
 
 /// What is said, in the order of the object that programs read.
 #[derive(Debug, Serialize)]
@@ -87,7 +89,9 @@ pub fn check(format: Format, measures: bool) -> io::Result<bool> {
     let mut facts = Facts::gather();
     // Before what attaching leaves to be done in the background.
     let measured = measures.then(|| measure::measure(&facts, &every_call())).transpose()?;
+    let attaching = ProgressLine::start(true, || "trying what the kernel allows".into());
     let attached = attach(&mut facts);
+    drop(attaching);
     let report = Report { measured, ..Report::of(&facts, attached) };
     let text = match format {
         Format::Text => report.text(),
@@ -276,7 +280,7 @@ impl Report {
             text += &format!("note: {note}\n");
         }
         for Missing { what, mend } in &self.missing {
-            text += &format!("missing: {what}; to mend it, {mend}\n");
+            text += &format!("missing: {what}\n  {mend}\n");
         }
         text + if self.runs { "mqspan run would work\n" } else { "mqspan run would not work\n" }
     }

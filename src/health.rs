@@ -2,7 +2,8 @@
 //! watchdog. A backend that is down does not make mqspan unhealthy: it would only be restarted and lose what it holds.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -82,9 +83,7 @@ impl Pulse {
 
 /// Serves `/livez` and `/readyz` at `address`, until the runtime ends.
 pub fn serve(address: SocketAddr, pulse: Pulse, runtime: &Handle) -> Result<(), Error> {
-    let listener = runtime.block_on(TcpListener::bind(address)).map_err(|error| {
-        Error::cannot_run(format!("--health {address}: {error}"), "name an address of this host that is free")
-    })?;
+    let listener = runtime.block_on(TcpListener::bind(address)).map_err(|error| unusable(address, &error))?;
     runtime.spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
@@ -111,6 +110,22 @@ pub fn serve(address: SocketAddr, pulse: Pulse, runtime: &Handle) -> Result<(), 
     Ok(())
 }
 
+/// Why it can't be served there, and where it may be.
+fn unusable(address: SocketAddr, error: &io::Error) -> Error {
+    let (why, other) = match error.kind() {
+        ErrorKind::AddrInUse => {
+            let port = address.port().checked_add(1).unwrap_or(8080);
+            ("another program has it (ss -ltnp says which)", SocketAddr::new(address.ip(), port))
+        }
+        ErrorKind::AddrNotAvailable => ("this host has no such address", (Ipv4Addr::LOCALHOST, address.port()).into()),
+        _ => ("not to be had", (Ipv4Addr::LOCALHOST, 8080).into()),
+    };
+    Error::cannot_run(
+        format!("--health {address}: {error}"),
+        format!("{why}; name one that is free: mqspan run --health {other}"),
+    )
+}
+
 fn respond(status: StatusCode, text: &'static str) -> Result<Response<Full<Bytes>>, Infallible> {
     let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
     *response.status_mut() = status;
@@ -135,6 +150,20 @@ pub fn watch(pulse: Pulse, runtime: &Handle) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Prevents an address that can't be had from being told of without one that can.
+    #[test]
+    fn addresses() {
+        for (address, kind, mend) in [
+            ("127.0.0.1:8080", ErrorKind::AddrInUse, "--health 127.0.0.1:8081"),
+            ("[::1]:65535", ErrorKind::AddrInUse, "--health [::1]:8080"),
+            ("192.0.2.1:80", ErrorKind::AddrNotAvailable, "--health 127.0.0.1:80"),
+            ("127.0.0.1:80", ErrorKind::PermissionDenied, "--health 127.0.0.1:8080"),
+        ] {
+            let Error { message, hint, .. } = unusable(address.parse().unwrap(), &kind.into());
+            assert!(message.contains(address) && hint.as_ref().is_some_and(|hint| hint.ends_with(mend)), "{hint:?}");
+        }
+    }
 
     /// Prevents a hanging reader from passing as alive, and a backend that is down from getting mqspan restarted.
     #[test]

@@ -19,6 +19,7 @@ pub mod live;
 pub mod metrics;
 pub mod model;
 pub mod overview;
+pub mod progress;
 pub mod report;
 pub mod run;
 pub mod telemetry;

@@ -5,7 +5,8 @@
 
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +20,8 @@ use mqspan::export::client::OtlpClient;
 use mqspan::export::endpoint::Endpoint;
 use mqspan::export::reply::{Accepted, Failure};
 use mqspan::model::values::{Compression, Protocol, Signal};
+use support::backend::{self, Backend};
+use support::certificates;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 
@@ -121,6 +124,27 @@ async fn send(endpoint: &Endpoint) -> Result<Accepted, Failure> {
     client.send(Bytes::new(), Encoding::Protobuf).await
 }
 
+/// Prevents a backend from having spans, and the headers with them, sent to somebody else.
+#[tokio::test]
+async fn redirections_are_not_followed() {
+    static ELSEWHERE: OnceLock<String> = OnceLock::new();
+    let (port, arrived) = on_loopback(Speaks::Http1, taken).await;
+    ELSEWHERE.set(format!("http://127.0.0.1:{port}/v1/traces")).unwrap();
+    for status in [301, 302, 303, 307, 308] {
+        static STATUS: AtomicU16 = AtomicU16::new(0);
+        STATUS.store(status, Relaxed);
+        let (port, asked) = on_loopback(Speaks::Http1, || {
+            let response =
+                Response::builder().status(STATUS.load(Relaxed)).header("location", &ELSEWHERE.get().unwrap()[..]);
+            response.body(Full::default()).unwrap()
+        })
+        .await;
+        let answer = send(&endpoint(&format!("http://127.0.0.1:{port}/v1/traces"), Protocol::HttpProtobuf)).await;
+        assert!(matches!(answer, Err(Failure::Refused(_))), "{status}: {answer:?}");
+        assert_eq!((asked.lock().unwrap().len(), arrived.lock().unwrap().len()), (1, 0), "{status}");
+    }
+}
+
 /// Prevents requests from going anywhere but to the socket that is named, in either protocol.
 #[tokio::test]
 async fn unix_sockets() {
@@ -153,8 +177,8 @@ async fn unix_sockets() {
 async fn the_other_protocols_port() {
     let (port, _) = on_loopback(Speaks::Http2, taken_by_grpc).await;
     let url = format!("http://127.0.0.1:{port}/v1/traces");
-    let why = why(send(&endpoint(&url, Protocol::HttpProtobuf)).await);
-    assert!(why.starts_with(&url) && why.contains("--protocol grpc") && why.contains("4318"), "{why}");
+    let (why, mend) = failure(&endpoint(&url, Protocol::HttpProtobuf)).await;
+    assert!(why.starts_with(&url) && mend.contains("4318") && mend.ends_with("--protocol grpc"), "{why} {mend}");
 }
 
 /// The same the other way round.
@@ -162,16 +186,54 @@ async fn the_other_protocols_port() {
 async fn the_other_protocols_port_for_grpc() {
     let (port, _) = on_loopback(Speaks::Http1, taken).await;
     let url = format!("http://127.0.0.1:{port}");
-    let why = why(send(&endpoint(&url, Protocol::Grpc)).await);
-    assert!(why.starts_with(&url) && why.contains("--protocol http/protobuf") && why.contains("4317"), "{why}");
+    let (why, mend) = failure(&endpoint(&url, Protocol::Grpc)).await;
+    assert!(why.starts_with(&url) && mend.contains("4317") && mend.ends_with("http/protobuf"), "{why} {mend}");
 }
 
-fn why(result: Result<Accepted, Failure>) -> String {
-    match result {
-        Err(
-            Failure::Retry { why, .. } | Failure::Backend(why) | Failure::Refused(why) | Failure::Unimplemented(why),
-        ) => why,
-        Ok(accepted) => panic!("{accepted:?}"),
+/// Why a request was not taken, and the command that mends it.
+async fn failure(endpoint: &Endpoint) -> (String, String) {
+    let client = OtlpClient::new(Signal::Traces, endpoint).unwrap();
+    let failure = client.send(Bytes::new(), Encoding::Protobuf).await.unwrap_err();
+    (failure.why().into(), client.mend(&failure).unwrap_or_default())
+}
+
+/// Prevents a backend that can't be reached, or shows a certificate that is not to be trusted, from being told of without the
+/// command that mends it.
+#[tokio::test]
+async fn what_mends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+    for folder in [&ours, &theirs] {
+        certificates::write(folder).unwrap();
+    }
+    let by_tls = |name: &str| Backend::start_tls(&ours, name, |_, _| backend::Answer::Taken).unwrap();
+    let [server, elsewhere, expired] = ["server", "elsewhere", "expired"].map(by_tls);
+    let plain = Backend::start(|_, _| backend::Answer::Taken).unwrap();
+    let refuses = Backend::start(|_, path| match path.starts_with("/v1/") {
+        true => backend::Answer::Http(401, None),
+        false => backend::Answer::Grpc(tonic::Code::Unauthenticated, None),
+    })
+    .unwrap();
+    let nobody = format!("http://127.0.0.1:{}", backend::free_port().unwrap());
+    let without_tls = plain.endpoint().replace("http:", "https:");
+    let authority = |folder: &Path| Some(folder.join("ca.pem"));
+    for protocol in [Protocol::HttpProtobuf, Protocol::Grpc] {
+        let path = if protocol == Protocol::Grpc { "" } else { "/v1/traces" };
+        let of = |url: &str, certificate| Endpoint { certificate, ..endpoint(&format!("{url}{path}"), protocol) };
+        assert_eq!(send(&of(&server.endpoint(), authority(&ours))).await, Ok(Accepted::default()));
+        for (url, certificate, expected) in [
+            (server.endpoint(), authority(&theirs), "OTEL_EXPORTER_OTLP_CERTIFICATE=/path/to/ca.pem mqspan run"),
+            (elsewhere.endpoint(), authority(&ours), "openssl x509 -noout -ext subjectAltName"),
+            (expired.endpoint(), authority(&ours), "openssl x509 -noout -dates"),
+            (without_tls.clone(), authority(&ours), "mqspan run --endpoint http://HOST:43"),
+            (nobody.clone(), None, "mqspan run --endpoint http://HOST:43"),
+            ("http://nobody.invalid:1".into(), None, "mqspan run --endpoint http://HOST:43"),
+            (refuses.endpoint(), None, "OTEL_EXPORTER_OTLP_HEADERS='authorization=Bearer%20TOKEN' mqspan run"),
+        ] {
+            let (why, mend) = failure(&of(&url, certificate)).await;
+            println!("{why}\n  {mend}");
+            assert!(mend.contains(expected), "{why}: {mend:?}, not {expected}");
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 //! Backends in trouble, played by a scripted one: what arrives, what is tried again and when, and what is counted. Needs
-//! root and tracefs. TLS with a wrong authority is in tests/collector.rs, restarts and outages are in tests/spool.rs.
+//! root and tracefs. TLS with the Collector is in tests/collector.rs, restarts and outages are in tests/spool.rs.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use support::{
     backend::{self, Answer, Arrived, Backend},
-    otlp, own,
+    certificates, otlp, own,
     program::{Ended, Memory, Mqspan, Tracing, finish},
     stats::{Output, Stats},
     wait, workload,
@@ -168,6 +168,45 @@ fn nobody_listens_at_first() -> Result<()> {
         ensure!((taken.len() as u64, again, stats.lost_sum()) == (stats.exported, 0, 0), "{again} again: {stats:?}");
     }
     Ok(())
+}
+
+/// Prevents a wrong endpoint or certificate from leaving a user to guess: a line says why, and the next one has the command
+/// that mends it.
+#[test]
+fn what_mends_it_is_said() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let [ours, theirs] = ["ours", "theirs"].map(|name| folder.path().join(name));
+    for folder in [&ours, &theirs] {
+        certificates::write(folder)?;
+    }
+    let secured = Backend::start_tls(&ours, "server", |_, _| Answer::Taken)?;
+    let nobody = format!("http://127.0.0.1:{}", backend::free_port()?);
+    let runs = ["grpc", "http/protobuf"].into_iter().flat_map(|protocol| {
+        [
+            (protocol, &*nobody, "Connection refused", ": mqspan run --endpoint http://HOST:43"),
+            (protocol, "", "invalid peer certificate", ": OTEL_EXPORTER_OTLP_CERTIFICATE=/path/to/ca.pem mqspan run"),
+        ]
+    });
+    thread::scope(|scope| {
+        let run = |(protocol, url, why, mend): (&str, &str, &str, &str)| -> Result<()> {
+            let (mqspan, secured) = (mqspan()?, secured.endpoint());
+            let endpoint = if url.is_empty() { &secured } else { url };
+            let mut command = command(&mqspan, endpoint, protocol, &["--signals=traces"]);
+            command.env("OTEL_EXPORTER_OTLP_CERTIFICATE", theirs.join("ca.pem"));
+            command.args(["--", &mqspan.workload_arg(), "flat", "--calls=1"]);
+            let said = Ended::of(finish(command)?).ok()?.stderr;
+            let is_said = said.windows(2).any(|lines| {
+                lines[0].starts_with("mqspan: otlp.traces: ")
+                    && [endpoint, why].iter().all(|word| lines[0].contains(word))
+                    && lines[1].starts_with("  ")
+                    && lines[1].contains(mend)
+            });
+            ensure!(is_said, "{protocol}, {endpoint}: {said:#?}");
+            Ok(())
+        };
+        let runs: Vec<_> = runs.map(|of| scope.spawn(move || run(of))).collect();
+        runs.into_iter().try_for_each(|run| run.join().map_err(|_| anyhow!("a run panicked"))?)
+    })
 }
 
 /// Prevents OTLP/HTTP from passing by the proxy that leads to the backend, from asking one that is not to be asked, and

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// The folders and files of src, from the bottom up: each imports only those before it.
-const LAYERS: [&str; 20] = [
+const LAYERS: [&str; 21] = [
     "model",
     "capability",
     "clock",
+    "progress",
     "kernel",
     "links",
     "who",

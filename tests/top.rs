@@ -14,13 +14,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{
     program::{Mqspan, without_otel},
+    pty::{self, Pty},
     queues::Held,
 };
-
-#[path = "top/pty.rs"]
-mod pty;
-
-use pty::Pty;
 
 fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))

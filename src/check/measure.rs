@@ -12,8 +12,9 @@ use serde::Serialize;
 use super::caller::{Caller, Timed};
 use crate::kernel::configure::Config;
 use crate::kernel::facts::Facts;
-use crate::kernel::plan::{order, refusal};
+use crate::kernel::plan::order;
 use crate::kernel::programs::Programs;
+use crate::kernel::refusal::refusal;
 use crate::model::filter::Filters;
 use crate::model::values::{HookKind, Rate};
 

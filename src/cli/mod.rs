@@ -3,6 +3,7 @@
 //! and file is `config`'s. Reads no environment, writes to nothing but the writer it is given.
 
 pub mod choices;
+mod help;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -24,9 +25,14 @@ use crate::model::values::{
 const RULES: &str = "Values of one filter are or-ed, filters and-ed; ! in front of a value excludes what matches. \
      Globs match the whole name; * and ? match every character.";
 
+/// The groups of `run`'s options in its help.
+const OUTPUT: &str = "Where it goes";
+const RECORDS: &str = "What is recorded";
+const RUN: &str = "The run";
+
 /// Traces POSIX message queues from the kernel, and exports OpenTelemetry.
 #[derive(Debug, Parser)]
-#[command(name = "mqspan", bin_name = "mqspan", version, args_conflicts_with_subcommands = true, after_help = RULES)]
+#[command(name = "mqspan", bin_name = "mqspan", version, args_conflicts_with_subcommands = true, override_help = help::SCREEN)]
 #[command(override_usage = "mqspan [run] [OPTIONS] [-- CMD ARG...]\n       mqspan <COMMAND>")]
 struct Cli {
     #[command(subcommand)]
@@ -39,7 +45,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Trace the host, or only CMD and its descendants; the same as no command
-    #[command(override_usage = "mqspan run [OPTIONS] [-- CMD ARG...]", after_help = RULES)]
+    #[command(override_usage = "mqspan run [OPTIONS] [-- CMD ARG...]", before_help = help::EXAMPLES, after_help = RULES)]
     Run(Box<RunArgs>),
     /// Show queues, calls and blocked threads live, in a terminal
     Top(Box<TopArgs>),
@@ -66,78 +72,78 @@ pub enum Command {
 pub struct RunArgs {
     /// Where telemetry goes: otlp, console, file:PATH (OTLP JSON, a request a line) or none;
     /// repeatable [default: otlp if an endpoint is configured, else console]
-    #[arg(long, value_name = "OUTPUT")]
+    #[arg(long, value_name = "OUTPUT", help_heading = OUTPUT)]
     pub output: Vec<Output>,
     /// Which signals [default: traces,metrics]
-    #[arg(long, value_name = "SIGNAL,...", value_delimiter = ',')]
+    #[arg(long, value_name = "SIGNAL,...", value_delimiter = ',', help_heading = OUTPUT)]
     pub signals: Vec<Signal>,
     /// Where OTLP goes, as OTEL_EXPORTER_OTLP_ENDPOINT [default: http://localhost:4318]
-    #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "URL", value_parser = NonEmptyStringValueParser::new(), help_heading = OUTPUT)]
     pub endpoint: Option<String>,
     /// How OTLP goes, as OTEL_EXPORTER_OTLP_PROTOCOL [default: http/protobuf]
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub protocol: Option<Protocol>,
     /// Spans or log records a second for each queue and operation of send and receive, 0: every call
     /// [default: 100; 0 with a command, or where the only outputs are console and files]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = RECORDS)]
     pub max_rate: Option<u32>,
     /// Exempt from --max-rate: sends that took as long, receives whose message waited as long
     /// [default: 10ms]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, help_heading = RECORDS)]
     pub slow: Option<Duration>,
     /// Tell of calls that are still under way after this long, and when they end
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, help_heading = RECORDS)]
     pub stuck: Option<Duration>,
     /// Queues that match go by this pattern in span names and metrics; repeatable
-    #[arg(long, value_name = "GLOB", value_parser = filter::template)]
+    #[arg(long, value_name = "GLOB", value_parser = filter::template, help_heading = RECORDS)]
     pub template: Vec<Glob>,
     /// A receive span links to the sending span, or is its child [default: link]
-    #[arg(long)]
+    #[arg(long, help_heading = RECORDS)]
     pub receive: Option<Receive>,
     /// CMD runs as this user
-    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new(), help_heading = RUN)]
     pub user: Option<String>,
     /// The kinds of hooks to choose from, a list; the first that works is used [default: auto]
-    #[arg(long, value_name = "KIND,...", value_delimiter = ',')]
+    #[arg(long, value_name = "KIND,...", value_delimiter = ',', help_heading = RUN)]
     pub hooks: Vec<HookKind>,
     /// The CPUs that mqspan's own threads may run on, as in 0,2-3
-    #[arg(long, value_name = "LIST")]
+    #[arg(long, value_name = "LIST", help_heading = RUN)]
     pub cpus: Option<CpuList>,
     /// Stop after this long: a number with ns, us, ms, s, m or h, or a sum, as in 1m30s
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, help_heading = RUN)]
     pub duration: Option<Duration>,
     /// Keep what could not be sent in this directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = OUTPUT)]
     pub spool: Option<PathBuf>,
     /// The most that the spool holds [default: 1GiB]
-    #[arg(long, value_name = "BYTES", value_parser = values::size)]
+    #[arg(long, value_name = "BYTES", value_parser = values::size, help_heading = OUTPUT)]
     pub spool_size: Option<u64>,
     /// Make the spool survive a power cut
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub spool_sync: bool,
     /// Serve /livez and /readyz here; a port alone is on loopback
-    #[arg(long, value_name = "ADDR", value_parser = values::address)]
+    #[arg(long, value_name = "ADDR", value_parser = values::address, help_heading = RUN)]
     pub health: Option<SocketAddr>,
     /// Write the counters to this file at exit, as one JSON object
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = OUTPUT)]
     pub stats_file: Option<PathBuf>,
     /// At the end, print calls, failures and times for each queue and operation
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     pub summary: bool,
     /// At the end, write one self-contained HTML page
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = OUTPUT)]
     pub report: Option<PathBuf>,
     /// Read the configuration file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", help_heading = RUN)]
     pub config: Option<PathBuf>,
     /// Print errors only
-    #[arg(long, conflicts_with = "verbose")]
+    #[arg(long, conflicts_with = "verbose", help_heading = RUN)]
     pub quiet: bool,
     /// Print more
-    #[arg(long)]
+    #[arg(long, help_heading = RUN)]
     pub verbose: bool,
     /// When the console is coloured [default: auto]
-    #[arg(long, value_name = "WHEN")]
+    #[arg(long, value_name = "WHEN", help_heading = RUN)]
     pub color: Option<Color>,
     /// The command to trace, with its arguments; mqspan exits with its status
     #[arg(last = true, value_name = "CMD")]

@@ -214,12 +214,14 @@ fn url(text: &str, protocol: Protocol, insecure: bool, append: Option<Signal>) -
         (true, ..) => text.into(),
         (false, true, true) => format!("http://{text}"),
         (false, true, false) => format!("https://{text}"),
-        (false, false, _) => return Err("the URL must begin with http:// or https://".into()),
+        (false, false, _) => {
+            return Err("the URL must begin with http:// or https://, as http://localhost:4318 does".into());
+        }
     };
     let uri: Uri = uri.parse().map_err(|error| format!("not a URL: {error}"))?;
     let scheme = match uri.scheme_str() {
         Some(scheme @ ("http" | "https")) => scheme,
-        _ => return Err("the URL's scheme is neither http nor https".into()),
+        _ => return Err("the URL's scheme is neither http nor https, as in http://localhost:4318".into()),
     };
     let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
     let host = uri.host().unwrap_or_default();

@@ -26,6 +26,7 @@ use super::batch::Encoding;
 use super::endpoint::{ClientIdentity, Endpoint};
 use super::files::{self, FromFiles};
 use super::headers;
+use super::mending;
 use super::reply::{self, Accepted, Failure};
 use crate::model::error::Error;
 use crate::model::values::{Compression, Protocol, Signal};
@@ -115,13 +116,13 @@ impl OtlpClient {
         let result = tokio::time::timeout(timeout, attempt)
             .await
             .unwrap_or_else(|_| Err(Failure::Retry { after: None, why: format!("no answer within {timeout:?}") }));
-        result.map_err(|failure| failure.with(|why| self.explain(&why)))
+        // With the URL that was tried.
+        result.map_err(|failure| failure.with(|why| format!("{}: {why}", self.endpoint.name())))
     }
 
-    /// Why an attempt failed, with the URL that was tried.
-    fn explain(&self, why: &str) -> String {
-        let hint = reply::wrong_protocol(self.endpoint.protocol, why).map(|hint| format!("; {hint}"));
-        format!("{}: {why}{}", self.endpoint.name(), hint.unwrap_or_default())
+    /// What mends a failure, as one command, where that is known.
+    pub fn mend(&self, failure: &Failure) -> Option<String> {
+        mending::mend(&self.endpoint, failure.why())
     }
 
     /// A request in JSON as protobuf, the one encoding of gRPC.

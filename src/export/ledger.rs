@@ -321,7 +321,12 @@ impl Ledger {
 
     /// Whether every call that was captured has come to its end.
     pub fn is_settled(&self) -> bool {
-        self.totals().missing() == 0
+        self.under_way() == 0
+    }
+
+    /// Calls that have not come to their end yet.
+    pub fn under_way(&self) -> u64 {
+        self.totals().missing()
     }
 
     /// What the kernel side did not see, besides calls.
@@ -335,7 +340,7 @@ impl Ledger {
 
     /// The end: what an output still holds now is lost. Until then nothing is counted for it.
     pub fn close(&self) -> Totals {
-        self.lose(Stage::Shutdown, self.totals().missing());
+        self.lose(Stage::Shutdown, self.under_way());
         self.totals()
     }
 }

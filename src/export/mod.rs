@@ -1,6 +1,6 @@
 //! Delivery: what the pipeline hands over goes to each output, and what becomes of it is counted. [`batch`] makes
 //! requests, [`metrics`] encodes those of metrics, [`queue`] bounds them, [`sender`] delivers them over OTLP through [`client`], [`retry`] and [`reply`],
-//! what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
+//! `mending` has the command that mends a failure, what can't be delivered yet waits in the [`spool`]; [`writer`] writes files and the console, [`hangup`] has both begin
 //! anew, [`ledger`] counts what became of it all, and [`traffic`] what is under way.
 
 pub mod backend;
@@ -12,6 +12,7 @@ mod files;
 pub mod hangup;
 pub mod headers;
 pub mod ledger;
+mod mending;
 pub mod metrics;
 pub mod queue;
 pub mod reply;
@@ -226,7 +227,7 @@ impl Starting<'_> {
     }
 
     fn console(&mut self, signals: Signals, closed: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-        let queue = self.writer(CONSOLE_QUEUE, Target::Stdout, closed)?;
+        let queue = self.writer(CONSOLE_QUEUE, Target::stdout(), closed)?;
         let signal = if signals.traces { Signal::Traces } else { Signal::Logs };
         self.sink("console", signal, Form::Lines, Some(queue));
         Ok(())

@@ -10,7 +10,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::pb;
 
-use crate::model::values::{Protocol, Signal};
+use crate::model::values::Signal;
 
 /// A request was taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +47,13 @@ impl Failure {
             Self::Refused(why) => Self::Refused(explain(why)),
             Self::Backend(why) => Self::Backend(explain(why)),
             Self::Unimplemented(why) => Self::Unimplemented(explain(why)),
+        }
+    }
+
+    /// What is said about it.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Retry { why, .. } | Self::Refused(why) | Self::Backend(why) | Self::Unimplemented(why) => why,
         }
     }
 }
@@ -106,32 +113,6 @@ fn retry_info(details: &[u8]) -> Option<Option<Duration>> {
         Some(Duration::new(u64::try_from(seconds).ok()?, nanos).min(LONGEST_WAIT))
     };
     Some(delay.and_then(|delay| duration(delay.seconds, delay.nanos)))
-}
-
-/// What to add where an error looks as if the other protocol were spoken at that port; `why` as [`causes`] has it.
-pub fn wrong_protocol(protocol: Protocol, why: &str) -> Option<&'static str> {
-    let says = |words: &[&str]| words.iter().any(|word| why.contains(word));
-    match protocol {
-        // The first bytes of "HTTP/1.1" are the length of a frame that is too long for HTTP/2.
-        Protocol::Grpc => says(&[
-            "frame with invalid size",
-            // Of a server that ends the connection at the preface of HTTP/2.
-            "connection error: stream closed because of a broken pipe",
-            "connection error: connection reset",
-            "mapped from HTTP status code 400",
-            "mapped from HTTP status code 404",
-            "mapped from HTTP status code 405",
-            "mapped from HTTP status code 415",
-            "mapped from HTTP status code 505",
-        ])
-        .then_some("if that is a port of OTLP/HTTP, give --protocol http/protobuf or gRPC's port, as a rule 4317"),
-        Protocol::HttpProtobuf | Protocol::HttpJson => {
-            says(&["invalid HTTP version", "received unexpected message from connection", "(application/grpc"])
-                .then_some(
-                    "if that is a port of OTLP/gRPC, give --protocol grpc or the port of OTLP/HTTP, as a rule 4318",
-                )
-        }
-    }
 }
 
 /// An error with its causes in one line, each once: libraries often repeat the inner one.

@@ -245,6 +245,7 @@ impl Deliverer {
 
     /// What is to be done after an attempt; says what is to be said.
     fn answered(&self, answer: Result<Accepted, Failure>, first: Instant) -> Next {
+        let mend = answer.as_ref().err().and_then(|failure| self.client.mend(failure));
         let (next, said) = self.backend().answered(answer, first, Instant::now(), rand::random());
         if let Next::Settle(Outcome::Sent { .. }) = next {
             debug!(output = self.name, "delivered");
@@ -263,7 +264,7 @@ impl Deliverer {
                     self.signal.name().to_uppercase(),
                     signal = self.signal.name(),
                 ),
-                Remark::Warning(line) => warn!("{}: {line}", self.name),
+                Remark::Warning(line) => warn!(mend, "{}: {line}", self.name),
             }
         }
         next

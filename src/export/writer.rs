@@ -2,7 +2,7 @@
 //! the reader. Knows nothing of what it writes.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
@@ -13,6 +13,7 @@ use super::hangup::Listener;
 use super::ledger::{Outcome, Stage};
 use super::queue::Queued;
 use crate::model::error::Error;
+use crate::progress;
 
 /// Where it is written.
 #[derive(Debug)]
@@ -27,10 +28,18 @@ pub enum Target {
         torn: bool,
     },
     /// Standard output.
-    Stdout,
+    Stdout {
+        /// Whether people look at it.
+        is_terminal: bool,
+    },
 }
 
 impl Target {
+    /// Standard output as it is.
+    pub fn stdout() -> Self {
+        Self::Stdout { is_terminal: io::stdout().is_terminal() }
+    }
+
     /// Opens a file to append to it: a service that is started anew must not lose what it wrote before.
     pub fn file(path: &Path) -> Result<Self, Error> {
         let file = OpenOptions::new().append(true).create(true).open(path).map_err(|error| {
@@ -60,14 +69,19 @@ impl Target {
                 *torn = written.is_err();
                 written
             }
-            Self::Stdout => io::stdout().lock().write_all(body).and_then(|()| io::stdout().lock().flush()),
+            Self::Stdout { is_terminal } => {
+                if *is_terminal {
+                    progress::make_room();
+                }
+                io::stdout().lock().write_all(body).and_then(|()| io::stdout().lock().flush())
+            }
         }
     }
 
     fn name(&self) -> String {
         match self {
             Self::File { path, .. } => path.display().to_string(),
-            Self::Stdout => "stdout".into(),
+            Self::Stdout { .. } => "stdout".into(),
         }
     }
 }
@@ -110,7 +124,7 @@ pub fn start(
                 }
                 Err(error) => {
                     queued.settle(Outcome::Lost(Stage::Write));
-                    if matches!(target, Target::Stdout) && nobody_reads(&error) {
+                    if matches!(target, Target::Stdout { .. }) && nobody_reads(&error) {
                         queue.close();
                         closed();
                         break;

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::ProgramType;
 use libbpf_rs::libbpf_sys::BPF_FUNC_task_storage_get;
 use nix::sys::utsname::uname;
+use nix::unistd::geteuid;
 
 use super::hazards::{self, Hazards};
 use super::hooks::{self, CALLS};
@@ -54,12 +56,24 @@ pub struct Facts {
     pub has_task_storage: bool,
     /// Whether the kernel has POSIX message queues (CONFIG_POSIX_MQUEUE).
     pub has_queues: bool,
+    /// Whether the kernel's own file system is there (sysfs(5)).
+    pub has_sysfs: bool,
     /// Whether the kernel describes its types (CONFIG_DEBUG_INFO_BTF).
     pub has_btf: bool,
+    /// Whether its BPF has a ring buffer.
+    pub has_ring: bool,
+    /// Whether mqspan runs as root.
+    pub is_root: bool,
     /// The effective capabilities (capabilities(7)), a bit each.
     pub capabilities: u64,
+    /// Those that no program started from here can have more than.
+    pub capability_bound: u64,
+    /// Whether a seccomp filter decides about system calls.
+    pub is_seccomp_filtered: bool,
     /// Where tracefs is mounted; None where it is not, or can't be read.
     pub tracefs: Option<PathBuf>,
+    /// Whether it is there, maybe, but not for mqspan to see.
+    pub tracefs_is_hidden: bool,
     /// Whether it has the system calls' tracepoints (CONFIG_FTRACE_SYSCALLS).
     pub has_tracepoints: bool,
     /// Whether it takes kprobes (CONFIG_KPROBE_EVENTS).
@@ -94,10 +108,11 @@ impl Facts {
                 .all(|event| fs::read(root.join("events/syscalls").join(event).join("id")).is_ok())
         };
         let wrappers = CALLS.map(|(_, call)| format!("{WRAPPER}{call}"));
-        let mut functions = btf::functions(|name| name == FAULTABLE || hooks::may_be_hooked(name));
+        let btf::Told { mut functions, has_ring } = btf::told(|name| name == FAULTABLE || hooks::may_be_hooked(name));
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let (proc_version, release) = (read("/proc/version"), word(uname.as_ref().map(|uname| uname.release())));
         let realtime = read("/sys/kernel/realtime").trim() == "1" || proc_version.contains("PREEMPT_RT");
+        let status = read("/proc/thread-self/status");
         let version = hazards::release(&release, &proc_version, &read("/proc/version_signature"));
         Self {
             kernel: format!("{release} {}", word(uname.as_ref().map(|uname| uname.machine()))),
@@ -110,8 +125,14 @@ impl Facts {
             // Where it can't be asked, programs can't be loaded either.
             has_task_storage: ProgramType::Kprobe.is_helper_supported(BPF_FUNC_task_storage_get).unwrap_or(true),
             has_queues: Path::new("/proc/sys/fs/mqueue").is_dir(),
+            has_sysfs: Path::new("/sys/kernel").is_dir(),
             has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-            capabilities: capabilities(),
+            has_ring,
+            is_root: geteuid().is_root(),
+            capabilities: capabilities(&status, "CapEff:"),
+            capability_bound: capabilities(&status, "CapBnd:"),
+            is_seccomp_filtered: field(&status, "Seccomp:").is_some_and(|mode| mode != "0"),
+            tracefs_is_hidden: TRACEFS.iter().any(|root| is_hidden(&Path::new(root).join("events"))),
             has_tracepoints: tracefs.as_ref().is_some_and(has_event),
             has_kprobes: tracefs.as_ref().is_some_and(|root| root.join("kprobe_events").exists()),
             has_functions: wrappers.iter().all(|wrapper| functions.contains(wrapper)),
@@ -142,12 +163,29 @@ impl Facts {
     pub fn may_load(&self) -> bool {
         self.has(39) && self.has(38)
     }
+
+    /// Whether a program that is started from here could have a capability.
+    pub fn could_have(&self, capability: u32) -> bool {
+        [capability, CAP_SYS_ADMIN].iter().any(|capability| self.capability_bound >> capability & 1 == 1)
+    }
+
+    /// Whether file systems may be mounted here.
+    pub fn may_mount(&self) -> bool {
+        self.has(CAP_SYS_ADMIN) && !self.in_user_namespace
+    }
 }
 
-fn capabilities() -> u64 {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+/// A field of proc_pid_status(5).
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim)
+}
+
+fn capabilities(status: &str, set: &str) -> u64 {
+    field(status, set).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0)
+}
+
+fn is_hidden(path: &Path) -> bool {
+    fs::metadata(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 fn in_user_namespace() -> bool {

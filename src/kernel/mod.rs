@@ -22,6 +22,7 @@ pub mod plan;
 pub mod probes;
 pub mod programs;
 pub mod readings;
+pub mod refusal;
 pub mod ring;
 pub mod selection;
 pub mod trial;

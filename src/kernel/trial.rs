@@ -3,8 +3,9 @@
 
 use super::configure::Config;
 use super::facts::Facts;
-use super::plan::{order, plan, refusal};
+use super::plan::{order, plan};
 use super::programs::Programs;
+use super::refusal::refusal;
 use crate::model::error::Error;
 use crate::model::values::HookKind;
 

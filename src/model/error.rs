@@ -70,7 +70,9 @@ impl Origin {
     pub fn error(&self, why: impl fmt::Display) -> Error {
         match self {
             Self::Option(name) => Error::usage(format!("{name}: {why}")),
-            Self::Variable(name) => Error::cannot_run(format!("{name}: {why}"), format!("correct or unset {name}")),
+            Self::Variable(name) => {
+                Error::cannot_run(format!("{name}: {why}"), format!("correct it, or leave it out: unset {name}"))
+            }
             Self::File { path, line, key } => Error::cannot_run(
                 format!("{}:{line}: {key}: {why}", path.display()),
                 format!("correct `{key}` there, or start without --config"),

@@ -15,6 +15,7 @@ mod report;
 pub mod signals;
 mod stuck;
 pub mod top;
+mod unshown;
 
 use std::fs;
 use std::io::IsTerminal;
@@ -38,7 +39,7 @@ use self::signals::{SignalQueue, Wakeup};
 use self::stuck::StuckOptions;
 use crate::capability::{self, DAC_OVERRIDE, DAC_READ_SEARCH};
 use crate::clock::Clock;
-use crate::config::Settings;
+use crate::config::{Settings, Verbosity};
 use crate::export::hangup::Hangup;
 use crate::export::{self, Outputs};
 use crate::health::{self, Pulse};
@@ -58,7 +59,9 @@ use crate::model::values::{Color, HookKind, Output, Signal as CallSignal};
 use crate::overview::log::CallLog;
 use crate::overview::tables::{Bounds, Tables};
 use crate::overview::{Overview, summary};
+use crate::progress::ProgressLine;
 use crate::report as page;
+use crate::telemetry::console::Style;
 use crate::who::host::Host;
 use crate::who::prober::Prober;
 use crate::who::registry::Registry;
@@ -94,7 +97,10 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     plan(&facts, &settings.hooks)?;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
+    let shows_progress = settings.verbosity != Verbosity::Quiet;
+    let checking = ProgressLine::start(shows_progress && spool.is_some(), || "checking the spool".into());
     let outputs = export::start(to, signals_on, &settings.otlp, spool, runtime.handle(), move || bell.ring())?;
+    drop(checking);
     internal.count(&settings, &own, &outputs);
     let pulse = Pulse::default();
     if let Some(address) = settings.health {
@@ -143,7 +149,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         metrics: meter.is_some().then_some(intake),
         overview: overview.clone(),
         pulse: pulse.clone(),
-        color: is_colored(settings.color),
+        style: Style::new(is_colored(settings.color), std::io::stdout().is_terminal()),
     });
     drop(sinks);
     let own_ipc_namespace = own_ipc_namespace();
@@ -155,8 +161,11 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         aggregates,
         rate: settings.rate,
     };
+    let attaching = ProgressLine::start(shows_progress, || "attaching to the kernel".into());
     let (attached, asked_to_end) = attach(&mut facts, &settings.hooks, &config, &signals);
+    drop(attaching);
     let (hooks, programs) = attached?;
+    let looking = ProgressLine::start(shows_progress, || "looking at the queues and threads that are there".into());
     let programs = Arc::new(programs);
     if aggregates {
         find_queues(&programs);
@@ -190,6 +199,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         MetricsStage::start(collecting, settings.metric_interval, shows.then_some(LOOK)).map_err(no_thread)
     });
     let metrics = metrics.transpose()?;
+    drop(looking);
     // Before it is said: whoever reads the line may ask at once.
     pulse.set_ready(true);
     info!("{}", report::ready(filters.call.len(), hooks, &settings.outputs));
@@ -218,8 +228,13 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if let Some(stuck) = stuck {
         stuck.stop();
     }
+    let (left, at_once) = (ledger.clone(), if spool.is_some() { "spools them" } else { "gives them up" });
+    let delivering = ProgressLine::start(shows_progress, move || {
+        format!("delivering what was captured, {} calls left; ^C {at_once}", left.under_way())
+    });
     let running = Running { programs: programs.clone(), reader, metrics, internal, deliveries, ledger: ledger.clone() };
     finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
+    drop(delivering);
     let totals = ledger.close();
     report::end(&totals, ledger.unseen(), &programs.unmatched(&filters, own_ipc_namespace), &filters);
     if let Some(overview) = overview.as_ref().filter(|_| settings.summary) {

@@ -25,6 +25,8 @@ use crate::model::text::utf8;
 use crate::model::values::{Receive, Signal};
 use crate::overview::Overview;
 use crate::run::directory::SharedDirectory;
+use crate::run::unshown::Unshown;
+use crate::telemetry::console::Style;
 use crate::telemetry::record::Record;
 use crate::telemetry::stuck::StuckView;
 use crate::telemetry::view::View;
@@ -113,7 +115,7 @@ impl Recent {
 #[derive(Debug)]
 enum Gatherer {
     Batch(Sink, Batch),
-    Lines { sink: Sink, lines: Vec<u8>, count: u64, zone: TimeZone, color: bool },
+    Lines { sink: Sink, lines: Vec<u8>, count: u64, zone: TimeZone, style: Style, unshown: Unshown },
 }
 
 /// What the pipeline is made of.
@@ -143,18 +145,25 @@ pub struct Parts {
     pub overview: Option<Overview>,
     /// Beats while the pipeline is at work.
     pub pulse: Pulse,
-    /// Whether lines are coloured.
-    pub color: bool,
+    /// How lines look.
+    pub style: Style,
 }
 
 impl Pipeline {
     /// An empty pipeline.
     pub fn new(parts: Parts) -> Self {
         let Parts { ledger, sinks, filters, templates, clock, directory, prober, .. } = parts;
-        let Parts { traces, receive, metrics, overview, pulse, color, .. } = parts;
+        let Parts { traces, receive, metrics, overview, pulse, style, .. } = parts;
         let gatherer = |sink: Sink| match sink.form {
             Form::Otlp(encoding) => Gatherer::Batch(sink.clone(), Batch::new(sink.signal, encoding)),
-            Form::Lines => Gatherer::Lines { sink, lines: Vec::new(), count: 0, zone: TimeZone::system(), color },
+            Form::Lines => Gatherer::Lines {
+                unshown: Unshown::new(format!("console.{}", sink.signal.name())),
+                sink,
+                lines: Vec::new(),
+                count: 0,
+                zone: TimeZone::system(),
+                style: style.clone(),
+            },
         };
         Self {
             tally: Tally::new(&ledger),
@@ -254,8 +263,8 @@ impl Pipeline {
         for gatherer in &mut self.gatherers {
             match gatherer {
                 Gatherer::Batch(_, batch) => batch.add(&resource, &record),
-                Gatherer::Lines { lines, count, zone, color, .. } => {
-                    console::line(&record, zone, *color, lines);
+                Gatherer::Lines { lines, count, zone, style, .. } => {
+                    console::line(&record, zone, style, lines);
                     *count += 1;
                 }
             }
@@ -463,6 +472,11 @@ impl Pipeline {
     /// What the kernel side counted so far.
     pub fn counts(&mut self, counts: &Counts) {
         self.ledger.kernel(&Counts { context_files: self.prober.bad_files(), ..counts.clone() });
+        for gatherer in &mut self.gatherers {
+            if let Gatherer::Lines { unshown, .. } = gatherer {
+                unshown.tell(&self.ledger.totals());
+            }
+        }
     }
 
     /// No more calls come: waits, not for long, for what is still to be known of those that came.

@@ -50,6 +50,8 @@ use crate::overview::log::CallLog;
 use crate::overview::snapshot::{Health, Snapshot};
 use crate::overview::tables::{Bounds, Tables};
 use crate::overview::{order, text};
+use crate::progress::ProgressLine;
+use crate::telemetry::console::Style;
 use crate::top::app::{App, Reaction};
 use crate::top::content::Content;
 use crate::top::paint::Theme;
@@ -153,7 +155,7 @@ impl Watching {
             metrics: Some(intake),
             overview: Some(overview.clone()),
             pulse: Pulse::default(),
-            color: false,
+            style: Style::default(),
         });
         let config = Config {
             filters,
@@ -163,7 +165,9 @@ impl Watching {
             aggregates: true,
             rate: RATE,
         };
+        let attaching = ProgressLine::start(true, || "attaching to the kernel".into());
         let (attached, asked_to_end) = attach(&mut facts, &[], &config, signals);
+        drop(attaching);
         let (hooks, programs) = attached?;
         let programs = Arc::new(programs);
         if asked_to_end.is_some() {

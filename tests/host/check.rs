@@ -1,8 +1,14 @@
 //! What mqspan says where it can't work, and where it is used wrongly.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs::{self, Permissions},
+    net::{Ipv4Addr, TcpListener},
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::PathBuf,
+    process::Command,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use support::program::{Ended, Mqspan, finish, without_otel};
 
 use crate::mqspan;
@@ -66,33 +72,82 @@ fn what_calls_cost_here() -> Result<()> {
     Ok(())
 }
 
-/// What is missing, made by a script that runs `"$0" check`, and what must be said: what it is and how to mend it.
-const LACKS: [(&str, &str, &[&str]); 5] = [
-    ("root", "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \"$0\" ", &["run as root"]),
-    ("capabilities", "exec setpriv --bounding-set=-all --inh-caps=-all \"$0\" ", &["CAP_BPF"]),
+/// What is missing, made by a script that runs `"$0" check`, and what must be said: why it does not work, and on the next line
+/// the command that mends it.
+const LACKS: [(&str, &str, &str, &str); 9] = [
+    (
+        "root",
+        "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all \"$0\" ",
+        "CAP_BPF and CAP_PERFMON missing",
+        "run as root: sudo mqspan run",
+    ),
+    (
+        "capabilities, as in a container",
+        "exec setpriv --bounding-set=-all --inh-caps=-all \"$0\" ",
+        "CAP_BPF and CAP_PERFMON missing",
+        ": podman run --cap-add=bpf --cap-add=perfmon ",
+    ),
     (
         "tracefs",
         "exec unshare --mount bash -c 'umount -l /sys/kernel/tracing && exec \"$0\" \"$@\"' \"$0\" ",
-        &["tracefs", "mount -t tracefs"],
+        "tracefs is not mounted",
+        "mount it: mount -t tracefs tracefs /sys/kernel/tracing",
+    ),
+    (
+        "the right to read tracefs",
+        "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,+bpf,+perfmon \
+         --ambient-caps=-all,+bpf,+perfmon \"$0\" ",
+        "CAP_DAC_READ_SEARCH missing",
+        ": setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search+ep \"$(command -v mqspan)\"",
     ),
     (
         "BTF",
         "exec unshare --mount bash -c 'mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"' \"$0\" ",
-        &["BTF", "CONFIG_DEBUG_INFO_BTF"],
+        "no BTF",
+        ": grep -l CONFIG_DEBUG_INFO_BTF=y /boot/config-*",
     ),
-    ("the host's user namespace", "exec unshare --user --map-root-user \"$0\" ", &["user namespace", "--userns=host"]),
+    (
+        "sysfs",
+        "exec unshare --mount bash -c 'mount -t tmpfs none /sys && exec \"$0\" \"$@\"' \"$0\" ",
+        "no BTF",
+        "mount sysfs: mount -t sysfs sysfs /sys",
+    ),
+    (
+        "a kernel that shows its memory",
+        "exec unshare --mount bash -c 'mount -t tmpfs none /sys/kernel/security &&
+         echo \"none integrity [confidentiality]\" > /sys/kernel/security/lockdown && exec \"$0\" \"$@\"' \"$0\" ",
+        "locked down (confidentiality)",
+        "lockdown=integrity ",
+    ),
+    (
+        "POSIX queues",
+        "exec unshare --mount bash -c 'mount -t tmpfs none /proc/sys/fs && exec \"$0\" \"$@\"' \"$0\" ",
+        "no POSIX message queues",
+        ": grep -l CONFIG_POSIX_MQUEUE=y /boot/config-*",
+    ),
+    (
+        "the host's user namespace",
+        "exec unshare --user --map-root-user \"$0\" ",
+        "refused the programs",
+        ": podman run --userns=host IMAGE",
+    ),
 ];
 
 /// Prevents a user from having to guess why mqspan does not work here.
 #[test]
 fn check_says_what_is_missing() -> Result<()> {
     let mqspan = mqspan()?;
-    for (what, make, words) in LACKS {
+    for (what, make, why, mend) in LACKS {
         let ended = script(&mqspan, &format!("{make}check"))?;
         ensure!(ended.status.code() == Some(1), "without {what}: {ended:?}");
         let lines = all(&ended)?;
-        let is_said = lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
-        ensure!(is_said, "without {what} no line says {words:?}: {lines:#?}");
+        let is_said = lines.windows(2).any(|lines| {
+            lines[0].starts_with("missing: ")
+                && lines[0].contains(why)
+                && lines[1].starts_with("  ")
+                && lines[1].contains(mend)
+        });
+        ensure!(is_said, "without {what} it does not say {why:?} and {mend:?}: {lines:#?}");
         let json = script(&mqspan, &format!("{make}check --format=json"))?;
         ensure!(json.status.code() == Some(1), "without {what}: {json:?}");
         let _: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&json.stdout)?;
@@ -100,18 +155,97 @@ fn check_says_what_is_missing() -> Result<()> {
     Ok(())
 }
 
+/// Fails unless a run was refused in two lines, why and how to mend it, and no command run.
+fn refused(ended: &Ended, why: &str, mend: &str) -> Result<()> {
+    ensure!(ended.status.code() == Some(1) && ended.stdout.is_empty(), "{ended:?}");
+    let [first, second] = &ended.stderr[..] else { bail!("not two lines: {:#?}", ended.stderr) };
+    ensure!(first.starts_with("mqspan: ") && first.contains(why), "no {why:?}: {first}");
+    ensure!(second.starts_with("  ") && second.contains(mend), "no {mend:?}: {second}");
+    Ok(())
+}
+
 /// Prevents `run` from failing in another way than `check` says: one line why, one how to mend it, and no command run.
 #[test]
 fn run_says_what_is_missing() -> Result<()> {
     let mqspan = mqspan()?;
-    for (what, make, words) in LACKS {
+    for (what, make, why, mend) in LACKS {
         let ended = script(&mqspan, &format!("{make}run --output=none -- echo the command ran"))?;
-        ensure!(ended.status.code() == Some(1), "without {what}: {ended:?}");
-        ensure!(ended.stdout.is_empty(), "without {what}: {ended:?}");
-        ensure!((1..=2).contains(&ended.stderr.len()), "without {what}: {:#?}", ended.stderr);
-        let said = ended.stderr.join(" ");
-        ensure!(said.starts_with("mqspan: ") && words.iter().all(|word| said.contains(word)), "without {what}: {said}");
+        refused(&ended, why, mend).with_context(|| format!("without {what}"))?;
     }
+    Ok(())
+}
+
+/// Has bpf(2) fail with EPERM in the program that this process becomes, as a container's profile does.
+fn forbid_bpf() -> std::io::Result<()> {
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let (load, jump_if_equal, answer) = (0x20, 0x15, 0x06);
+    let mut filter = [
+        // The number of the call is the first word of struct seccomp_data.
+        step(load, 0, 0, 0),
+        step(jump_if_equal, 0, 1, libc::SYS_bpf as u32),
+        step(answer, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(answer, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel reads the program, which lives until then. root needs no PR_SET_NO_NEW_PRIVS.
+    match unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Prevents a container's seccomp profile from passing for a kernel that can't do it.
+#[test]
+fn a_seccomp_profile() -> Result<()> {
+    let mqspan = mqspan()?;
+    let mut command = mqspan.command(["run", "--output=none", "--", "echo", "the command ran"]);
+    // SAFETY: a system call, with memory of the stack alone.
+    unsafe { command.pre_exec(forbid_bpf) };
+    refused(&Ended::of(finish(command)?), "refused the programs", " --security-opt=seccomp=unconfined ")
+}
+
+/// Prevents a port that another program has from being told of without one to take instead.
+#[test]
+fn a_port_that_is_taken() -> Result<()> {
+    let mqspan = mqspan()?;
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+    let _taken = TcpListener::bind(taken)?;
+    let health = format!("--health={taken}");
+    let ended = Ended::of(mqspan.output(["run", "--output=none", &health, "--", "echo", "the command ran"])?);
+    let other = format!(": mqspan run --health 127.0.0.1:{}", taken.port() + 1);
+    refused(&ended, &format!("--health {taken}: Address already in use"), &other)
+}
+
+/// Prevents a program that was given capabilities, and runs for whoever may execute it, from reading and writing files that its
+/// user may not.
+#[test]
+fn capabilities_lend_no_files() -> Result<()> {
+    let mqspan = mqspan()?;
+    let private = mqspan.file("private");
+    fs::write(&private, "output: [console]\n")?;
+    fs::set_permissions(&private, Permissions::from_mode(0o600))?;
+    let give = "exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all,+bpf,+perfmon,+dac_read_search \
+                --ambient-caps=-all,+bpf,+perfmon,+dac_read_search \"$0\" ";
+    let path = private.display();
+    for option in [format!("--config={path}"), format!("--stats-file={path}"), format!("--output=file:{path}")] {
+        let ended = script(&mqspan, &format!("{give}run {option} --duration=1ms"))?;
+        ensure!(ended.status.code() == Some(1), "{option}: {ended:?}");
+        ended.said("Permission denied")?;
+    }
+    ensure!(fs::read_to_string(&private)? == "output: [console]\n", "it was written");
+    Ok(())
+}
+
+/// Prevents others from reading what waits for a backend.
+#[test]
+fn a_spool_is_its_owners() -> Result<()> {
+    let mqspan = mqspan()?;
+    let folder = mqspan.file("spool");
+    let spool = format!("--spool={}", folder.display());
+    let options = ["run", "--output=otlp", "--endpoint=http://127.0.0.1:9", "--duration=1ms", &spool];
+    Ended::of(mqspan.output(options)?).ok()?;
+    let mode = fs::metadata(&folder)?.permissions().mode();
+    ensure!(mode & 0o077 == 0, "{mode:o}");
     Ok(())
 }
 
@@ -125,6 +259,7 @@ fn wrong_usage() -> Result<()> {
         (&["rum"], "run"),
         (&["run", "--call=mq_opne"], "mq_open"),
         (&["run", "--output=smoke"], "smoke"),
+        (&["run", "--endpoint=localhost:4318"], "as http://localhost:4318 does"),
         (&["run", "--output=file:"], "file"),
         (&["run", "--pid=self"], "self"),
         (&["run", "--min-duration=5"], "duration"),
@@ -162,7 +297,7 @@ fn a_wrong_configuration_file() -> Result<()> {
     for (text, word) in
         [("ouput: [console]\n", "output"), ("failed: perhaps\n", "failed"), ("output: [\n", "mqspan.yaml")]
     {
-        std::fs::write(&path, text)?;
+        fs::write(&path, text)?;
         fails(word)?;
     }
     Ok(())

@@ -6,12 +6,15 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::ffi::OsStrExt,
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::{
+    mqueue::{MQ_OFlag, MqAttr, mq_open, mq_receive, mq_send, mq_unlink},
+    sys::{signal::Signal, stat::Mode},
+};
 use support::{
     calls::Open,
     otlp::{self, made_by, of_operation},
@@ -123,6 +126,44 @@ fn odd_thread_and_program_names() -> Result<()> {
     let lines = ended.lines()?;
     ensure!(lines.iter().any(|line| line.contains(r" \x1b[31m\xff\x5cx41[")), "{lines:?}");
     ensure!(lines.iter().all(|line| text::is_printable(line)), "{lines:?}");
+    Ok(())
+}
+
+/// Prevents what others may not see from leaving the host: what a message says, and what stands in an environment besides
+/// OpenTelemetry's variables.
+#[test]
+fn bodies_and_secrets_stay() -> Result<()> {
+    let mqspan = mqspan()?;
+    let (name, body, secret) = ("/mqspan-test-secrets", "the-body-of-a-message", "the-secret-of-an-environment");
+    let page = mqspan.file("page.html");
+    let report = format!("--report={}", page.display());
+    let tracing = mqspan.trace([
+        "--signals=traces,logs,metrics",
+        "--output=console",
+        "--max-rate=0",
+        "--verbose",
+        "--summary",
+        &mqspan.to_file("all"),
+        &report,
+    ])?;
+    let flags = MQ_OFlag::O_CREAT | MQ_OFlag::O_RDWR;
+    let queue = mq_open(name, flags, Mode::from_bits_truncate(0o600), Some(&MqAttr::new(0, 4, 64, 0)))?;
+    let mut received = [0; 64];
+    mq_send(&queue, body.as_bytes(), 3)?;
+    ensure!(mq_receive(&queue, &mut received, &mut 0)? == body.len());
+    mq_unlink(name)?;
+    let mut command = Command::new(mqspan.workload());
+    command.args(["flat", "--calls=1"]).env("PASSWORD", secret).env("OTEL_SERVICE_NAME", "teller");
+    ensure!(finish(command)?.status.success());
+    let ended = tracing.stop()?.ok()?;
+    let all =
+        [fs::read(mqspan.file("all"))?, fs::read(page)?, ended.stdout, ended.stderr.join("\n").into_bytes()].concat();
+    let all = String::from_utf8_lossy(&all);
+    for (text, is_there) in [(name, true), ("teller", true), (body, false), (secret, false), ("PASSWORD", false)] {
+        ensure!(all.contains(text) == is_there, "{text}: {}", !is_there);
+    }
+    // Neither encoded otherwise.
+    ensure!(!all.contains("dGhlLWJvZHk") && !all.contains("7468652d626f6479"), "the body in base64 or hex");
     Ok(())
 }
 

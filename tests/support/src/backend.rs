@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     convert::Infallible,
     net::{Ipv4Addr, TcpListener},
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,10 +23,16 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use prost::Message;
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     runtime::{Builder, Runtime},
     sync::Notify,
 };
+use tokio_rustls::TlsAcceptor;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -76,6 +83,7 @@ struct State {
 
 /// The backend. Dropped, it is gone with all its connections.
 pub struct Backend {
+    scheme: &'static str,
     port: u16,
     state: Arc<State>,
     runtime: Option<Runtime>,
@@ -89,6 +97,31 @@ impl Backend {
 
     /// The same at a port.
     pub fn start_at(port: u16, script: impl Fn(usize, &str) -> Answer + Send + Sync + 'static) -> Result<Self> {
+        Self::serve(port, None, script)
+    }
+
+    /// The same by TLS, with a certificate `NAME.pem` and its key `NAME.key`.
+    pub fn start_tls(
+        folder: &Path,
+        name: &str,
+        script: impl Fn(usize, &str) -> Answer + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let file = |extension: &str| folder.join(name).with_extension(extension);
+        let chain = CertificateDer::pem_file_iter(file("pem"))?.collect::<Result<Vec<_>, _>>()?;
+        let key = PrivateKeyDer::from_pem_file(file("key"))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+        let mut config = config.with_no_client_auth().with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Self::serve(0, Some(TlsAcceptor::from(Arc::new(config))), script)
+    }
+
+    fn serve(
+        port: u16,
+        tls: Option<TlsAcceptor>,
+        script: impl Fn(usize, &str) -> Answer + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -98,24 +131,25 @@ impl Backend {
         runtime.spawn(async move {
             let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
             while let Ok((stream, _)) = listener.accept().await {
-                let (state, cut) = (serving.clone(), Arc::new(Notify::new()));
+                let (state, tls) = (serving.clone(), tls.clone());
                 tokio::spawn(async move {
-                    let is_cut = cut.clone();
-                    let service = service_fn(move |request| answer(state.clone(), cut.clone(), request));
-                    let server = auto::Builder::new(TokioExecutor::new());
-                    tokio::select! {
-                        _ = server.serve_connection(TokioIo::new(stream), service) => {}
-                        () = is_cut.notified() => {}
+                    match tls {
+                        None => connection(stream, state).await,
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(stream).await {
+                                connection(stream, state).await;
+                            }
+                        }
                     }
                 });
             }
         });
-        Ok(Self { port, state, runtime: Some(runtime) })
+        Ok(Self { scheme, port, state, runtime: Some(runtime) })
     }
 
     /// Where it is.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.port)
     }
 
     /// What came so far.
@@ -157,6 +191,17 @@ pub fn free_port() -> Result<u16> {
 impl State {
     fn arrived(&self) -> std::sync::MutexGuard<'_, Vec<Arrived>> {
         self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, state: Arc<State>) {
+    let cut = Arc::new(Notify::new());
+    let is_cut = cut.clone();
+    let service = service_fn(move |request| answer(state.clone(), cut.clone(), request));
+    let server = auto::Builder::new(TokioExecutor::new());
+    tokio::select! {
+        _ = server.serve_connection(TokioIo::new(stream), service) => {}
+        () = is_cut.notified() => {}
     }
 }
 

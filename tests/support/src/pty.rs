@@ -30,7 +30,8 @@ use nix::{
     },
     unistd::{Pid, setsid},
 };
-use support::wait;
+
+use crate::wait;
 
 /// Modes, by which a terminal that was given back is told: those of lines, and of input.
 type Modes = (LocalFlags, u32, u32);
@@ -108,6 +109,11 @@ impl Pty {
     /// The screen, a line each.
     pub fn screen(&self) -> String {
         self.parser().screen().contents()
+    }
+
+    /// The screen as a picture.
+    pub fn picture(&self, draw: fn(&vt100::Screen) -> String) -> String {
+        draw(self.parser().screen())
     }
 
     /// Waits until the screen is as it should be, and returns it.
@@ -214,6 +220,6 @@ impl Drop for Pty {
 pub fn command<S: AsRef<OsStr>>(program: impl AsRef<OsStr>, args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(program);
     command.args(args).env("TERM", "xterm-256color").env("LC_ALL", "C.UTF-8").env_remove("NO_COLOR");
-    support::program::without_otel(&mut command);
+    crate::program::without_otel(&mut command);
     command
 }
