@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::held::Ticket;
 use super::records::Records;
 use crate::model::call::Ids;
+use crate::model::reading::QueueHead;
 
 /// So many receives of a queue are kept whose messages are not told apart: each is looked at with each call.
 pub const OPEN: usize = 16;
@@ -184,6 +185,17 @@ impl History {
     /// Whether a depth is what the calls leave.
     pub fn agrees(&self, depth: i64) -> bool {
         usize::try_from(depth).is_ok_and(|depth| depth + self.received == self.sent)
+    }
+
+    /// What the calls seen leave in the queue, where it is certain which message would be received next. Calls under way may
+    /// have added and taken others: then its depth is another.
+    pub fn head(&self) -> Option<QueueHead> {
+        let is_known = self.is_trusted && self.received == 0 && !self.has_unseen && self.unseen_until.is_none();
+        let (_, lane) = self.lanes.last_key_value().filter(|_| is_known)?;
+        let first = lane.sent.front()?;
+        let comes_alone = lane.sent.get(1).is_none_or(|next| next.number > first.begun);
+        let is_certain = first.number > lane.blurred && comes_alone;
+        is_certain.then_some(QueueHead { since_ns: first.left_ns, depth: i64::try_from(self.sent).ok()? })
     }
 
     /// A message was sent.

@@ -24,7 +24,7 @@ use crate::links::sequence::{PATIENCE, Sequence};
 use crate::live::Lookout;
 use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
-use crate::model::reading::QueueName;
+use crate::model::reading::{QueueHeads, QueueName};
 use crate::model::stuck::StuckCall;
 use crate::model::values::Op;
 
@@ -167,8 +167,11 @@ impl Rings {
                 self.sequence.found(early);
                 let _ = ready.send(Ok(()));
             }
+            let (turn, until) = (self.directory.turn(), self.calls.end());
             let taken = self.take_calls();
             self.take_others();
+            let Self { directory, calls, sequence, .. } = &self;
+            directory.has_taken(turn, || if calls.is_past(until) { sequence.heads() } else { QueueHeads::new() });
             for stuck in options.stuck.iter().flat_map(Receiver::try_iter) {
                 self.pipeline.stuck(stuck);
             }
@@ -220,7 +223,7 @@ impl Rings {
         self.expire(Instant::now() + PATIENCE);
         self.take_others();
         self.pipeline.settle();
-        self.directory.has_taken(u64::MAX);
+        self.directory.has_taken(u64::MAX, || self.sequence.heads());
         let counts = self.counts();
         self.pipeline.counts(&counts);
     }
@@ -279,7 +282,6 @@ impl Rings {
 
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
-        let turn = self.directory.turn();
         let Self { images, notices, pipeline, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
@@ -293,7 +295,6 @@ impl Rings {
             Ok(Notice::Ended(key)) => pipeline.ended(key),
             Err(_) => {}
         });
-        self.directory.has_taken(turn);
     }
 }
 
