@@ -16,7 +16,7 @@ use super::live_skel::types::{holder, live_queue, waiter};
 use super::live_skel::{LiveSkel, LiveSkelBuilder};
 use super::programs::Programs;
 use super::warnings;
-use crate::model::call::{ImageKey, QueueKey, unpadded};
+use crate::model::call::{Abi, Deadline, ImageKey, QueueKey, unpadded};
 use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Waiter};
 use crate::model::text::utf8;
 
@@ -130,6 +130,10 @@ impl Waiter {
             ipc_ns: raw.ipc_ns,
             op: op_of(raw.op).ok_or(Malformed(bytes.len()))?,
             fd: raw.fd,
+            size: raw.size,
+            priority: raw.priority,
+            deadline: (raw.has_deadline != 0).then_some(Deadline { s: raw.deadline_s, ns: raw.deadline_ns }),
+            abi: if raw.is_compat != 0 { Abi::Compat } else { Abi::Native },
             since_ns: raw.since_ns,
             host_pid: raw.pid,
             host_tid: raw.tid,

@@ -253,6 +253,7 @@ impl Rings {
     }
 
     fn pass(&mut self, call: Call) {
+        self.pipeline.has_ended(&call);
         if call.measured && call.inferred_wait_ns().is_some() {
             self.pipeline.waited(&call);
         }
