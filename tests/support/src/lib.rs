@@ -14,6 +14,7 @@ pub mod orders;
 pub mod otlp;
 pub mod own;
 pub mod program;
+pub mod prometheus;
 pub mod queues;
 pub mod ready;
 pub mod rotel;
