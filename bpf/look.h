@@ -42,34 +42,27 @@ static __always_inline __u64 oldest_since(__u64 inode)
 	return 0;
 }
 
-/* Whether a receive is under way, where they are counted. */
-static __always_inline bool is_receiving(struct turns *all)
-{
-	volatile struct turns *now = all;
-
-	return !all || now->started[1] != now->ended[1];
-}
-
 /*
- * -1 where the queue has ended; else its depth, in the bit below that whether no receive was under way when that was read, and
- * in the lowest whether it was unlinked. No call may have reached it for long. An inode that nobody refers to is freed, and
- * its memory may be anything's by now: the number is drawn anew for each inode, and compared.
+ * -1 where the queue has ended; else its depth, in the two bits below that whether no receive and whether no send was under way
+ * when that was read, where they are counted, and in the lowest whether it was unlinked. No call may have reached it for long. An
+ * inode that nobody refers to is freed, and its memory may be anything's by now: the number is drawn anew for each inode,
+ * and compared.
  */
 static __always_inline int look_at_queue(__u64 address, __u64 number, __u64 ns)
 {
 	struct inode *inode = (void *)address;
 	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
-	struct turns *all = infers_links ? turns_at(place_of(address, number)) : 0;
-	__u64 received = all ? *(volatile __u64 *)&all->started[1] : 0;
-	bool settled = !is_receiving(all);
+	volatile struct turns *all = infers_links ? turns_at(place_of(address, number)) : 0;
+	__u64 sends = all ? all->ended[0] : 0, receives = all ? all->ended[1] : 0;
 	int depth;
 
 	if (BPF_CORE_READ(inode, i_ino) != number || BPF_CORE_READ(inode, i_count.counter) <= 0 ||
 	    BPF_CORE_READ(sb, s_magic) != MQUEUE_MAGIC || (__u64)BPF_CORE_READ(sb, s_fs_info) != ns)
 		return -1;
 	depth = BPF_CORE_READ(queue_of(address), attr.mq_curmsgs);
-	settled = settled && *(volatile __u64 *)&all->started[1] == received;
 	looked_ns = bpf_ktime_get_ns();
 	oldest_since_ns = messages_carry_ids ? oldest_since(address) : 0;
-	return depth << 2 | settled << 1 | !BPF_CORE_READ(inode, i_nlink);
+	depth = depth << 1 | (all && all->started[0] == sends);
+	depth = depth << 1 | (all && all->started[1] == receives);
+	return depth << 1 | !BPF_CORE_READ(inode, i_nlink);
 }

@@ -4,16 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::{fd::AsRawFd, linux::fs::MetadataExt},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, ensure};
 use nix::{
-    mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_receive, mq_send, mq_unlink},
+    mqueue::{MQ_OFlag, MqAttr, MqdT, mq_open, mq_send, mq_unlink},
     sys::stat::Mode,
 };
 use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point};
 use support::{
+    ages::{self, OldMessage},
     otlp::{self, Value},
     program::{Mqspan, Tracing},
     queues::{Held, gauges},
@@ -184,91 +184,14 @@ fn threads_that_are_killed() -> Result<()> {
     Ok(())
 }
 
-/// The points of a collection that say how old the first message of a queue is: their time, ns since 1970, and the age in
-/// seconds.
-fn ages(mqspan: &Mqspan, name: &str) -> Result<BTreeMap<u64, f64>> {
-    let mut ages = BTreeMap::new();
-    let requests = otlp::metrics(&mqspan.file("metrics"))?;
-    let of_resources = requests.iter().flat_map(|request| &request.resource_metrics);
-    for metric in of_resources.flat_map(|of| &of.scope_metrics).flat_map(|of| &of.metrics) {
-        let Some(Data::Gauge(gauge)) =
-            metric.data.as_ref().filter(|_| metric.name == "posix_mq.queue.oldest_message_age")
-        else {
-            continue;
-        };
-        ensure!(metric.unit == "s", "{:?}", metric.unit);
-        for point in &gauge.data_points {
-            if otlp::text(&otlp::attributes(&point.attributes)?, "messaging.destination.name") == Some(name) {
-                let Some(number_data_point::Value::AsDouble(age)) = point.value else {
-                    anyhow::bail!("{point:?}")
-                };
-                ages.insert(point.time_unix_nano, age);
-            }
-        }
-    }
-    Ok(ages)
-}
-
-fn now() -> Result<Duration> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?)
-}
-
-/// When a call was made, ns since 1970: between two looks at the clock.
-fn timed(call: impl FnOnce() -> nix::Result<()>) -> Result<(u64, u64)> {
-    let before = now()?;
-    call()?;
-    Ok((u64::try_from(before.as_nanos())?, u64::try_from(now()?.as_nanos())?))
-}
-
-/// Clocks are read one after the other, and times of day are steered.
-const CLOCKS: u64 = 2_000_000;
-
 /// Prevents the age of the message that would be received next from being that of another, from standing still when nobody
 /// calls any more, and from being claimed where no send was seen.
 #[test]
 fn the_oldest_message() -> Result<()> {
-    const NAME: &str = "/mqspan-test-oldest";
-    const BEFORE: &str = "/mqspan-test-oldest-before";
     let mqspan = mqspan()?;
-    let (before, _) = queue_with(BEFORE, 1)?;
+    let early = OldMessage::send("/mqspan-test-oldest-before")?;
     let tracing = trace(&mqspan, "--signals=metrics")?;
-    let (queue, _) = queue_with(NAME, 0)?;
-    let receive = |queue| mq_receive(queue, &mut [0; 16], &mut 0).map(drop);
-    // Nobody calls meanwhile: what is wrong stays wrong.
-    let shows = |(sent, done): (u64, u64), at_least: f64| {
-        let mut last = None;
-        let outcome = wait::until("the age of a message", || {
-            last = ages(&mqspan, NAME)?.pop_last();
-            let Some((time, age)) = last else { return Ok(None) };
-            let begun = time.saturating_sub((age * 1e9) as u64);
-            let is_of_it = (sent.saturating_sub(CLOCKS)..=done + CLOCKS).contains(&begun);
-            Ok((is_of_it && age >= at_least).then_some(()))
-        });
-        outcome.with_context(|| format!("sent between {sent} and {done}: {last:?}"))
-    };
-    let shows_none = |name: &str| {
-        wait::until("the age of no message", || {
-            Ok(ages(&mqspan, name)?.pop_last().filter(|(_, age)| *age == 0.0).map(drop))
-        })
-    };
-    let outcome = (|| -> Result<()> {
-        let first = timed(|| mq_send(&queue, b"first", 1))?;
-        shows(first, 0.7)?;
-        let urgent = timed(|| mq_send(&queue, b"urgent", 5))?;
-        let second = timed(|| mq_send(&queue, b"second", 1))?;
-        shows(urgent, 0.0)?;
-        receive(&queue)?;
-        shows(first, 0.0)?;
-        receive(&queue)?;
-        shows(second, 0.5)?;
-        receive(&queue)?;
-        shows_none(NAME)?;
-        ensure!(ages(&mqspan, BEFORE)?.is_empty(), "of a message whose send was not seen");
-        receive(&before)?;
-        shows_none(BEFORE)
-    })();
-    mq_unlink(NAME)?;
-    mq_unlink(BEFORE)?;
-    outcome?;
+    let outcome = ages::check(&mqspan.file("metrics"), "/mqspan-test-oldest");
+    outcome.and_then(|()| early.check(&mqspan.file("metrics")))?;
     tracing.stop()?.ok().map(drop)
 }

@@ -158,9 +158,9 @@ impl Programs {
     pub fn look_at_queue(&self, key: &QueueKey) -> QueueState {
         match self.run(&self.skel.progs.see_queue, [key.inode, key.number, key.namespace]) {
             Ok(state @ 0..) => QueueState::There(QueueSight {
-                depth: (state >> 2).into(),
+                depth: (state >> 3).into(),
                 unlinked: state & 1 == 1,
-                settled: state & 2 == 2,
+                at_rest: [state & 4 == 4, state & 2 == 2],
                 at_ns: self.number(|bss| &raw const bss.looked_ns),
                 oldest_since_ns: Some(self.number(|bss| &raw const bss.oldest_since_ns)).filter(|since| *since != 0),
             }),

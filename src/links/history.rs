@@ -188,14 +188,14 @@ impl History {
     }
 
     /// What the calls seen leave in the queue, where it is certain which message would be received next. Calls under way may
-    /// have added and taken others: then its depth is another.
+    /// have added and taken others.
     pub fn head(&self) -> Option<QueueHead> {
-        let is_known = self.is_trusted && self.received == 0 && !self.has_unseen && self.unseen_until.is_none();
-        let (_, lane) = self.lanes.last_key_value().filter(|_| is_known)?;
+        let (_, lane) = self.lanes.last_key_value().filter(|_| self.is_trusted && self.received == 0)?;
         let first = lane.sent.front()?;
         let comes_alone = lane.sent.get(1).is_none_or(|next| next.number > first.begun);
         let is_certain = first.number > lane.blurred && comes_alone;
-        is_certain.then_some(QueueHead { since_ns: first.left_ns, depth: i64::try_from(self.sent).ok()? })
+        let (depth, has_unseen) = (i64::try_from(self.sent).ok()?, self.has_unseen || self.unseen_until.is_some());
+        is_certain.then_some(QueueHead { since_ns: first.left_ns, depth, has_unseen })
     }
 
     /// A message was sent.

@@ -1,8 +1,10 @@
 //! What mqspan's tests share. The parsers are pure and tested by `cargo test --workspace`; everything that needs root is
 //! used by the targets `host`, `collector` and `family` only.
 
+pub mod ages;
 pub mod backend;
 pub mod calls;
+pub mod causes;
 pub mod certificates;
 pub mod collector;
 pub mod container;

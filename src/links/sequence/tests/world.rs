@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use super::super::*;
 use crate::model::call::Turn;
 use crate::model::examples::{example, message, queue};
+use crate::model::reading::QueueSight;
 use crate::model::values::Op;
 
 /// What is simulated.
@@ -80,7 +81,8 @@ pub struct World {
     pub right: u64,
     pub wrong: u64,
     pub none: u64,
-    /// Of looks at a queue with messages in it: those that showed since when its first one is there, and those that did not.
+    /// Of looks at a queue with messages in it and no call under way: those that showed since when its first one is there, and
+    /// those that did not.
     pub ages: [u64; 2],
     /// By the time at which a send ended, its message's number.
     left: HashMap<u64, u64>,
@@ -183,12 +185,16 @@ impl World {
         for (at, letters) in self.queues.iter().enumerate() {
             let highest = letters.iter().map(|(priority, ..)| *priority).max();
             let Some((_, number, _)) = letters.iter().find(|(priority, ..)| Some(*priority) == highest) else { continue };
-            let is_settled = self.started[1] == self.ended[1];
-            let head = heads.get(&reached(at).key).filter(|head| is_settled && head.depth == letters.len() as i64);
+            let (at_ns, depth) = (u64::MAX, letters.len() as i64);
+            let at_rest = [0, 1].map(|side| self.started[side] == self.ended[side]);
+            let sight = QueueSight { depth, unlinked: false, at_rest, at_ns, oldest_since_ns: None };
+            let head = heads.get(&reached(at).key).filter(|head| sight.oldest_ns(Some(head)).is_some());
             if let Some(head) = head {
                 assert_eq!(self.left[&head.since_ns], *number, "{:?}", self.setting);
             }
-            self.ages[usize::from(head.is_none())] += 1;
+            if at_rest == [true, true] {
+                self.ages[usize::from(head.is_none())] += 1;
+            }
         }
     }
 
