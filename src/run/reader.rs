@@ -26,7 +26,6 @@ use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
 use crate::model::reading::{QueueHeads, QueueName};
 use crate::model::stuck::StuckCall;
-use crate::model::values::Op;
 
 /// As many records are taken before anything else is looked at.
 const AT_ONCE: usize = 4096;
@@ -304,10 +303,7 @@ fn look(lookout: &Lookout, stop: &Arc<Stop>) -> Receiver<Vec<(u32, Option<QueueN
     let (found, looked) = mpsc::sync_channel(1);
     let (lookout, woken) = (lookout.clone(), stop.clone());
     thread::spawn(move || {
-        let (calls, _) = lookout.in_calls();
-        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive);
-        let early = early.map(|call| (call.tid, call.queue.map(|queue| (queue.ipc_ns, queue.name))));
-        let _ = found.send(early.collect());
+        let _ = found.send(lookout.receivers());
         woken.wake();
     });
     looked
