@@ -23,7 +23,7 @@ build: ## the program, optimised: target/release/mqspan
 test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
 	cargo test --workspace
 	cargo build --workspace
-	$(CARGO_AS_ROOT) test --test host --test causes --test correlation --test family --test faults --test limits --test links --test live --test metrics --test queues --test top
+	$(CARGO_AS_ROOT) test --test host --test ages --test causes --test correlation --test family --test faults --test limits --test links --test live --test metrics --test queues --test top
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test outage --test spool
 	rotel=$$(scripts/backends.sh rotel) && MQSPAN_TEST_ROTEL=$$rotel $(CARGO_AS_ROOT) test --test rotel
 

@@ -31,8 +31,11 @@ fn root() -> &'static Path {
 }
 
 fn promtool(arguments: &[&str]) -> Result<String> {
-    let output =
-        Command::new(program("MQSPAN_TEST_PROMTOOL")?).args(arguments).current_dir(root()).output().context("promtool")?;
+    let output = Command::new(program("MQSPAN_TEST_PROMTOOL")?)
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .context("promtool")?;
     let said = [&output.stdout[..], &output.stderr].concat();
     let said = String::from_utf8_lossy(&said).into_owned();
     ensure!(output.status.success(), "promtool {arguments:?}: {said}");
@@ -83,7 +86,10 @@ fn hurried(mqspan: &Mqspan) -> Result<PathBuf> {
         fs::write(&path, text)?;
         Ok(path)
     };
-    write("alerts.yaml", &[("for: 5m", "for: 1s"), ("for: 1m", "for: 1s"), ("offset 5m", "offset 10s"), ("> 60", "> 1")])?;
+    write(
+        "alerts.yaml",
+        &[("for: 5m", "for: 1s"), ("for: 1m", "for: 1s"), ("offset 5m", "offset 10s"), ("> 60", "> 1")],
+    )?;
     write("prometheus.yaml", &[("evaluation_interval: 15s", "evaluation_interval: 1s")])
 }
 

@@ -125,7 +125,7 @@ fn await_gauges(mqspan: &Mqspan, prefix: &str, expected: &BTreeMap<Key, i64>) ->
 /// A command that sees of /proc what it may look at, which is nobody with more privileges than its own.
 fn without_others() -> Command {
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount -t proc -o hidepid=invisible proc /proc && exec \"$@\"", "sh"]);
+    command.args(["--mount", "sh", "-c", "mount -t proc -o hidepid=ptraceable proc /proc && exec \"$@\"", "sh"]);
     command.args(["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]);
     command
 }

@@ -455,8 +455,7 @@ fn waits_with_metrics_alone() -> Result<()> {
         let totals = metrics.totals(name)?;
         Ok(totals.values().fold((0, 0.0), |(count, sum), total| (count + total.count, sum + total.sum)))
     };
-    let ((waits, waited), (received, _)) =
-        (sum("posix_mq.message.wait")?, sum("messaging.client.consumed.messages")?);
+    let ((waits, waited), (received, _)) = (sum("posix_mq.message.wait")?, sum("messaging.client.consumed.messages")?);
     println!("{waits} waits of {received} messages, {waited} s in all");
     ensure!(received == 4001 && waits * 100 >= received * 95 && waits <= received, "{waits} of {received}");
     Ok(())

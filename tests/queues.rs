@@ -13,7 +13,6 @@ use nix::{
 };
 use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point};
 use support::{
-    ages::{self, OldMessage},
     otlp::{self, Value},
     program::{Mqspan, Tracing},
     queues::{Held, gauges},
@@ -182,16 +181,4 @@ fn threads_that_are_killed() -> Result<()> {
         .collect();
     ensure!(ended == [(Some("ERESTARTSYS"), Some(&Value::Bool(true))); 3], "{ended:?}");
     Ok(())
-}
-
-/// Prevents the age of the message that would be received next from being that of another, from standing still when nobody
-/// calls any more, and from being claimed where no send was seen.
-#[test]
-fn the_oldest_message() -> Result<()> {
-    let mqspan = mqspan()?;
-    let early = OldMessage::send("/mqspan-test-oldest-before")?;
-    let tracing = trace(&mqspan, "--signals=metrics")?;
-    let outcome = ages::check(&mqspan.file("metrics"), "/mqspan-test-oldest");
-    outcome.and_then(|()| early.check(&mqspan.file("metrics")))?;
-    tracing.stop()?.ok().map(drop)
 }

@@ -195,7 +195,8 @@ mod tests {
             let templates = Templates::new(templates);
             let destination = |name| Destination::of(name, &templates);
             let gauges = Gauges::new(all.clone(), &Attendance::default(), destination).0;
-            let told: Vec<_> = gauges.iter().map(|(key, of)| (key.unlinked, key.number, of.depth, of.oldest_ns)).collect();
+            let told: Vec<_> =
+                gauges.iter().map(|(key, of)| (key.unlinked, key.number, of.depth, of.oldest_ns)).collect();
             assert_eq!(told, expected);
         }
     }

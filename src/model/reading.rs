@@ -168,8 +168,12 @@ mod tests {
     /// Prevents an age from being told that nothing shows, of another message, or for a queue without any.
     #[test]
     fn ages() {
-        let seen = |depth, at_rest, oldest_since_ns| {
-            QueueSight { depth, unlinked: false, at_rest, at_ns: 100, oldest_since_ns }
+        let seen = |depth, at_rest, oldest_since_ns| QueueSight {
+            depth,
+            unlinked: false,
+            at_rest,
+            at_ns: 100,
+            oldest_since_ns,
         };
         let (neither, receives, both) = ([false, false], [false, true], [true, true]);
         let left = QueueHead { since_ns: 40, depth: 3, has_unseen: false };

@@ -184,7 +184,9 @@ impl World {
         let heads = self.sequence.heads();
         for (at, letters) in self.queues.iter().enumerate() {
             let highest = letters.iter().map(|(priority, ..)| *priority).max();
-            let Some((_, number, _)) = letters.iter().find(|(priority, ..)| Some(*priority) == highest) else { continue };
+            let Some((_, number, _)) = letters.iter().find(|(priority, ..)| Some(*priority) == highest) else {
+                continue;
+            };
             let (at_ns, depth) = (u64::MAX, letters.len() as i64);
             let at_rest = [0, 1].map(|side| self.started[side] == self.ended[side]);
             let sight = QueueSight { depth, unlinked: false, at_rest, at_ns, oldest_since_ns: None };
