@@ -29,7 +29,10 @@ fn ages(file: &Path, name: &str) -> Result<BTreeMap<u64, f64>> {
         let Some(Data::Gauge(gauge)) = metric.data.as_ref().filter(|_| is_it) else { continue };
         ensure!(metric.unit == "s", "{:?}", metric.unit);
         for point in &gauge.data_points {
-            if otlp::text(&otlp::attributes(&point.attributes)?, "messaging.destination.name") == Some(name) {
+            let attributes = otlp::attributes(&point.attributes)?;
+            // One of the same name that somebody still has open is another queue.
+            let is_unlinked = attributes.contains_key("posix_mq.queue.unlinked");
+            if otlp::text(&attributes, "messaging.destination.name") == Some(name) && !is_unlinked {
                 let Some(number_data_point::Value::AsDouble(age)) = point.value else { bail!("{point:?}") };
                 ages.insert(point.time_unix_nano, age);
             }
