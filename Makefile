@@ -23,18 +23,18 @@ build: ## the program, optimised: target/release/mqspan
 test: ready lint ## everything: lint, the tests without root, those on the real kernel, those with a real backend
 	cargo test --workspace
 	cargo build --workspace
-	$(CARGO_AS_ROOT) test --test host --test causes --test correlation --test family --test faults --test limits --test links --test live --test metrics --test queues --test terminal --test top
+	$(CARGO_AS_ROOT) test --test host --test ages --test causes --test correlation --test family --test faults --test limits --test links --test live --test metrics --test queues --test terminal --test top
 	collector=$$(scripts/collector.sh) && MQSPAN_TEST_COLLECTOR=$$collector $(CARGO_AS_ROOT) test --test collector --test outage --test spool
 	rotel=$$(scripts/backends.sh rotel) && MQSPAN_TEST_ROTEL=$$rotel $(CARGO_AS_ROOT) test --test rotel
 
 .PHONY: test-backends
-test-backends: ## Jaeger, Prometheus and VictoriaLogs: what their query APIs answer; ten minutes the first time
+test-backends: ## Jaeger, Prometheus and VictoriaLogs: what their query APIs answer, and alerts that fire; ten minutes the first time
 	@scripts/setup.sh backends
 	cargo build --workspace
 	jaeger=$$(scripts/backends.sh jaeger) && prometheus=$$(scripts/backends.sh prometheus) && \
-	victoria_logs=$$(scripts/backends.sh victoria-logs) && MQSPAN_TEST_JAEGER=$$jaeger \
-	MQSPAN_TEST_PROMETHEUS=$$prometheus MQSPAN_TEST_VICTORIA_LOGS=$$victoria_logs \
-	$(CARGO_AS_ROOT) test --test backends
+	victoria_logs=$$(scripts/backends.sh victoria-logs) && promtool=$$(scripts/backends.sh promtool) && \
+	MQSPAN_TEST_JAEGER=$$jaeger MQSPAN_TEST_PROMETHEUS=$$prometheus MQSPAN_TEST_VICTORIA_LOGS=$$victoria_logs \
+	MQSPAN_TEST_PROMTOOL=$$promtool $(CARGO_AS_ROOT) test --test alerts --test backends
 
 .PHONY: test-spool
 test-spool: ready ## the spool, with mqspan killed 50 times: ten minutes

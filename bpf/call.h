@@ -18,8 +18,9 @@ static __always_inline void read_name(struct call *call)
 
 	if (len == SHORT_NAME)
 		len = bpf_probe_read_user_str(call->names, NAME_SIZE, name);
-	if (len > 0) {
-		call->asked_len = len - 1;
+	/* An empty one has no length, not even that of its NUL, before 6.7 or so (seen on 6.1). */
+	if (len >= 0) {
+		call->asked_len = len ? len - 1 : 0;
 		call->flags &= ~CALL_NAME_BAD;
 	} else {
 		call->flags |= CALL_NAME_BAD;

@@ -130,19 +130,3 @@ static __always_inline void peak_at_insert(struct mqueue_inode_info *info)
 	if (state)
 		raise_peak(state, BPF_CORE_READ(info, attr.mq_curmsgs) + 1, state->depth);
 }
-
-/*
- * What became of a queue that no call may have reached for long: -1 where it has ended, else its depth, and in the lowest
- * bit whether it was unlinked. An inode that nobody refers to is freed, and its memory may be anything's by now: the number
- * is drawn anew for each inode, and compared.
- */
-static __always_inline int look_at_queue(__u64 address, __u64 number, __u64 ns)
-{
-	struct inode *inode = (void *)address;
-	struct super_block *sb = BPF_CORE_READ(inode, i_sb);
-
-	if (BPF_CORE_READ(inode, i_ino) != number || BPF_CORE_READ(inode, i_count.counter) <= 0 ||
-	    BPF_CORE_READ(sb, s_magic) != MQUEUE_MAGIC || (__u64)BPF_CORE_READ(sb, s_fs_info) != ns)
-		return -1;
-	return (int)BPF_CORE_READ(queue_of(address), attr.mq_curmsgs) << 1 | !BPF_CORE_READ(inode, i_nlink);
-}

@@ -105,7 +105,12 @@ struct hlist_head {
 };
 
 struct list_head {
+	struct list_head *next;
 	struct list_head *prev;
+};
+
+struct rb_node {
+	unsigned long __rb_parent_color;
 };
 
 typedef struct {
@@ -186,16 +191,19 @@ struct mq_attr {
 /* ipc/mqueue.c */
 struct mqueue_inode_info {
 	struct inode vfs_inode;
+	struct rb_node *msg_tree_rightmost;
 	struct mq_attr attr;
 	struct pid *notify_owner;
 };
 
 struct posix_msg_tree_node {
-	int priority;
+	struct rb_node rb_node;
+	struct list_head msg_list;
 };
 
 /* include/linux/msg.h */
 struct msg_msg {
+	struct list_head m_list;
 	long m_type;
 };
 

@@ -132,12 +132,16 @@ static __always_inline bool sleeps(struct task_struct *task)
 
 #ifdef __TARGET_ARCH_arm64
 /* include/uapi/asm-generic/unistd.h, arch/arm64/tools/syscall_32.tbl */
-static __always_inline int waits_in(struct task_struct *task, void *registers, __s32 *fd)
+static __always_inline int waits_in(struct task_struct *task, void *registers, struct waiter *waiter)
 {
 	struct pt_regs___full *regs = registers;
+	struct pt_regs *arguments = registers;
 	bool is_compat = BPF_CORE_READ(task, thread_info.flags) & 1 << 22;
 
-	*fd = BPF_CORE_READ(regs, orig_x0);
+	waiter->is_compat = is_compat;
+	waiter->fd = BPF_CORE_READ(regs, orig_x0);
+	waiter->size = BPF_CORE_READ(arguments, regs[2]);
+	waiter->priority = BPF_CORE_READ(arguments, regs[3]);
 	switch (BPF_CORE_READ(regs, syscallno)) {
 	case 182:
 		return is_compat ? -1 : OP_SEND;
@@ -157,13 +161,17 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, _
 #define TS_COMPAT 2
 
 /* arch/x86/entry/syscalls/syscall_64.tbl, syscall_32.tbl */
-static __always_inline int waits_in(struct task_struct *task, void *registers, __s32 *fd)
+static __always_inline int waits_in(struct task_struct *task, void *registers, struct waiter *waiter)
 {
 	struct pt_regs___full *regs = registers;
+	struct pt_regs *arguments = registers;
 	struct task_struct___x86 *x86 = (void *)task;
 	bool is_compat = BPF_CORE_READ(x86, thread_info.status) & TS_COMPAT;
 
-	*fd = is_compat ? BPF_CORE_READ((struct pt_regs *)registers, bx) : BPF_CORE_READ((struct pt_regs *)registers, di);
+	waiter->is_compat = is_compat;
+	waiter->fd = is_compat ? BPF_CORE_READ(arguments, bx) : BPF_CORE_READ(arguments, di);
+	waiter->size = BPF_CORE_READ(arguments, dx);
+	waiter->priority = is_compat ? BPF_CORE_READ(arguments, si) : BPF_CORE_READ(arguments, r10);
 	switch ((__u32)BPF_CORE_READ(regs, orig_ax)) {
 	case 242:
 		return is_compat ? -1 : OP_SEND;
@@ -180,14 +188,24 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, _
 }
 #endif
 
-/* Since when: its entry, where that was seen; else it waits now, and since when the kernel does not tell. */
+/*
+ * Since when and until when: by its entry, where that was seen; else it waits now, and since when the kernel does not tell.
+ */
 static __always_inline void date(struct waiter *waiter, struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
+	struct message_args *message;
 
+	waiter->has_deadline = 0;
 	if (thread && thread->in_flight == 1 + waiter->op) {
 		waiter->since_ns = call_of(thread)->entered_ns;
 		waiter->is_exact = 1;
+		if (!(call_of(thread)->flags & CALL_DEADLINE))
+			return;
+		message = ARGS(message_args, call_of(thread));
+		waiter->deadline_s = message->deadline_s;
+		waiter->deadline_ns = message->deadline_ns;
+		waiter->has_deadline = 1;
 		return;
 	}
 	waiter->since_ns = bpf_ktime_get_ns();
@@ -203,7 +221,6 @@ int live_waiters(struct bpf_iter__task *ctx)
 	struct file *file;
 	__u32 first = 0;
 	void *regs;
-	__s32 fd;
 	int op;
 
 	if (!task || !sleeps(task))
@@ -211,13 +228,13 @@ int live_waiters(struct bpf_iter__task *ctx)
 	regs = (void *)bpf_task_pt_regs(task);
 	if (!regs)
 		return 0;
-	op = waits_in(task, regs, &fd);
-	if (op < 0)
-		return 0;
 	scratch = bpf_map_lookup_elem(&scratches, &first);
 	if (!scratch)
 		return 0;
 	waiter = &scratch->waiter;
+	op = waits_in(task, regs, waiter);
+	if (op < 0)
+		return 0;
 	__builtin_memset(&waiter->queue, 0, __builtin_offsetof(struct live_queue, name));
 	waiter->pid = task->tgid;
 	waiter->tid = task->pid;
@@ -229,11 +246,10 @@ int live_waiters(struct bpf_iter__task *ctx)
 	waiter->started_ns = task->group_leader->start_boottime;
 	waiter->exec_id = task->self_exec_id;
 	waiter->vpid = number_in_namespace(task->group_leader);
-	waiter->fd = fd;
 	waiter->ipc_ns = BPF_CORE_READ(task, nsproxy, ipc_ns, ns.inum);
 	bpf_probe_read_kernel_str(waiter->comm, sizeof(waiter->comm), task->comm);
 	date(waiter, task);
-	file = file_of(task, fd);
+	file = file_of(task, waiter->fd);
 	if (file)
 		describe_queue(&waiter->queue, file);
 	bpf_seq_write(ctx->meta->seq, waiter, sizeof(*waiter));

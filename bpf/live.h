@@ -35,7 +35,12 @@ struct waiter {
 	__u32 ipc_ns;	/* its own */
 	__u32 is_exact; /* since_ns is its entry */
 	__s32 fd;
-	__u32 unused;
+	__u32 priority; /* of a send */
+	__u64 size;	/* of a send's message, or what a receive has room for */
+	__s64 deadline_s; /* has_deadline: as in struct message_args */
+	__s64 deadline_ns;
+	__u32 has_deadline;
+	__u32 is_compat; /* the caller is a 32-bit one */
 	char comm[COMM_SIZE];
 	struct live_queue queue; /* all zero: the descriptor is none */
 };

@@ -11,6 +11,7 @@
 #include <bpf/bpf_core_read.h>
 
 #include "call.h"
+#include "look.h"
 #include "publish.h"
 #include "tree.h"
 

@@ -190,14 +190,20 @@ static __always_inline __u64 name_hash(struct slot *slot)
 	return hash;
 }
 
-/* The call has no record, and is counted; where links are inferred, they need it all the same. */
-static __always_inline bool refuse(struct call *call, enum counter why)
+/* The call has no record; where links are inferred, they need it all the same. */
+static __always_inline bool leave_out(struct call *call)
 {
-	count(why);
 	call->flags |= CALL_FILTERED;
 	if (infers_links && is_message(call) && call->flags & CALL_QUEUE)
 		put_call(call);
 	return false;
+}
+
+/* ... and is counted. */
+static __always_inline bool refuse(struct call *call, enum counter why)
+{
+	count(why);
+	return leave_out(call);
 }
 
 /* Sends the image once; that it is marked is remembered until user space removes any mark. */
@@ -257,7 +263,7 @@ __noinline int record(struct thread *thread)
 		aggregate(call, thread->name);
 	}
 	if (!makes_records)
-		return false;
+		return leave_out(call);
 	if (!is_wanted(call))
 		return refuse(call, COUNT_FILTERED);
 	if (max_rate && is_limited(call, call->flags & CALL_QUEUE ? state_of(call, thread->name) : 0))

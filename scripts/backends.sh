@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds a backend of the tests once, into the cache, and prints its path:
 #   backends.sh jaeger | prometheus | victoria-logs   a program
+#   backends.sh promtool                              Prometheus's program that checks and tests rules
 #   backends.sh rotel                                 a program, from its wheel
 #   backends.sh jaeger-ui                             the folder with Jaeger's page, to be served by jaeger
 set -euo pipefail
@@ -35,14 +36,14 @@ jaeger)
         mv "$building/made" "$made"
     fi
     ;;
-prometheus)
-    made=$cache/prometheus-$prometheus
+prometheus | promtool)
+    made=$cache/$1-$prometheus
     if [ ! -x "$made" ]; then
-        say "building Prometheus $prometheus, two minutes"
+        say "building $1 $prometheus, two minutes"
         # Without what finds targets to scrape, which is most of it.
         CGO_ENABLED=0 GOFLAGS="-modcacherw -buildvcs=false" GOBIN=$building go install -trimpath -ldflags="-s -w" \
-            -tags remove_all_sd "github.com/prometheus/prometheus/cmd/prometheus@$prometheus" >&2
-        mv "$building/prometheus" "$made"
+            -tags remove_all_sd "github.com/prometheus/prometheus/cmd/$1@$prometheus" >&2
+        mv "$building/$1" "$made"
     fi
     ;;
 victoria-logs)

@@ -67,7 +67,7 @@ fi
 
 if [ "${1:-}" = backends ]; then
     command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, the tests' backends are built with it"
-    for backend in jaeger prometheus victoria-logs; do
+    for backend in jaeger prometheus promtool victoria-logs; do
         compgen -G "$cache/$backend-v*" >/dev/null ||
             say "building $backend into the cache, some minutes: a backend that the tests ask what arrived"
     done

@@ -12,6 +12,7 @@ use support::{
     orders,
     otlp::{self, Attributes, Origin, Record},
     program::Mqspan,
+    prometheus::Prometheus,
     rotel::hex,
     server::{Server, program},
     wait,
@@ -150,40 +151,17 @@ fn jaeger() -> Result<()> {
     Ok(())
 }
 
-/// Prometheus with the configuration of docker-compose.yml.
-struct Prometheus {
-    _server: Server,
-    address: String,
-}
-
-impl Prometheus {
-    fn start(mqspan: &Mqspan) -> Result<Self> {
-        let [port] = free_ports()?;
-        let address = format!("127.0.0.1:{port}");
-        let mut command = Command::new(program("MQSPAN_TEST_PROMETHEUS")?);
-        command.arg("--config.file").arg(root().join("otel-config/prometheus.yaml"));
-        command.arg("--storage.tsdb.path").arg(mqspan.file("tsdb")).args(["--web.listen-address", &address]);
-        command.args(["--web.enable-otlp-receiver", "--enable-feature=exemplar-storage,otlp-deltatocumulative"]);
-        let server = Server::start(command, mqspan.file("prometheus"), || is_ready(&address, "/-/ready"))?;
-        Ok(Self { _server: server, address })
+/// The value of an expression at Prometheus by operation and queue.
+fn values(prometheus: &Prometheus, expression: &str) -> Result<BTreeMap<(String, String), f64>> {
+    let by = format!("sum by (messaging_operation_name, messaging_destination_name) ({expression})");
+    let answer = get(&prometheus.address, &format!("/api/v1/query?query={}", escaped(&by)))?;
+    let mut values = BTreeMap::new();
+    for series in array(&answer, "/data/result")? {
+        let label = |name| series["metric"][name].as_str().unwrap_or_default().to_owned();
+        let value = text(series, "/value/1")?.parse()?;
+        values.insert((label("messaging_operation_name"), label("messaging_destination_name")), value);
     }
-
-    fn endpoint(&self) -> String {
-        format!("http://{}/api/v1/otlp/v1/metrics", self.address)
-    }
-
-    /// The value of an expression by operation and queue.
-    fn values(&self, expression: &str) -> Result<BTreeMap<(String, String), f64>> {
-        let by = format!("sum by (messaging_operation_name, messaging_destination_name) ({expression})");
-        let answer = get(&self.address, &format!("/api/v1/query?query={}", escaped(&by)))?;
-        let mut values = BTreeMap::new();
-        for series in array(&answer, "/data/result")? {
-            let label = |name| series["metric"][name].as_str().unwrap_or_default().to_owned();
-            let value = text(series, "/value/1")?.parse()?;
-            values.insert((label("messaging_operation_name"), label("messaging_destination_name")), value);
-        }
-        Ok(values)
-    }
+    Ok(values)
 }
 
 /// These, of the operations that have one of the names.
@@ -202,7 +180,7 @@ fn seconds(span: &Record<Span>) -> f64 {
 fn prometheus() -> Result<()> {
     for temporality in ["cumulative", "delta"] {
         let mqspan = mqspan()?;
-        let prometheus = Prometheus::start(&mqspan)?;
+        let prometheus = Prometheus::start(&mqspan, &root().join("otel-config/prometheus.yaml"))?;
         let endpoint = prometheus.endpoint();
         // Only metrics have where to go.
         let variables = [
@@ -230,7 +208,7 @@ fn counts_and_exemplars(mqspan: &Mqspan, prometheus: &Prometheus, variables: &[(
     const DURATION: &str = "messaging_client_operation_duration_seconds";
     // What was taken last is there once it can be asked for.
     wait::until_every(PAUSE, "the counts at Prometheus", || {
-        let counts = prometheus.values(&format!("histogram_count({DURATION})"))?;
+        let counts = values(prometheus, &format!("histogram_count({DURATION})"))?;
         let is_more = counts.iter().any(|(key, count)| calls.get(key).is_none_or(|made| count > made));
         ensure!(!is_more, "more than were made: {counts:?}");
         Ok((counts == calls).then_some(()))
@@ -242,11 +220,11 @@ fn counts_and_exemplars(mqspan: &Mqspan, prometheus: &Prometheus, variables: &[(
         ("messaging_client_consumed_messages_total", passed("mq_timedreceive")),
         ("histogram_count(posix_mq_message_size_bytes)", both),
     ] {
-        let found = prometheus.values(expression)?;
+        let found = values(prometheus, expression)?;
         ensure!(found == expected, "{expression}: {found:?}, not {expected:?}");
     }
     let spans = orders::spans(mqspan)?;
-    let sum: f64 = prometheus.values(&format!("histogram_sum({DURATION})"))?.values().sum();
+    let sum: f64 = values(prometheus, &format!("histogram_sum({DURATION})"))?.values().sum();
     let expected: f64 = spans.iter().map(seconds).sum();
     ensure!((sum - expected).abs() < 1e-6, "{sum} s in calls, not {expected} s");
     let captured = get(&prometheus.address, "/api/v1/query?query=mqspan_calls_captured_total")?;

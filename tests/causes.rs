@@ -1,15 +1,12 @@
 //! Why calls failed, as the program that made them fail knows it: it sets the limits itself. Needs root and tracefs.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    str::FromStr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
 use opentelemetry_proto::tonic::{logs::v1::LogRecord, metrics::v1::metric::Data, trace::v1::Span};
 use support::{
-    otlp::{self, Record, made_by, text},
+    causes::{self, Failed, Told, compare},
+    otlp::{self, made_by, text},
     program::Mqspan,
 };
 
@@ -17,90 +14,15 @@ fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
 }
 
-/// A failed call, by what the workload says.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Failed {
-    errno: String,
-    cause: Option<String>,
-    /// The limit's value, what is in use, what is asked for, who is registered.
-    numbers: [Option<i64>; 4],
-}
-
-const NUMBERS: [&str; 4] =
-    ["posix_mq.limit.value", "posix_mq.limit.used", "posix_mq.limit.requested", "posix_mq.notify.owner_pid"];
-
-impl Failed {
-    /// A line of the workload's, with the thread.
-    fn told(line: &str) -> Result<(u32, Self)> {
-        let fields: Vec<_> = line.split('\t').collect();
-        let [tid, errno, cause, value, used, requested, owner] = fields[..] else { anyhow::bail!("{line:?}") };
-        let known = |field: &str| (field != "-").then(|| i64::from_str(field)).transpose();
-        Ok((
-            tid.parse()?,
-            Self {
-                errno: format!("{:?}", Errno::from_raw(errno.parse()?)),
-                cause: (cause != "-").then(|| cause.to_owned()),
-                numbers: [known(value)?, known(used)?, known(requested)?, known(owner)?],
-            },
-        ))
-    }
-
-    fn seen<T>(record: &Record<T>) -> Option<Self> {
-        Some(Self {
-            errno: record.text("posix_mq.errno")?.to_owned(),
-            cause: record.text("posix_mq.cause").map(Into::into),
-            numbers: NUMBERS.map(|key| record.int(key)),
-        })
-    }
-
-    /// What stands in brackets behind the errno.
-    fn bracket(&self) -> String {
-        let Some(cause) = &self.cause else { return String::new() };
-        match (&**cause, self.numbers) {
-            ("missing" | "permission" | "full" | "empty", _) => String::new(),
-            (cause, [Some(value), Some(used), Some(requested), _]) => {
-                format!(" ({cause} {value}, {used} used, {requested} requested)")
-            }
-            (cause, [Some(value), None, Some(requested), _]) => format!(" ({cause} {value}, {requested} requested)"),
-            (cause, [.., Some(owner)]) => format!(" ({cause}: {owner})"),
-            (cause, _) => format!(" ({cause})"),
-        }
-    }
-}
-
 /// Runs the workload; what it says, by thread.
-fn run(mqspan: &Mqspan, options: &[&str], arguments: &[&str]) -> Result<BTreeMap<u32, Vec<Failed>>> {
+fn run(mqspan: &Mqspan, options: &[&str], arguments: &[&str]) -> Result<Told> {
     let (file, program) = (mqspan.to_file("all"), mqspan.workload_arg());
     let ended =
         mqspan.run_counted(&[options, &[&*file, "--max-rate=0", "--", &*program, "causes"], arguments].concat())?;
-    let mut told: BTreeMap<u32, Vec<Failed>> = BTreeMap::new();
-    for line in ended.lines()? {
-        let (tid, failed) = Failed::told(line)?;
-        told.entry(tid).or_default().push(failed);
-    }
+    let told = causes::told(ended.lines()?)?;
     let stats = mqspan.stats()?;
     ensure!(stats.lost_sum() == 0, "{stats:?}");
     Ok(told)
-}
-
-/// Compares the failed calls of each thread with what was exported of them; how many there were.
-fn compare<T>(told: &BTreeMap<u32, Vec<Failed>>, records: &[Record<T>]) -> Result<usize> {
-    let mut seen: BTreeMap<u32, Vec<Failed>> = BTreeMap::new();
-    for record in records {
-        if let Some(failed) = Failed::seen(record) {
-            seen.entry(record.tid()?).or_default().push(failed);
-        }
-    }
-    let mut compared = 0;
-    for (tid, told) in told {
-        let seen = seen.get(tid).with_context(|| format!("nothing of thread {tid}"))?;
-        ensure!(told.len() == seen.len(), "{} failed calls, {} exported", told.len(), seen.len());
-        for (number, (told, seen)) in told.iter().zip(seen).enumerate() {
-            ensure!(told == seen, "call {number} of {tid}: {seen:?}, not {told:?}");
-            compared += 1;
-        }
-    }
-    Ok(compared)
 }
 
 /// What the metric says of failed calls: how many, by errno and cause.

@@ -122,11 +122,18 @@ fn await_gauges(mqspan: &Mqspan, prefix: &str, expected: &BTreeMap<Key, i64>) ->
     })
 }
 
-/// Starts mqspan so that it may look at nobody's /proc but its own kind's.
+/// A command that sees of /proc what it may look at, which is nobody with more privileges than its own.
+fn without_others() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount -t proc -o hidepid=ptraceable proc /proc && exec \"$@\"", "sh"]);
+    command.args(["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]);
+    command
+}
+
+/// Starts mqspan so that others hide from it in /proc.
 fn trace_without_ptrace(mqspan: &Mqspan) -> Result<Tracing> {
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]).arg(mqspan.path());
-    command.args(["run", "--signals=metrics", &mqspan.to_file("metrics")]).stdin(Stdio::null());
+    let mut command = without_others();
+    command.arg(mqspan.path()).args(["run", "--signals=metrics", &mqspan.to_file("metrics")]).stdin(Stdio::null());
     without_otel(&mut command);
     command.env("OTEL_METRIC_EXPORT_INTERVAL", "300");
     Tracing::start(command)
@@ -142,6 +149,10 @@ fn a_thousand_threads() -> Result<()> {
     let tracing = trace_without_ptrace(&mqspan)?;
     let after = Crowd::start(&mqspan, name, true)?;
     let crowds: Vec<&Crowd> = before.iter().chain([&after]).collect();
+    for Crowd { child, .. } in &crowds {
+        let shown = without_others().args(["test", "-e", &format!("/proc/{}", child.id())]).status()?;
+        ensure!(!shown.success(), "a crowd shows in /proc");
+    }
     let expected = crowds.iter().flat_map(|crowd| crowd.expected(name)).collect();
     await_gauges(&mqspan, &format!("/{name}-"), &expected)?;
     let namespaces: Vec<_> = crowds.iter().map(|crowd| crowd.namespace).collect();
@@ -191,8 +202,15 @@ fn back_to_zero() -> Result<()> {
     tracing.stop()?.ok().map(drop)
 }
 
-/// The thread, the body, the duration, and the peers.
-type Told = (u32, String, f64, Option<Value>);
+/// What is said of a call.
+#[derive(Debug)]
+struct Told {
+    tid: u32,
+    body: String,
+    duration: Option<f64>,
+    returned: Option<i64>,
+    peers: Option<Value>,
+}
 
 /// What is said of calls that are stuck, on queues of this name.
 fn stuck(mqspan: &Mqspan, queue: &str) -> Result<Vec<Told>> {
@@ -203,8 +221,11 @@ fn stuck(mqspan: &Mqspan, queue: &str) -> Result<Vec<Told>> {
     of_queue
         .map(|log| {
             let body = otlp::body(&log.body).context("no body")?.to_owned();
-            let duration = log.double("posix_mq.duration").context("no duration")?;
-            Ok((log.tid()?, body, duration, log.attributes.get("posix_mq.peers").cloned()))
+            let returned = log.int("posix_mq.return_value");
+            ensure!(returned.is_none_or(|bytes| log.int("messaging.message.body.size") == Some(bytes)), "{log:?}");
+            ensure!(log.int("posix_mq.receive.buffer_size") == Some(16), "{log:?}");
+            let duration = log.double("posix_mq.duration");
+            Ok(Told { tid: log.tid()?, body, duration, returned, peers: log.attributes.get("posix_mq.peers").cloned() })
         })
         .collect()
 }
@@ -234,14 +255,26 @@ fn calls_that_are_stuck() -> Result<()> {
     let own = format!("{}[{}]", std::fs::read_to_string("/proc/self/comm")?.trim_end(), std::process::id());
     for (queue, (begun, ended)) in queues.iter().zip(begun.iter().zip(&ended)) {
         ensure!(begun.len() == 3 && ended.len() == 6, "{begun:?}, {ended:?}");
-        for (tid, body, duration, peers) in begun {
-            let starts = format!("mq_timedreceive(\"{queue}\") under way for ");
-            ensure!(body.starts_with(&starts) && body.contains(": depth 0/8") && *duration >= 0.4, "{body:?}");
-            let expected = if queue.contains("before") { vec![own.clone()] } else { Vec::new() };
+        // Since when a call is under way that began before mqspan the kernel does not tell, nor how it ended.
+        let is_before = queue.contains("before");
+        for Told { tid, body, duration, peers, .. } in begun {
+            let more = if is_before { "more than " } else { "" };
+            let starts = format!("mq_timedreceive(\"{queue}\") under way for {more}");
+            ensure!(body.starts_with(&starts) && body.contains(": depth 0/8"), "{body:?}");
+            let expected = if is_before { vec![own.clone()] } else { Vec::new() };
             ensure!(*peers == Some(Value::Texts(expected)), "{peers:?}, {own}");
-            let of_thread: Vec<_> = ended.iter().filter(|(other, ..)| other == tid).collect();
+            let of_thread: Vec<_> = ended.iter().filter(|told| told.tid == *tid).collect();
             let ends = of_thread.last().context("no end")?;
-            ensure!(of_thread.len() == 2 && ends.1.contains(") ended after ") && ends.2 >= *duration, "{of_thread:?}");
+            ensure!(of_thread.len() == 2 && ends.body.contains(") ended after "), "{of_thread:?}");
+            match is_before {
+                true => ensure!((duration, ends.duration, ends.returned) == (&None, None, None), "{of_thread:?}"),
+                false => ensure!(
+                    duration.is_some_and(|so_far| so_far >= 0.4 && ends.duration >= Some(so_far))
+                        && ends.returned == Some(1)
+                        && ends.body.contains(" = 1 bytes"),
+                    "{of_thread:?}"
+                ),
+            }
         }
     }
     drop(writer);

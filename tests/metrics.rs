@@ -437,3 +437,26 @@ fn explicit_buckets() -> Result<()> {
     ensure!(found == expected, "{found:?}, not {expected:?}");
     Ok(())
 }
+
+/// Prevents waits from being left out where neither spans nor log records are made, and the calls that are followed for that
+/// from being counted as anything else than exported.
+#[test]
+fn waits_with_metrics_alone() -> Result<()> {
+    let mqspan = mqspan()?;
+    let (truth, workload) = (mqspan.file("truth").display().to_string(), mqspan.workload_arg());
+    // In the file, and by no other: one sender and one receiver at a time leave one pairing only.
+    let ledger = ["ledger", "--processes=1", "--threads=1", "--messages=4000", "--seed=85", "--print", &truth];
+    let options = ["--signals=metrics", &mqspan.to_file("all"), "--", &workload];
+    mqspan.run_counted(&[&options[..], &ledger].concat())?;
+    let stats = mqspan.stats()?;
+    ensure!(stats.captured == stats.exported && stats.lost_sum() + stats.filtered + stats.limited == 0, "{stats:?}");
+    let metrics = Metrics::read(&otlp::metrics(&mqspan.file("all"))?, CUMULATIVE)?;
+    let sum = |name: &str| -> Result<(u64, f64)> {
+        let totals = metrics.totals(name)?;
+        Ok(totals.values().fold((0, 0.0), |(count, sum), total| (count + total.count, sum + total.sum)))
+    };
+    let ((waits, waited), (received, _)) = (sum("posix_mq.message.wait")?, sum("messaging.client.consumed.messages")?);
+    println!("{waits} waits of {received} messages, {waited} s in all");
+    ensure!(received == 4001 && waits * 100 >= received * 95 && waits <= received, "{waits} of {received}");
+    Ok(())
+}

@@ -113,9 +113,10 @@ impl Aggregates {
                     // What calls did to it since the collection before is shown once more.
                     queues.extend(reading.peak.is_some().then_some(reading));
                 }
-                QueueState::There { depth, unlinked } => {
-                    reading.depth = depth;
-                    reading.life = if unlinked { QueueLife::Unlinked } else { QueueLife::Named };
+                QueueState::There(sight) => {
+                    reading.depth = sight.depth;
+                    reading.life = if sight.unlinked { QueueLife::Unlinked } else { QueueLife::Named };
+                    reading.look = Some(sight);
                     queues.push(reading);
                 }
                 QueueState::Unknown => queues.push(reading),

@@ -30,6 +30,13 @@ pub struct Config<'a> {
     pub rate: Rate,
 }
 
+impl Config<'_> {
+    /// Whether it is inferred from the order of calls whose message a receive got: for links, waits and ages.
+    pub fn infers(&self, kind: HookKind) -> bool {
+        kind == HookKind::Tracepoint && (self.makes_records || self.aggregates)
+    }
+}
+
 /// The function in which a call waits for room or for a message.
 const SLEEP: &str = "wq_sleep";
 /// The function that puts a message into its queue.
@@ -76,7 +83,7 @@ pub fn configure(
         rodata.sees_insert = selection.targets.contains(INSERT);
         rodata.has_task_storage = has_task_storage;
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
-        rodata.infers_links = config.makes_records && selection.kind == HookKind::Tracepoint && both_sides;
+        rodata.infers_links = config.infers(selection.kind) && both_sides;
         rodata.only_tree = config.tree.is_some();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;

@@ -3,7 +3,7 @@
 //! no other process.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,9 +16,12 @@ use super::live_skel::types::{holder, live_queue, waiter};
 use super::live_skel::{LiveSkel, LiveSkelBuilder};
 use super::programs::Programs;
 use super::warnings;
-use crate::model::call::{ImageKey, QueueKey, unpadded};
+use crate::model::call::{Abi, Deadline, ImageKey, QueueKey, unpadded};
 use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Waiter};
 use crate::model::text::utf8;
+
+/// The kernel makes so many bytes of a list at a time (kernel/bpf/bpf_iter.c, bpf_seq_read).
+const AT_ONCE: usize = 32 << 10;
 
 /// The programs that make the lists.
 pub struct Iterators {
@@ -80,11 +83,15 @@ impl Iterators {
     }
 }
 
-/// Makes a list, and reads it to its end.
+/// Makes a list, and reads it to its end: record by record, since there may be as many as there are threads.
 fn records<T>(link: &Link, size: usize, decode: impl Fn(&[u8]) -> Result<T, Malformed>) -> io::Result<Vec<T>> {
-    let mut bytes = Vec::new();
-    Iter::new(link).map_err(io::Error::other)?.read_to_end(&mut bytes)?;
-    bytes.chunks(size).map(|record| decode(record).map_err(io::Error::other)).collect()
+    let list = Iter::new(link).map_err(io::Error::other)?;
+    let (mut list, mut record, mut all) = (BufReader::with_capacity(AT_ONCE, list), vec![0; size], Vec::new());
+    while !list.fill_buf()?.is_empty() {
+        list.read_exact(&mut record)?;
+        all.push(decode(&record).map_err(io::Error::other)?);
+    }
+    Ok(all)
 }
 
 /// The queue of a record; None where the descriptor is none.
@@ -130,6 +137,10 @@ impl Waiter {
             ipc_ns: raw.ipc_ns,
             op: op_of(raw.op).ok_or(Malformed(bytes.len()))?,
             fd: raw.fd,
+            size: raw.size,
+            priority: raw.priority,
+            deadline: (raw.has_deadline != 0).then_some(Deadline { s: raw.deadline_s, ns: raw.deadline_ns }),
+            abi: if raw.is_compat != 0 { Abi::Compat } else { Abi::Native },
             since_ns: raw.since_ns,
             host_pid: raw.pid,
             host_tid: raw.tid,

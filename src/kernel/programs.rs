@@ -6,7 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
@@ -28,7 +28,7 @@ use crate::capability;
 use crate::model::call::{ImageKey, QueueKey};
 use crate::model::counts::Counts;
 use crate::model::filter::{Filters, Pick};
-use crate::model::reading::QueueState;
+use crate::model::reading::{QueueSight, QueueState};
 use crate::model::values::{HookKind, Namespace, Op};
 
 /// The programs, attached.
@@ -159,10 +159,16 @@ impl Programs {
         program.test_run(input).map(|output| output.return_value.cast_signed())
     }
 
-    /// What became of a queue.
+    /// What became of a queue. One thread asks.
     pub fn look_at_queue(&self, key: &QueueKey) -> QueueState {
         match self.run(&self.skel.progs.see_queue, [key.inode, key.number, key.namespace]) {
-            Ok(state @ 0..) => QueueState::There { depth: (state >> 1).into(), unlinked: state & 1 == 1 },
+            Ok(state @ 0..) => QueueState::There(QueueSight {
+                depth: (state >> 3).into(),
+                unlinked: state & 1 == 1,
+                at_rest: [state & 4 == 4, state & 2 == 2],
+                at_ns: self.number(|bss| &raw const bss.looked_ns),
+                oldest_since_ns: Some(self.number(|bss| &raw const bss.oldest_since_ns)).filter(|since| *since != 0),
+            }),
             Ok(_) => QueueState::Ended,
             Err(_) => QueueState::Unknown,
         }
@@ -226,6 +232,13 @@ impl Programs {
         let variable = self.skel.maps.bss_data.as_deref().map(of);
         // SAFETY: shared with the kernel, which writes it atomically; the mapping lives as long as the skeleton.
         variable.map_or(&NOWHERE, |variable| unsafe { AtomicU32::from_ptr(variable.cast_mut()) })
+    }
+
+    /// The same of 64 bits.
+    fn number(&self, of: fn(&skel::types::bss) -> *const u64) -> u64 {
+        let variable = self.skel.maps.bss_data.as_deref().map(of);
+        // SAFETY: as above.
+        variable.map_or(0, |variable| unsafe { AtomicU64::from_ptr(variable.cast_mut()) }.load(Ordering::Relaxed))
     }
 
     /// What the maps take in the kernel, in bytes.

@@ -61,6 +61,7 @@ impl QueueReading {
             peak: (peak >> 32 == u64::from(period)).then_some((peak & 0xffff_ffff).cast_signed()),
             life: QueueLife::Named,
             matched: value.matched != 0,
+            look: None,
         })
     }
 }

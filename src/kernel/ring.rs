@@ -106,6 +106,16 @@ impl Ring {
         self.position().load(Ordering::Relaxed) == self.written().load(Ordering::Acquire)
     }
 
+    /// Where the next record will be written.
+    pub fn end(&self) -> usize {
+        self.written().load(Ordering::Acquire)
+    }
+
+    /// Whether all that was written up to there was taken.
+    pub fn is_past(&self, end: usize) -> bool {
+        self.position().load(Ordering::Relaxed).wrapping_sub(end).cast_signed() >= 0
+    }
+
     fn position(&self) -> &AtomicUsize {
         // SAFETY: an aligned word at the beginning of the mapping, which both sides use atomically.
         unsafe { self.reader.cast().as_ref() }
@@ -203,11 +213,12 @@ mod tests {
         assert_eq!(ring.take(9, |bytes| taken.push(bytes.to_vec())), 2, "a discarded one has a place, too");
         assert_eq!(taken, [&b"abc"[..], b"ABCDEFGH"]);
         assert_eq!(ring.position().load(Ordering::Relaxed), 48);
-        assert!(!ring.is_empty(), "one is still being written");
+        assert!(!ring.is_empty() && !ring.is_past(ring.end()), "one is still being written");
+        assert!(ring.is_past(48));
         write(&ring, 48, 4, b"late");
         assert_eq!(ring.take(9, |bytes| taken.push(bytes.to_vec())), 1);
         assert_eq!((taken.last().map(Vec::as_slice), ring.take(9, |_| panic!())), (Some(&b"late"[..]), 0));
-        assert!(ring.is_empty());
+        assert!(ring.is_empty() && ring.is_past(ring.end()));
     }
 
     /// Prevents the record that ends at the ring's beginning from being cut, and the mapping from being left.

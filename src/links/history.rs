@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use super::held::Ticket;
 use super::records::Records;
 use crate::model::call::Ids;
+use crate::model::reading::QueueHead;
 
 /// So many receives of a queue are kept whose messages are not told apart: each is looked at with each call.
 pub const OPEN: usize = 16;
@@ -187,6 +188,17 @@ impl History {
     /// Whether a depth is what the calls leave.
     pub fn agrees(&self, depth: i64) -> bool {
         usize::try_from(depth).is_ok_and(|depth| depth + self.received == self.sent)
+    }
+
+    /// What the calls seen leave in the queue, where it is certain which message would be received next. Calls under way may
+    /// have added and taken others.
+    pub fn head(&self) -> Option<QueueHead> {
+        let (_, lane) = self.lanes.last_key_value().filter(|_| self.is_trusted && self.received == 0)?;
+        let first = lane.sent.front()?;
+        let comes_alone = lane.sent.get(1).is_none_or(|next| next.number > first.begun);
+        let is_certain = first.number > lane.blurred && comes_alone;
+        let (depth, has_unseen) = (i64::try_from(self.sent).ok()?, self.has_unseen || self.unseen_until.is_some());
+        is_certain.then_some(QueueHead { since_ns: first.left_ns, depth, has_unseen })
     }
 
     /// A message was sent.

@@ -15,7 +15,7 @@ use super::held::{HeldCalls, Ticket};
 use super::history::{History, Receipt, SentMessage, Settled, Sides};
 use super::table::QueueTable;
 use crate::model::call::{Args, Call, Message, Method, Queue, QueueKey, Sender};
-use crate::model::reading::QueueName;
+use crate::model::reading::{QueueHeads, QueueName};
 use crate::model::text::utf8;
 
 /// Where the kernel side counts the calls of a queue (TURNS of bpf/turn.h).
@@ -154,6 +154,11 @@ impl Sequence {
     /// When [`Self::expire`] has something to do again, unless a call is offered before.
     pub fn deadline(&self) -> Option<Instant> {
         self.held.deadline()
+    }
+
+    /// What the calls so far leave in their queues, where it is certain which message would be received next.
+    pub fn heads(&self) -> QueueHeads {
+        self.queues.heads()
     }
 
     /// Messages received so far whose send could not be told.

@@ -8,6 +8,7 @@ use foldhash::HashMap;
 use super::held::Ticket;
 use super::history::History;
 use crate::model::call::QueueKey;
+use crate::model::reading::QueueHeads;
 
 /// So many queues are followed at most.
 pub const QUEUES: usize = 4096;
@@ -55,6 +56,11 @@ impl QueueTable {
     /// The history of a queue.
     pub fn get(&mut self, key: &QueueKey) -> Option<&mut History> {
         self.queues.get_mut(key).map(|followed| &mut followed.history)
+    }
+
+    /// What the calls seen leave in the queues, where it is certain which message would be received next.
+    pub fn heads(&self) -> QueueHeads {
+        self.queues.iter().filter_map(|(key, followed)| Some((*key, followed.history.head()?))).collect()
     }
 
     /// The history of a queue kept `before` so much, and has changed. Returns the receives that waited for queues which

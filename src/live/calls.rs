@@ -1,7 +1,7 @@
 //! What this host shows of queues and of threads at them, whoever they belong to: the queues that are there, and the
 //! threads that are in a call of the family now. Reads /proc and mqueue mounts; changes nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::ErrorKind::PermissionDenied;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -43,12 +43,23 @@ pub struct InCall {
     pub waited: Option<Duration>,
 }
 
+/// The containers of processes, each looked up once: a process may have thousands of threads, and its control group is behind
+/// a lock of the whole host.
+#[derive(Debug, Default)]
+pub struct ContainerIds(HashMap<u32, Option<String>>);
+
+impl ContainerIds {
+    fn of_process(&mut self, pid: u32) -> Option<String> {
+        let look = || cgroup::of_process(pid).and_then(|path| Container::of_path(&path).id);
+        self.0.entry(pid).or_insert_with(look).clone()
+    }
+}
+
 impl InCall {
     /// The same of a thread that the kernel's own lists show, at the time `now_ns` of CLOCK_MONOTONIC.
     /// Its container is looked up in /proc where that is asked.
-    pub fn of(waiter: Waiter, now_ns: u64, with_container: bool) -> Self {
-        let path = with_container.then(|| cgroup::of_process(waiter.pid)).flatten();
-        let container = path.and_then(|path| Container::of_path(&path).id);
+    pub fn of(waiter: Waiter, now_ns: u64, containers: Option<&mut ContainerIds>) -> Self {
+        let container = containers.and_then(|containers| containers.of_process(waiter.pid));
         Self {
             pid: waiter.pid,
             tid: waiter.tid,
@@ -95,7 +106,7 @@ fn ipc_namespace(pid: u32) -> Option<u32> {
 /// The threads that sleep in a send or receive now, where the kernel has no lists of its own (proc_pid_syscall(5)), and how many others may not be looked at: that
 /// takes CAP_SYS_PTRACE, and a sandbox may hide some from those who have it. Those of 32-bit programs are not seen.
 pub fn in_calls() -> (Vec<InCall>, u64) {
-    let (mut found, mut hidden) = (Vec::new(), 0);
+    let (mut found, mut hidden, mut containers) = (Vec::new(), 0, ContainerIds::default());
     for pid in numbers(Path::new("/proc")) {
         for tid in numbers(&PathBuf::from(format!("/proc/{pid}/task"))) {
             let call = match fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) {
@@ -110,7 +121,7 @@ pub fn in_calls() -> (Vec<InCall>, u64) {
             let comm = fs::read(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
             let queue = queue_at(pid, fd);
             let comm = utf8(comm.trim_ascii_end()).into_owned();
-            let container = cgroup::of_process(pid).and_then(|path| Container::of_path(&path).id);
+            let container = containers.of_process(pid);
             let ipc_ns = queue.as_ref().map(|queue| queue.ipc_ns).or_else(|| ipc_namespace(pid));
             found.push(InCall {
                 pid,

@@ -7,14 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::time::ClockId;
 
-use self::calls::InCall;
+use self::calls::{ContainerIds, InCall};
 use self::looker::Looker;
 use crate::clock;
 use crate::kernel::iterators::Iterators;
 use crate::kernel::programs::Programs;
 use crate::model::call::QueueKey;
 use crate::model::container::Container;
-use crate::model::live::{Attendance, QueueHolder, Waiter};
+use crate::model::live::{Attendance, LiveQueue, QueueHolder, Waiter};
+use crate::model::reading::QueueName;
+use crate::model::values::Op;
 
 pub mod calls;
 pub mod looker;
@@ -80,24 +82,46 @@ impl Lookout {
     pub fn in_calls(&self) -> (Vec<InCall>, u64) {
         let Some(waiters) = self.waiters() else { return calls::in_calls() };
         let now_ns = clock::now_ns(ClockId::CLOCK_MONOTONIC).max(0).unsigned_abs();
-        (waiters.into_iter().map(|waiter| InCall::of(waiter, now_ns, true)).collect(), 0)
+        let mut containers = ContainerIds::default();
+        (waiters.into_iter().map(|waiter| InCall::of(waiter, now_ns, Some(&mut containers))).collect(), 0)
+    }
+
+    /// The threads that are in a receive now, and at which queue; None where that is not known.
+    pub fn receivers(&self) -> Vec<(u32, Option<QueueName>)> {
+        let receiver = |tid, op, queue: Option<LiveQueue>| {
+            (op == Op::MqTimedreceive).then(|| (tid, queue.map(|queue| (queue.ipc_ns, queue.name))))
+        };
+        match self.waiters() {
+            Some(waiters) => waiters.into_iter().filter_map(|of| receiver(of.tid, of.op, of.queue)).collect(),
+            None => calls::in_calls().0.into_iter().filter_map(|of| receiver(of.tid, of.op, of.queue)).collect(),
+        }
     }
 
     /// Looks at each thread of the host; `programs` keep the queues that somebody has open.
     fn look(&self, programs: &Programs) -> Surroundings {
         let mut attendance = Attendance::default();
-        let (mut in_calls, hidden) = match self.waiters() {
+        let mut in_calls = Vec::new();
+        let mut add = |call: InCall| {
+            if let Some(queue) = &call.queue {
+                *attendance.threads.entry((queue.id(), call.op)).or_default() += 1;
+            }
+            // There may be as many as there are threads on the host.
+            if in_calls.len() < IN_CALLS {
+                in_calls.push(call);
+            }
+        };
+        attendance.all_seen = match self.waiters() {
             Some(waiters) => {
                 let now_ns = clock::now_ns(ClockId::CLOCK_MONOTONIC).max(0).unsigned_abs();
-                (waiters.into_iter().map(|waiter| InCall::of(waiter, now_ns, false)).collect(), 0)
+                waiters.into_iter().for_each(|waiter| add(InCall::of(waiter, now_ns, None)));
+                true
             }
-            None => calls::in_calls(),
+            None => {
+                let (calls, hidden) = calls::in_calls();
+                calls.into_iter().for_each(add);
+                hidden == 0
+            }
         };
-        attendance.all_seen = hidden == 0;
-        for (queue, op) in in_calls.iter().filter_map(|of| Some((of.queue.as_ref()?, of.op))) {
-            *attendance.threads.entry((queue.id(), op)).or_default() += 1;
-        }
-        in_calls.truncate(IN_CALLS);
         if let Some(holders) = self.holders() {
             self.keep(programs, &holders);
             let mut descriptors = BTreeMap::new();

@@ -53,7 +53,11 @@ const PEAK: Instrument =
     instrument("posix_mq.queue.peak_depth", "{message}", "The most messages in the queue since the last collection.");
 const CAPACITY: Instrument = instrument("posix_mq.queue.capacity", "{message}", "The most messages that fit.");
 const BLOCKED: Instrument = instrument("posix_mq.blocked_threads", "{thread}", "Threads that wait at the queue.");
-
+const OLDEST: Instrument = instrument(
+    "posix_mq.queue.oldest_message_age",
+    "s",
+    "How long the message that would be received next has waited.",
+);
 const DESCRIPTORS: Instrument =
     instrument("posix_mq.queue.descriptors", "{descriptor}", "Open descriptors of the queue, of all processes.");
 
@@ -197,15 +201,17 @@ pub fn of_gauge(key: &GaugeKey, of: &Gauge, container: Option<&Container>, time_
         attributes.push(attribute("posix_mq.queue.unlinked", Any::BoolValue(true)));
     }
     attributes.extend(key.number.map(|number| int("posix_mq.queue.id", number.cast_signed())));
-    let point = |attributes, value| {
-        let value = Some(Number::AsInt(value));
-        Point::Gauge(NumberDataPoint { attributes, time_unix_nano: time_ns, value, ..Default::default() })
+    let of_number = |attributes, value| {
+        Point::Gauge(NumberDataPoint { attributes, time_unix_nano: time_ns, value: Some(value), ..Default::default() })
     };
+    let point = |attributes, value| of_number(attributes, Number::AsInt(value));
     let mut points = vec![
         (DEPTH, point(attributes.clone(), of.depth)),
         (PEAK, point(attributes.clone(), of.peak)),
         (CAPACITY, point(attributes.clone(), of.capacity)),
     ];
+    let oldest = of.oldest_ns.map(|ns| Number::AsDouble(ns as f64 / 1e9));
+    points.extend(oldest.map(|age| (OLDEST, of_number(attributes.clone(), age))));
     // A queue at which nobody waits has a real zero; one of which that is not known has no point.
     for (op, threads) in [Op::MqTimedsend, Op::MqTimedreceive].into_iter().zip(of.waiting) {
         let operation = text("messaging.operation.name", operation(op));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::streams::Destination;
 use crate::model::live::{Attendance, QueueAccess};
-use crate::model::reading::{QueueId, QueueLife, QueueReading};
+use crate::model::reading::{QueueHeads, QueueId, QueueLife, QueueReading};
 use crate::model::values::Op;
 
 /// What is said of a queue.
@@ -24,13 +24,17 @@ pub struct QueuePoint {
     pub peak: i64,
     /// The most that it holds.
     pub capacity: i64,
+    /// How long the message that would be received next has waited, ns; None where that is not known.
+    pub oldest_ns: Option<u64>,
 }
 
 /// What is said of the queues that are there, and for the last time of those that have ended; where `only_matched`, of those
-/// that a call reached that passes the filters on whose calls. `name` tells the name behind a number.
+/// that a call reached that passes the filters on whose calls. `heads` is what the records of calls leave in queues; `name`
+/// tells the name behind a number.
 pub fn points(
     readings: &[QueueReading],
     only_matched: bool,
+    heads: &QueueHeads,
     name: impl Fn(u64) -> Option<Arc<str>>,
 ) -> Vec<QueuePoint> {
     // Of one name there is one queue at a time; one that has ended may have had it before.
@@ -47,6 +51,7 @@ pub fn points(
             depth: of.depth,
             peak: of.peak.unwrap_or(of.depth).max(of.depth),
             capacity: of.maxmsg,
+            oldest_ns: of.look.and_then(|look| look.oldest_ns(heads.get(&of.key))),
         };
         match of.life {
             QueueLife::Unlinked => points.push(point),
@@ -79,6 +84,8 @@ pub struct Gauge {
     pub peak: i64,
     /// The most that they hold.
     pub capacity: i64,
+    /// The longest that a message has waited which would be received next, ns; None where that is not known of any.
+    pub oldest_ns: Option<u64>,
     /// Threads that wait to send, and to receive; None where none was seen, but not all could be.
     pub waiting: [Option<i64>; 2],
     /// Open descriptors, as in [`QueueAccess::ALL`]; None where that is not known.
@@ -113,6 +120,7 @@ impl Gauges {
             gauge.depth += point.depth;
             gauge.peak = gauge.peak.max(point.peak);
             gauge.capacity += point.capacity;
+            gauge.oldest_ns = gauge.oldest_ns.max(point.oldest_ns);
             if let Some(descriptors) = descriptors {
                 let sums = gauge.descriptors.get_or_insert_default();
                 sums.iter_mut().zip(descriptors).for_each(|(sum, open)| *sum += open);
@@ -141,6 +149,7 @@ mod tests {
             peak,
             life: QueueLife::Named,
             matched: true,
+            look: None,
         }
     }
 
@@ -160,16 +169,18 @@ mod tests {
         let ended = QueueReading { life: QueueLife::Ended, ..reading(4, 5, 0, Some(9)) };
         let new = reading(2, 5, 1, Some(1));
         let (of_old, of_new) = (("/5", 3, true, 2, 3), ("/5", 2, false, 1, 1));
-        assert_eq!(depths(&points(&[new.clone(), ended.clone(), old.clone()], false, name)), [of_old, of_new]);
-        assert_eq!(depths(&points(std::slice::from_ref(&old), false, name)), [of_old]);
-        assert_eq!(depths(&points(&[ended], false, name)), [("/5", 4, false, 0, 9)]);
+        let none = QueueHeads::new();
+        assert_eq!(depths(&points(&[new.clone(), ended.clone(), old.clone()], false, &none, name)), [of_old, of_new]);
+        assert_eq!(depths(&points(std::slice::from_ref(&old), false, &none, name)), [of_old]);
+        assert_eq!(depths(&points(&[ended], false, &none, name)), [("/5", 4, false, 0, 9)]);
         let foreign = QueueReading { matched: false, ..reading(1, 6, 1, None) };
-        assert_eq!(depths(&points(&[foreign.clone(), new.clone()], true, name)), [of_new]);
-        assert_eq!(depths(&points(&[foreign, new], false, name)), [of_new, ("/6", 1, false, 1, 1)]);
+        assert_eq!(depths(&points(&[foreign.clone(), new.clone()], true, &none, name)), [of_new]);
+        assert_eq!(depths(&points(&[foreign, new], false, &none, name)), [of_new, ("/6", 1, false, 1, 1)]);
     }
 
     fn point(name: &str, number: u64, unlinked: bool) -> QueuePoint {
-        QueuePoint { name: name.into(), id: (9, number), unlinked, depth: 1, peak: 2, capacity: 10 }
+        let oldest_ns = Some(number);
+        QueuePoint { name: name.into(), id: (9, number), unlinked, depth: 1, peak: 2, capacity: 10, oldest_ns }
     }
 
     /// Prevents unlinked queues of one name from sharing a point, with each other or with their successor, and those that
@@ -178,13 +189,14 @@ mod tests {
     fn a_point_each() {
         let all = vec![point("/1", 1, true), point("/1", 2, true), point("/1", 3, false)];
         for (templates, expected) in [
-            (vec![], vec![(false, None, 1), (true, Some(1), 1), (true, Some(2), 1)]),
-            (vec!["/*".parse().unwrap()], vec![(false, None, 1), (true, None, 2)]),
+            (vec![], vec![(false, None, 1, Some(3)), (true, Some(1), 1, Some(1)), (true, Some(2), 1, Some(2))]),
+            (vec!["/*".parse().unwrap()], vec![(false, None, 1, Some(3)), (true, None, 2, Some(2))]),
         ] {
             let templates = Templates::new(templates);
             let destination = |name| Destination::of(name, &templates);
             let gauges = Gauges::new(all.clone(), &Attendance::default(), destination).0;
-            let told: Vec<_> = gauges.iter().map(|(key, of)| (key.unlinked, key.number, of.depth)).collect();
+            let told: Vec<_> =
+                gauges.iter().map(|(key, of)| (key.unlinked, key.number, of.depth, of.oldest_ns)).collect();
             assert_eq!(told, expected);
         }
     }

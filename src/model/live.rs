@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::call::{ImageKey, QueueKey};
+use super::call::{Abi, Deadline, ImageKey, QueueKey};
 use super::reading::QueueId;
 use super::values::Op;
 
@@ -58,6 +58,14 @@ pub struct Waiter {
     pub op: Op,
     /// The descriptor.
     pub fd: i32,
+    /// Bytes of a send's message, or those that a receive has room for.
+    pub size: u64,
+    /// Of a send.
+    pub priority: u32,
+    /// Until when it waits, where its entry was seen.
+    pub deadline: Option<Deadline>,
+    /// How its arguments are laid out.
+    pub abi: Abi,
     /// CLOCK_MONOTONIC in ns: its entry, or where that was not seen the time of the look.
     pub since_ns: u64,
     /// Whether its call began then.

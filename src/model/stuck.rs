@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::call::{Identity, ImageKey};
+use super::call::{Args, Call, Identity, ImageKey};
 use super::live::{QueueAccess, QueueHolder, Waiter};
 use super::values::Op;
 
@@ -22,6 +22,8 @@ pub struct StuckCall {
     pub seen_ns: u64,
     /// Whether it has ended by then.
     pub has_ended: bool,
+    /// How, where its record says it.
+    pub end: Option<CallEnd>,
     /// Those who could unblock it, as `comm[pid]`: at most eight; None where it is not known who has the queue open.
     pub peers: Option<Vec<String>>,
 }
@@ -41,6 +43,59 @@ impl StuckCall {
     /// How long it has been under way, in ns.
     pub fn duration_ns(&self) -> u64 {
         self.seen_ns.saturating_sub(self.waiter.since_ns)
+    }
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CallEnd {
+    /// As the kernel returned it; negative errno on failure.
+    pub ret: i64,
+    /// Its exit, CLOCK_MONOTONIC in ns.
+    pub left_ns: u64,
+    /// Of the message that it passed.
+    pub priority: Option<u32>,
+}
+
+/// How calls ended that were said to be stuck, from their own records until it is said.
+#[derive(Debug, Default)]
+pub struct StuckEnds(HashMap<(u32, u64), Option<CallEnd>>);
+
+impl StuckEnds {
+    /// By its thread and its entry; None where that was not seen.
+    fn key(stuck: &StuckCall) -> Option<(u32, u64)> {
+        let Waiter { host_tid, since_ns, is_exact, .. } = stuck.waiter;
+        is_exact.then_some((host_tid, since_ns))
+    }
+
+    /// The call is said to be stuck: its record will be of interest.
+    pub fn await_end(&mut self, stuck: &StuckCall) {
+        if let Some(key) = Self::key(stuck).filter(|_| self.0.len() < FOLLOWED) {
+            self.0.entry(key).or_default();
+        }
+    }
+
+    /// A call's record.
+    pub fn ended(&mut self, call: &Call) {
+        if self.0.is_empty() {
+            return;
+        }
+        if let (Some(end), Args::Send(message) | Args::Receive(message)) =
+            (self.0.get_mut(&(call.tid, call.entered_ns)), call.args)
+        {
+            *end = Some(CallEnd { ret: call.ret, left_ns: call.left_ns, priority: message.priority });
+        }
+    }
+
+    /// Whether the call's record has come, or will not.
+    pub fn is_known(&self, stuck: &StuckCall) -> bool {
+        Self::key(stuck).and_then(|key| self.0.get(&key)).is_none_or(Option::is_some)
+    }
+
+    /// Adds how the call has ended to what is said of that, for once.
+    pub fn complete(&mut self, stuck: &mut StuckCall) {
+        stuck.end = Self::key(stuck).and_then(|key| self.0.remove(&key)).flatten();
+        stuck.seen_ns = stuck.end.map_or(stuck.seen_ns, |end| end.left_ns);
     }
 }
 
@@ -119,7 +174,7 @@ impl StuckTable {
             if !self.has_room(now_ns, &waiter) {
                 continue;
             }
-            let stuck = StuckCall { waiter, seen_ns: now_ns, has_ended: false, peers: None };
+            let stuck = StuckCall { waiter, seen_ns: now_ns, has_ended: false, end: None, peers: None };
             if let Some(followed) = self.followed.get_mut(&tid) {
                 followed.said = Some(stuck.clone());
             }
@@ -174,7 +229,8 @@ fn peers(waiter: &Waiter, holders: &[QueueHolder]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::call::QueueKey;
+    use crate::model::call::{Abi, Message, QueueKey};
+    use crate::model::examples::{example, message};
     use crate::model::live::LiveQueue;
 
     fn queue(number: u64) -> LiveQueue {
@@ -195,6 +251,10 @@ mod tests {
             ipc_ns: 1,
             op: Op::MqTimedsend,
             fd: 3,
+            size: 1,
+            priority: 0,
+            deadline: None,
+            abi: Abi::Native,
             since_ns,
             is_exact: true,
             switches: 0,
@@ -269,5 +329,34 @@ mod tests {
         ];
         let told = StuckTable::new(SECOND, 0).look(9 * SECOND, vec![waiter(1, 0)], || Some(holders));
         assert_eq!(told[0].peers.as_deref(), Some(&["h8[8]".to_owned(), "h10[10]".to_owned()][..]));
+    }
+
+    /// Prevents the end of another call of the thread from being taken for the one that was stuck, ends that nobody asks for
+    /// from being kept, and a call whose entry was not seen from being waited for.
+    #[test]
+    fn how_it_ended() {
+        let stuck = |since_ns, is_exact| StuckCall {
+            waiter: Waiter { is_exact, ..waiter(8, since_ns) },
+            seen_ns: 900,
+            has_ended: true,
+            end: None,
+            peers: None,
+        };
+        let args = Args::Receive(Message { priority: Some(3), ..message() });
+        let record = |entered_ns, ret| Call { tid: 8, entered_ns, left_ns: 700, ret, args, ..example() };
+        let mut ends = StuckEnds::default();
+        ends.ended(&record(100, 1));
+        assert!(ends.0.is_empty() && ends.is_known(&stuck(100, true)));
+        ends.await_end(&stuck(200, true));
+        ends.await_end(&stuck(300, false));
+        ends.ended(&record(100, 1));
+        assert!(!ends.is_known(&stuck(200, true)) && ends.is_known(&stuck(300, false)));
+        ends.ended(&record(200, -4));
+        let mut told = stuck(200, true);
+        ends.complete(&mut told);
+        assert_eq!(told.end, Some(CallEnd { ret: -4, left_ns: 700, priority: Some(3) }));
+        assert_eq!((told.duration_ns(), ends.0.len()), (500, 0));
+        ends.complete(&mut told);
+        assert_eq!(told.end, None);
     }
 }

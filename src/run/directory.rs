@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::meter::Directory;
 use crate::model::call::{ImageKey, Name};
+use crate::model::reading::QueueHeads;
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
 use crate::who::registry::Registry;
@@ -62,10 +63,12 @@ impl Names {
 }
 
 /// How often the reader was asked to take what there is, and had done so.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Turns {
     asked: u64,
     done: u64,
+    /// What the calls left in their queues when it had last.
+    heads: QueueHeads,
 }
 
 impl fmt::Debug for SharedDirectory {
@@ -138,11 +141,12 @@ impl SharedDirectory {
         lock(&self.0.turns).asked
     }
 
-    /// The reader has taken what there was at this turn; `u64::MAX`: all that will ever come.
-    pub fn has_taken(&self, turn: u64) {
+    /// The reader has taken what there was at this turn; `u64::MAX`: all that will ever come. `heads` says what the calls
+    /// leave in their queues, and is asked only where somebody waits.
+    pub fn has_taken(&self, turn: u64, heads: impl FnOnce() -> QueueHeads) {
         let mut turns = lock(&self.0.turns);
         if turns.done < turn {
-            turns.done = turn;
+            (turns.done, turns.heads) = (turn, heads());
             drop(turns);
             self.0.caught_up.notify_all();
         }
@@ -150,14 +154,17 @@ impl SharedDirectory {
 }
 
 impl Directory for SharedDirectory {
-    fn catch_up(&self) {
+    fn catch_up(&self) -> QueueHeads {
         let mut turns = lock(&self.0.turns);
         turns.asked += 1;
         let turn = turns.asked;
         if let Some(wake) = self.0.wake.get() {
             wake();
         }
-        let _ = self.0.caught_up.wait_timeout_while(turns, CATCH_UP, |turns| turns.done < turn);
+        let waited = self.0.caught_up.wait_timeout_while(turns, CATCH_UP, |turns| turns.done < turn);
+        let (mut turns, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        let heads = std::mem::take(&mut turns.heads);
+        if timeout.timed_out() { QueueHeads::new() } else { heads }
     }
 
     fn name(&self, number: u64) -> Option<Arc<str>> {

@@ -23,7 +23,7 @@ use crate::model::container::Container;
 use crate::model::filter::Filters;
 use crate::model::glob::Templates;
 use crate::model::live::{Attendance, QueueAccess};
-use crate::model::reading::{Measure, QueueId, QueueReading, Reading};
+use crate::model::reading::{Measure, QueueHeads, QueueId, QueueReading, Reading};
 use crate::model::resource::Resource;
 use crate::model::text::utf8;
 use crate::model::values::{HistogramAggregation, MetricLimits, Op, Temporality};
@@ -44,8 +44,9 @@ const STEP: u64 = 1_000_000_000;
 
 /// Who and what the kernel side's numbers stand for.
 pub trait Directory {
-    /// Takes what the kernel has sent of images and names.
-    fn catch_up(&self);
+    /// Takes what the kernel has sent: images, names and calls. Returns what the calls leave in their queues, where links are
+    /// inferred and all were taken.
+    fn catch_up(&self) -> QueueHeads;
     /// The name of a queue, with its slash.
     fn name(&self, number: u64) -> Option<Arc<str>>;
     /// The Resource of an image; None while it is being found out.
@@ -198,7 +199,7 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         surroundings: Option<&Surroundings>,
         series: impl FnOnce(&mut dyn FnMut(&Reading)) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.directory.catch_up();
+        let heads = self.directory.catch_up();
         self.begin(now);
         if let Some(overview) = &self.parts.overview {
             overview.tables().begin(now.boot_ns, now.wall_ns);
@@ -215,7 +216,7 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         {
             self.accounts.iter_mut().for_each(|account| account.table.exemplify(image, &series, exemplar));
         }
-        self.look_at_queues(queues, surroundings, exports);
+        self.look_at_queues(queues, &heads, surroundings, exports);
         if let Some(overview) = &self.parts.overview {
             overview.tables().end();
         }
@@ -295,8 +296,14 @@ impl<D: Directory, O: Outlet> Meter<D, O> {
         }
     }
 
-    fn look_at_queues(&mut self, queues: &[QueueReading], surroundings: Option<&Surroundings>, exports: bool) {
-        let mut points = queues::points(queues, self.parts.only_matched, |number| self.directory.name(number));
+    fn look_at_queues(
+        &mut self,
+        queues: &[QueueReading],
+        heads: &QueueHeads,
+        surroundings: Option<&Surroundings>,
+        exports: bool,
+    ) {
+        let mut points = queues::points(queues, self.parts.only_matched, heads, |number| self.directory.name(number));
         points.retain(|point| self.parts.filters.queue.keeps_name(Some(&point.name)));
         let nobody_seen = Attendance::default();
         let attendance = surroundings.map_or(&nobody_seen, |surroundings| &surroundings.attendance);
@@ -363,7 +370,7 @@ fn show_queues(
             capacity: point.capacity,
             blocked: [Op::MqTimedsend, Op::MqTimedreceive].map(threads),
             descriptors,
-            oldest_ns: None,
+            oldest_ns: point.oldest_ns,
             container: container.and_then(|container| container.id.clone()),
         };
         tables.look_at((point.id.0, point.name.clone()), look);

@@ -171,7 +171,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         find_queues(&programs);
     }
     let lookout = Lookout::of(&programs);
-    let infers = hooks == HookKind::Tracepoint && makes_records;
+    let infers = config.infers(hooks);
     let (to_reader, from_stuck) = settings.stuck.map(|_| mpsc::sync_channel(stuck::WAITING)).unzip();
     let options = ReaderOptions { infers, lookout: lookout.clone(), stuck: from_stuck, directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;

@@ -20,7 +20,7 @@ use crate::model::filter::Filters;
 use crate::model::glob::Templates;
 use crate::model::resource::Resource;
 use crate::model::slot::Slot;
-use crate::model::stuck::StuckCall;
+use crate::model::stuck::{StuckCall, StuckEnds};
 use crate::model::text::utf8;
 use crate::model::values::{Receive, Signal};
 use crate::overview::Overview;
@@ -65,6 +65,7 @@ pub struct Pipeline {
     gatherers: Vec<Gatherer>,
     /// Calls that are under way for long, until it is known who makes them.
     stuck: Vec<(Instant, StuckCall)>,
+    ends: StuckEnds,
     tally: Arc<Tally>,
     since: Option<Instant>,
 }
@@ -184,6 +185,7 @@ impl Pipeline {
             pulse,
             gatherers: sinks.into_iter().map(gatherer).collect(),
             stuck: Vec::new(),
+            ends: StuckEnds::default(),
             since: None,
         }
     }
@@ -381,7 +383,18 @@ impl Pipeline {
             self.no_image(&stuck.identity());
             due = now + PATIENCE;
         }
+        match stuck.has_ended {
+            false => self.ends.await_end(&stuck),
+            // Its record may be on its way, and wait for its link.
+            true if !self.ends.is_known(&stuck) => due = now + PATIENCE,
+            true => {}
+        }
         self.stuck.push((due, stuck));
+    }
+
+    /// A call has ended, with a record of its own or without.
+    pub fn has_ended(&mut self, call: &Call) {
+        self.ends.ended(call);
     }
 
     fn encode_stuck(&mut self, stuck: &StuckCall) {
@@ -412,7 +425,12 @@ impl Pipeline {
     fn encode_stuck_until(&mut self, now: Instant) -> Option<Instant> {
         let (due, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.stuck).into_iter().partition(|(at, _)| *at <= now);
         self.stuck = rest;
-        due.iter().for_each(|(_, stuck)| self.encode_stuck(stuck));
+        for (_, mut stuck) in due {
+            if stuck.has_ended {
+                self.ends.complete(&mut stuck);
+            }
+            self.encode_stuck(&stuck);
+        }
         self.stuck.iter().map(|(at, _)| *at).min()
     }
 

@@ -24,9 +24,8 @@ use crate::links::sequence::{PATIENCE, Sequence};
 use crate::live::Lookout;
 use crate::model::call::{Call, Image, Name, Notice};
 use crate::model::counts::Counts;
-use crate::model::reading::QueueName;
+use crate::model::reading::{QueueHeads, QueueName};
 use crate::model::stuck::StuckCall;
-use crate::model::values::Op;
 
 /// As many records are taken before anything else is looked at: what they are decoded to stays in the processor's cache.
 const AT_ONCE: usize = 512;
@@ -173,8 +172,11 @@ impl Rings {
                 self.sequence.found(early);
                 let _ = ready.send(Ok(()));
             }
+            let (turn, until) = (self.directory.turn(), self.calls.end());
             let taken = self.take_calls();
             self.take_others();
+            let Self { directory, calls, sequence, .. } = &self;
+            directory.has_taken(turn, || if calls.is_past(until) { sequence.heads() } else { QueueHeads::new() });
             for stuck in options.stuck.iter().flat_map(Receiver::try_iter) {
                 self.pipeline.stuck(stuck);
             }
@@ -226,7 +228,7 @@ impl Rings {
         self.expire(Instant::now() + PATIENCE);
         self.take_others();
         self.pipeline.settle();
-        self.directory.has_taken(u64::MAX);
+        self.directory.has_taken(u64::MAX, || self.sequence.heads());
         let counts = self.counts();
         self.pipeline.counts(&counts);
     }
@@ -264,6 +266,7 @@ impl Rings {
     }
 
     fn pass(&mut self, call: Box<Call>) {
+        self.pipeline.has_ended(&call);
         if call.measured && call.inferred_wait_ns().is_some() {
             self.pipeline.waited(&call);
         }
@@ -299,7 +302,6 @@ impl Rings {
 
     /// Takes images, names, and what became of them.
     fn take_others(&mut self) {
-        let turn = self.directory.turn();
         let Self { images, notices, pipeline, .. } = self;
         images.take(usize::MAX, |bytes| {
             if let Ok(name) = Name::decode(bytes) {
@@ -313,7 +315,6 @@ impl Rings {
             Ok(Notice::Ended(key)) => pipeline.ended(key),
             Err(_) => {}
         });
-        self.directory.has_taken(turn);
     }
 }
 
@@ -322,10 +323,7 @@ fn look(lookout: &Lookout, stop: &Arc<Stop>) -> Receiver<Vec<(u32, Option<QueueN
     let (found, looked) = mpsc::sync_channel(1);
     let (lookout, woken) = (lookout.clone(), stop.clone());
     thread::spawn(move || {
-        let (calls, _) = lookout.in_calls();
-        let early = calls.into_iter().filter(|call| call.op == Op::MqTimedreceive);
-        let early = early.map(|call| (call.tid, call.queue.map(|queue| (queue.ipc_ns, queue.name))));
-        let _ = found.send(early.collect());
+        let _ = found.send(lookout.receivers());
         woken.wake();
     });
     looked

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use crate::clock;
 use crate::live::Lookout;
-use crate::live::calls::InCall;
+use crate::live::calls::{ContainerIds, InCall};
 use crate::model::filter::Filters;
 use crate::model::stuck::{StuckCall, StuckTable};
 
@@ -72,10 +72,11 @@ pub fn start(
             is_last = !matches!(ended.recv_timeout(pause), Err(RecvTimeoutError::Timeout));
             let Some(waiters) = options.lookout.waiters() else { continue };
             let now_ns = clock::now_ns(ClockId::CLOCK_MONOTONIC).max(0).unsigned_abs();
-            let is_asked_for = |call: &InCall| call.is_asked_for(&options.filters, options.own_ipc_namespace);
+            let mut containers = with_container.then(ContainerIds::default);
             let wanted = waiters.into_iter().filter(|waiter| {
                 (options.is_traced)(waiter.host_pid)
-                    && is_asked_for(&InCall::of(waiter.clone(), now_ns, with_container))
+                    && InCall::of(waiter.clone(), now_ns, containers.as_mut())
+                        .is_asked_for(&options.filters, options.own_ipc_namespace)
             });
             let told = table.look(now_ns, wanted.collect(), || options.lookout.holders());
             let any = !told.is_empty();

@@ -176,7 +176,7 @@ impl Watching {
         }
         find_queues(&programs);
         let lookout = Lookout::of(&programs);
-        let infers = hooks == HookKind::Tracepoint;
+        let infers = config.infers(hooks);
         let options = ReaderOptions { infers, lookout: lookout.clone(), directory, stuck: None };
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;

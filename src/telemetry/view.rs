@@ -136,7 +136,7 @@ impl<'a> View<'a> {
 
     /// The positive errno of a call that failed.
     pub fn errno(&self) -> Option<i32> {
-        (self.call.ret < 0).then(|| i32::try_from(self.call.ret.unsigned_abs()).unwrap_or(i32::MAX))
+        errno(self.call.ret)
     }
 
     /// The name of the errno, of every failure.
@@ -185,12 +185,9 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Seconds from the call to its deadline, negative where that had passed; None where the kernel takes it for no
-    /// time (include/linux/time64.h, timespec64_valid).
+    /// Seconds from the call to its deadline.
     fn timeout(&self) -> Option<f64> {
-        let Deadline { s, ns } = self.message()?.timeout.value?;
-        let is_valid = s >= 0 && (0..1_000_000_000).contains(&ns);
-        is_valid.then(|| (i128::from(s) * 1_000_000_000 + i128::from(ns) - i128::from(self.start_ns)) as f64 / 1e9)
+        seconds_until(self.message()?.timeout.value?, self.start_ns)
     }
 
     /// Adds every attribute of the call's span and log record.
@@ -383,18 +380,9 @@ impl<'a> View<'a> {
             },
             Args::Getsetattr { attr, .. } => write!(to, ", {}", attr_text(attr))?,
         }
-        match (self.errno(), call.args) {
-            (None, Args::Receive(message)) => {
-                write!(to, ") = {} bytes", call.ret)?;
-                message.priority.map_or(Ok(()), |priority| write!(to, ", prio {priority}"))
-            }
-            (None, _) => write!(to, ") = {}", call.ret),
-            (Some(ERESTARTSYS), _) => write!(to, ") = ? ERESTARTSYS"),
-            (Some(errno), _) => {
-                write!(to, ") = -1 {}", errno_name(errno))?;
-                self.write_failure(to)
-            }
-        }
+        to.push(')');
+        write_result(to, call.op, call.ret, self.message().and_then(|message| message.priority))?;
+        self.write_failure(to)
     }
 
     /// Why it failed, where the errno alone does not say it.
@@ -416,8 +404,33 @@ impl<'a> View<'a> {
     }
 }
 
+/// The positive errno of what a call that failed returned.
+pub fn errno(ret: i64) -> Option<i32> {
+    (ret < 0).then(|| i32::try_from(ret.unsigned_abs()).unwrap_or(i32::MAX))
+}
+
+/// Seconds from a time, ns since 1970, to a deadline, negative where that had passed; None where the kernel takes it for no
+/// time (include/linux/time64.h, timespec64_valid).
+pub fn seconds_until(Deadline { s, ns }: Deadline, from_ns: u64) -> Option<f64> {
+    let is_valid = s >= 0 && (0..1_000_000_000).contains(&ns);
+    is_valid.then(|| (i128::from(s) * 1_000_000_000 + i128::from(ns) - i128::from(from_ns)) as f64 / 1e9)
+}
+
+/// ` = 0`, ` = 5 bytes, prio 3`, ` = -1 ENOENT`; the priority is that of a message that was received.
+pub fn write_result(to: &mut String, op: Op, ret: i64, priority: Option<u32>) -> fmt::Result {
+    match (errno(ret), op) {
+        (None, Op::MqTimedreceive) => {
+            write!(to, " = {ret} bytes")?;
+            priority.map_or(Ok(()), |priority| write!(to, ", prio {priority}"))
+        }
+        (None, _) => write!(to, " = {ret}"),
+        (Some(ERESTARTSYS), _) => write!(to, " = ? ERESTARTSYS"),
+        (Some(errno), _) => write!(to, " = -1 {}", errno_name(errno)),
+    }
+}
+
 /// What `posix_mq.syscall.abi` calls a 32-bit caller's.
-const COMPAT: &str = if cfg!(target_arch = "aarch64") { "arm" } else { "ia32" };
+pub const COMPAT: &str = if cfg!(target_arch = "aarch64") { "arm" } else { "ia32" };
 
 /// The low 16 bits, which are what the kernel takes.
 fn octal(mode: u32) -> String {

@@ -24,8 +24,8 @@ fn random_setting(random: &mut SmallRng) -> Setting {
     }
 }
 
-/// Prevents a wrong link, whatever the order of what happens, links that are sure from being missed, and calls from
-/// waiting longer than they may or overtaking others of their thread.
+/// Prevents a wrong link, or the age of a message that is not the first, whatever the order of what happens, links and ages
+/// that are sure from being missed, and calls from waiting longer than they may or overtaking others of their thread.
 #[test]
 fn links_are_never_wrong() {
     let mut random = SmallRng::seed_from_u64(1);
@@ -38,12 +38,14 @@ fn links_are_never_wrong() {
         let mut world = World::new(setting, seed);
         // Until the queue was surely empty for once there are no links.
         for steps in [4_000, 12_000] {
-            (world.right, world.none) = (0, 0);
+            (world.right, world.none, world.ages) = (0, 0, [0; 2]);
             (0..steps).for_each(|_| world.step());
         }
         assert_eq!(world.wrong, 0, "{setting:?} {seed}");
         let (right, all) = (world.right as f64, (world.right + world.none) as f64);
         assert!(right >= least * all, "{setting:?}: {right} of {all}");
+        let (known, looks) = (world.ages[0] as f64, (world.ages[0] + world.ages[1]) as f64);
+        assert!(known >= least * looks, "{setting:?}: {known} of {looks} ages");
         assert!(world.longest < PATIENCE + PATIENCE / 100, "{setting:?}: {:?}", world.longest);
     }
 }

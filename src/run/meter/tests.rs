@@ -27,7 +27,9 @@ struct Names {
 }
 
 impl Directory for Names {
-    fn catch_up(&self) {}
+    fn catch_up(&self) -> QueueHeads {
+        QueueHeads::new()
+    }
 
     fn name(&self, number: u64) -> Option<Arc<str>> {
         let digits = number.to_string();
@@ -310,6 +312,7 @@ fn gauges_of_many_queues() {
         peak: None,
         life: QueueLife::Named,
         matched: true,
+        look: None,
     };
     let queues: Vec<QueueReading> = (1..=3000).map(queue).collect();
     let surroundings =
@@ -478,6 +481,7 @@ fn looks_between_exports() {
         peak: Some(peak),
         life: QueueLife::Named,
         matched: true,
+        look: None,
     };
     let mut second = 0;
     let mut peak = |meter: &mut Meter<Names, Kept>, exports, peak| {

@@ -1,9 +1,11 @@
 //! What is tested inside the kernel that was booted. Each kind of hooks that this kernel has is asked for by name.
 
+mod causes;
 mod check;
 mod clean;
 mod crowds;
 mod links;
+mod live;
 mod metrics;
 mod parity;
 mod races;

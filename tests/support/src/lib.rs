@@ -1,8 +1,10 @@
 //! What mqspan's tests share. The parsers are pure and tested by `cargo test --workspace`; everything that needs root is
 //! used by the targets `host`, `collector` and `family` only.
 
+pub mod ages;
 pub mod backend;
 pub mod calls;
+pub mod causes;
 pub mod certificates;
 pub mod collector;
 pub mod container;
@@ -15,6 +17,7 @@ pub mod otlp;
 pub mod own;
 pub mod picture;
 pub mod program;
+pub mod prometheus;
 pub mod pty;
 pub mod queues;
 pub mod ready;

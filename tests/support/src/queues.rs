@@ -35,6 +35,12 @@ impl Held {
         Self::start_with(mqspan, &["full"], "full")
     }
 
+    /// The workload with many threads that wait, as this kind of caller, at this many queues /NAME-0 and so on.
+    pub fn crowd(mqspan: &Mqspan, name: &str, abi: &str, queues: u64, threads: u64) -> Result<Self> {
+        let (queues, threads) = (format!("--queues={queues}"), format!("--threads={threads}"));
+        Self::start_with(mqspan, &["crowd", "--name", name, "--abi", abi, &queues, &threads], "held")
+    }
+
     fn start_with(mqspan: &Mqspan, args: &[&str], says: &str) -> Result<Self> {
         let mut command = Command::new(mqspan.workload());
         command.args(args);
@@ -62,7 +68,7 @@ impl Held {
     }
 }
 
-/// The last values of the gauges in a file, by name and queue, with the operation where there is one.
+/// The last values of the gauges in a file, by name and queue, with the operation or access where there is one.
 pub fn gauges(path: &Path) -> Result<BTreeMap<String, i64>> {
     let mut values: BTreeMap<String, i64> = BTreeMap::new();
     let requests = otlp::metrics(path)?;
@@ -73,10 +79,10 @@ pub fn gauges(path: &Path) -> Result<BTreeMap<String, i64>> {
             let attributes = otlp::attributes(&point.attributes)?;
             let Some(queue) = text(&attributes, "messaging.destination.name") else { continue };
             ensure!(int(&attributes, "posix_mq.ipc_namespace") == Some(ready::ipc_namespace()?), "{attributes:?}");
-            let operation = text(&attributes, "messaging.operation.name").map(|name| format!(" {name}"));
+            let which = text(&attributes, "messaging.operation.name").or(text(&attributes, "posix_mq.access"));
+            let which = which.map(|name| format!(" {name}")).unwrap_or_default();
             let Some(number_data_point::Value::AsInt(value)) = point.value else { continue };
-            let last =
-                values.entry(format!("{} {queue}{}", metric.name, operation.unwrap_or_default())).or_insert(value);
+            let last = values.entry(format!("{} {queue}{which}", metric.name)).or_insert(value);
             // A peak is of one interval only.
             *last = if metric.name == "posix_mq.queue.peak_depth" { value.max(*last) } else { value };
         }

@@ -223,6 +223,9 @@ pub fn run(options: &Causes) -> Result<()> {
             messages(&mut caller, &files)?;
             notifications(&mut caller, &files)?;
             other_errors(&mut caller, &files)?;
+            if options.file_max {
+                too_many_files(&mut caller)?;
+            }
         }
         calls => random(&mut caller, &files, options.seed, calls)?,
     }
@@ -407,6 +410,20 @@ fn in_user_namespace(caller: &mut Failing) -> Result<()> {
     caller.open_fails("causes-inside", CREATE, Some(attr), libc::EMFILE, namespaces)?;
     drop(kept);
     Ok(())
+}
+
+fn too_many_files(caller: &mut Failing) -> Result<()> {
+    const LIMIT: &str = "/proc/sys/fs/file-max";
+    let before = fs::read_to_string(LIMIT)?;
+    fs::write(LIMIT, "1")?;
+    // Root passes over it.
+    become_user(*USER, *USER)?;
+    let failed = [CREATE, libc::O_RDWR]
+        .into_iter()
+        .try_for_each(|oflag| caller.open_fails("causes-new", oflag, None, libc::ENFILE, because("fs.file-max")));
+    become_user(0, 0)?;
+    fs::write(LIMIT, before)?;
+    failed
 }
 
 fn too_many_descriptors(caller: &mut Failing) -> Result<()> {

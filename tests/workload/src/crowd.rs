@@ -13,7 +13,11 @@ use std::{
 use anyhow::{Result, ensure};
 use nix::unistd::gettid;
 
-use crate::{Crowd, kernel};
+use crate::{
+    Crowd,
+    abi::{Abi, Call, Low},
+    kernel,
+};
 
 const MSGSIZE: usize = 8;
 /// Enough for a thread that does nothing but wait.
@@ -40,17 +44,21 @@ pub fn run(options: &Crowd) -> Result<()> {
     for fd in fds.iter().skip(1).step_by(2) {
         ensure!(send(*fd) == 0, "room for a message");
     }
+    // What they send and receive is nothing: they share a place for it.
+    let body = Low::new()?.put(&[0; MSGSIZE])?;
     let threads: Vec<_> = (0..options.threads).map(|_| AtomicI32::new(0)).collect();
     thread::scope(|scope| -> Result<()> {
         for (number, id) in threads.iter().enumerate() {
             let place = number % fds.len();
             let fd = fds[place];
+            let (abi, call) = (options.abi, if place.is_multiple_of(2) { Call::Receive } else { Call::Send });
+            let size = if place.is_multiple_of(2) { MSGSIZE } else { 1 };
             thread::Builder::new().stack_size(STACK).spawn_scoped(scope, move || {
                 id.store(gettid().as_raw(), Ordering::Relaxed);
-                if place.is_multiple_of(2) { receive(fd) } else { send(fd) }
+                abi.call(call, [fd as usize, body, size, 0, 0])
             })?;
         }
-        while !threads.iter().all(|id| waits(id.load(Ordering::Relaxed))) {
+        while !threads.iter().all(|id| waits(id.load(Ordering::Relaxed), options.abi)) {
             thread::sleep(Duration::from_millis(5));
         }
         println!("held");
@@ -67,8 +75,8 @@ pub fn run(options: &Crowd) -> Result<()> {
     Ok(())
 }
 
-fn waits(thread: i32) -> bool {
+fn waits(thread: i32, abi: Abi) -> bool {
     let call = fs::read_to_string(format!("/proc/self/task/{thread}/syscall")).unwrap_or_default();
     let number = call.split(' ').next().unwrap_or_default();
-    [libc::SYS_mq_timedreceive, libc::SYS_mq_timedsend].iter().any(|call| number == call.to_string())
+    [Call::Receive, Call::Send].iter().any(|call| number == abi.number(*call).to_string())
 }

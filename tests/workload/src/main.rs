@@ -289,6 +289,10 @@ struct Crowd {
 
     #[arg(long, default_value_t = 100)]
     threads: u64,
+
+    /// As which kind of caller they wait
+    #[arg(long, value_enum, default_value = "native")]
+    abi: abi::Abi,
 }
 
 #[derive(Args)]
@@ -300,6 +304,10 @@ struct Causes {
     /// As many that are drawn at random, in place of the table
     #[arg(long, default_value_t = 0)]
     random: u64,
+
+    /// That no file may be opened any more on the whole machine, too: for one that nobody else uses
+    #[arg(long)]
+    file_max: bool,
 
     /// Of all that is random
     #[arg(long, default_value_t = 1)]

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use super::super::*;
 use crate::model::call::Turn;
 use crate::model::examples::{example, message, queue};
+use crate::model::reading::QueueSight;
 use crate::model::values::Op;
 
 /// What is simulated.
@@ -80,6 +81,11 @@ pub struct World {
     pub right: u64,
     pub wrong: u64,
     pub none: u64,
+    /// Of looks at a queue with messages in it and no call under way: those that showed since when its first one is there, and
+    /// those that did not.
+    pub ages: [u64; 2],
+    /// By the time at which a send ended, its message's number.
+    left: HashMap<u64, u64>,
     pub most_held: usize,
     pub longest: Duration,
     /// The records so far, and the links that came out with the last of them: a receive's number and a send's.
@@ -92,6 +98,13 @@ fn passed(call: &mut Call) -> &mut Message {
         Args::Send(message) | Args::Receive(message) => message,
         _ => unreachable!(),
     }
+}
+
+/// Other keys, the same place.
+fn reached(queue_at: usize) -> Queue {
+    let mut reached = queue(if queue_at == 0 { b"q" } else { b"other" });
+    reached.key.namespace = queue_at as u64;
+    reached
 }
 
 impl World {
@@ -119,6 +132,8 @@ impl World {
             right: 0,
             wrong: 0,
             none: 0,
+            ages: [0; 2],
+            left: HashMap::new(),
             most_held: 0,
             longest: Duration::ZERO,
             records: Vec::new(),
@@ -161,6 +176,28 @@ impl World {
             Step::Described => self.leave(at),
         }
         self.most_held = self.most_held.max(self.sequence.held.len());
+        self.look();
+    }
+
+    /// As a collection does: the message that would be received next is the one that is said to be.
+    fn look(&mut self) {
+        let heads = self.sequence.heads();
+        for (at, letters) in self.queues.iter().enumerate() {
+            let highest = letters.iter().map(|(priority, ..)| *priority).max();
+            let Some((_, number, _)) = letters.iter().find(|(priority, ..)| Some(*priority) == highest) else {
+                continue;
+            };
+            let (at_ns, depth) = (u64::MAX, letters.len() as i64);
+            let at_rest = [0, 1].map(|side| self.started[side] == self.ended[side]);
+            let sight = QueueSight { depth, unlinked: false, at_rest, at_ns, oldest_since_ns: None };
+            let head = heads.get(&reached(at).key).filter(|head| sight.oldest_ns(Some(head)).is_some());
+            if let Some(head) = head {
+                assert_eq!(self.left[&head.since_ns], *number, "{:?}", self.setting);
+            }
+            if at_rest == [true, true] {
+                self.ages[usize::from(head.is_none())] += 1;
+            }
+        }
     }
 
     fn enter(&mut self, at: usize) {
@@ -184,11 +221,8 @@ impl World {
             0 => (Op::MqTimedsend, Args::Send(passed)),
             _ => (Op::MqTimedreceive, Args::Receive(passed)),
         };
-        // Other keys, the same place.
-        let mut reached = queue(if queue_at == 0 { b"q" } else { b"other" });
-        reached.key.namespace = queue_at as u64;
         let (tid, entered_ns, vpid) = (at as u32 + 1, self.now.as_nanos() as u64, self.calls);
-        let call = Call { op, args, tid, vpid, entered_ns, queue: Some(reached), ret: 0, ..example() };
+        let call = Call { op, args, tid, vpid, entered_ns, queue: Some(reached(queue_at)), ret: 0, ..example() };
         let caller = &mut self.callers[at];
         (caller.call, caller.step, caller.queue) = (call, Step::Entered, queue_at);
     }
@@ -290,6 +324,9 @@ impl World {
         let (call, side) = (caller.call.clone(), caller.side);
         self.offered.insert(call.vpid, self.now);
         self.records.push(call.clone());
+        if side == 0 && call.ret == 0 {
+            self.left.insert(call.left_ns, u64::from_ne_bytes(call.ids.span));
+        }
         let mut out = Vec::new();
         self.sequence.offer(Box::new(call), self.start + self.now, &mut |call| out.push(*call));
         self.ended[side] += 1;
