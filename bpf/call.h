@@ -18,7 +18,7 @@ static __always_inline void read_name(struct call *call)
 
 	if (len == SHORT_NAME)
 		len = bpf_probe_read_user_str(call->names, NAME_SIZE, name);
-	/* An empty one has no length, not even that of its NUL, before 6.7 or so (seen on 6.1). */
+	/* Of an empty one the helper returns 1, on older kernels (seen on 6.1) 0. */
 	if (len >= 0) {
 		call->asked_len = len ? len - 1 : 0;
 		call->flags &= ~CALL_NAME_BAD;
