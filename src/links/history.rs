@@ -193,7 +193,8 @@ impl History {
     /// What the calls seen leave in the queue, where it is certain which message would be received next. Calls under way may
     /// have added and taken others.
     pub fn head(&self) -> Option<QueueHead> {
-        let (_, lane) = self.lanes.last_key_value().filter(|_| self.is_trusted && self.received == 0)?;
+        let lane = self.lanes.values().rev().find(|lane| !lane.sent.is_empty());
+        let lane = lane.filter(|_| self.is_trusted && self.received == 0)?;
         let first = lane.sent.front()?;
         let comes_alone = lane.sent.get(1).is_none_or(|next| next.number > first.begun);
         let is_certain = first.number > lane.blurred && comes_alone;
