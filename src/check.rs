@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use self::measure::Measured;
+use self::measure::MeasuredCosts;
 use crate::kernel::configure::Config;
 use crate::kernel::facts::{CAPABILITIES, DAC_OVERRIDE, Facts};
 use crate::kernel::hooks::{CALLS, not_captured_without};
@@ -57,7 +57,7 @@ struct Report {
     resident_bytes: u64,
     /// What calls cost here, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    measured: Option<Measured>,
+    measured: Option<MeasuredCosts>,
 }
 
 /// The bound on what mqspan itself holds, under any backend (docs/requirements.md).
@@ -272,7 +272,7 @@ impl Report {
         if let Some(hooks) = self.hooks {
             text += &format!("hooks: {hooks}; {}\n", self.cost.join("; "));
         }
-        text += &self.measured.as_ref().map(Measured::text).unwrap_or_default();
+        text += &self.measured.as_ref().map(MeasuredCosts::text).unwrap_or_default();
         if self.in_user_namespace {
             text += "note: this is a user namespace: capabilities in it are none of the host's\n";
         }

@@ -76,7 +76,7 @@ impl Drop for Caller {
 }
 
 fn make_calls(mut asked: File, mut told: File) -> io::Result<()> {
-    let queue = Queue::open()?;
+    let queue = OwnQueue::open()?;
     let mut what = [0];
     while asked.read(&mut what)? == 1 {
         let Some(what) = Timed::ALL.into_iter().find(|timed| *timed as u8 == what[0]) else { break };
@@ -104,9 +104,9 @@ fn open_missing() {
 }
 
 /// A queue without a name.
-struct Queue(libc::mqd_t);
+struct OwnQueue(libc::mqd_t);
 
-impl Queue {
+impl OwnQueue {
     fn open() -> io::Result<Self> {
         let name = CString::new(format!("/mqspan-check-{}", std::process::id()))?;
         // SAFETY: a structure of integers, for which zero is a value.
@@ -139,8 +139,8 @@ mod tests {
     /// Prevents a call that fails, or none at all, from being timed as one that works.
     #[test]
     fn a_message_passes_and_nothing_is_left() {
-        let Ok(queue) = Queue::open() else { return assert!(!std::path::Path::new("/dev/mqueue").exists()) };
+        let Ok(queue) = OwnQueue::open() else { return assert!(!std::path::Path::new("/dev/mqueue").exists()) };
         queue.pass().unwrap();
-        assert!(Queue::open().is_ok(), "its name is free again");
+        assert!(OwnQueue::open().is_ok(), "its name is free again");
     }
 }

@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// What was measured.
 #[derive(Debug, Serialize)]
-pub struct Measured {
+pub struct MeasuredCosts {
     rounds: usize,
     /// Nothing attached, by mqspan.
     nothing: Costs,
@@ -64,7 +64,7 @@ struct Round {
 }
 
 /// Measures by each kind of hooks that works here. This thread must be the only one.
-pub fn measure(facts: &Facts, every_call: &Filters) -> io::Result<Measured> {
+pub fn measure(facts: &Facts, every_call: &Filters) -> io::Result<MeasuredCosts> {
     let mut caller = Caller::start()?;
     let spinner = Spinner::start();
     let kinds: Vec<HookKind> =
@@ -92,7 +92,7 @@ pub fn measure(facts: &Facts, every_call: &Filters) -> io::Result<Measured> {
         }
     }
     let kinds = rounds.into_iter().filter(|(_, rounds)| !rounds.is_empty());
-    Ok(Measured {
+    Ok(MeasuredCosts {
         rounds: nothing.len(),
         nothing: costs(&nothing),
         hooks: kinds.map(|(kind, rounds)| MeasuredKind::of(kind, &rounds, quiet)).collect(),
@@ -156,7 +156,7 @@ impl MeasuredKind {
     }
 }
 
-impl Measured {
+impl MeasuredCosts {
     /// As a table.
     pub fn text(&self) -> String {
         let row = |name: &str, Costs { mq_open, send_and_receive, other }: Costs| {
@@ -234,7 +234,7 @@ mod tests {
         let round = |time: f64, pause| Round { times: [time, 2. * time, 3.], attach: 40., detach: 60., pause };
         let kind =
             |pause| MeasuredKind::of(HookKind::Fentry, &[round(1., pause), round(9., pause), round(5., pause)], pause);
-        let of = |pause| Measured { rounds: 3, nothing: costs(&[[1., 2., 3.]]), hooks: vec![kind(pause)] }.text();
+        let of = |pause| MeasuredCosts { rounds: 3, nothing: costs(&[[1., 2., 3.]]), hooks: vec![kind(pause)] }.text();
         assert_eq!(
             of(Some(7.)),
             "measured, ns, median of 3 rounds (each call a span and in the metrics):\n                  mq_open  send + receive  \
