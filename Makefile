@@ -72,6 +72,7 @@ endef
 .PHONY: test-kernels
 test-kernels: ## three other kernels under qemu, one of them PREEMPT_RT, each kind of hooks on each: half an hour
 	$(call test-kernels,--exact linux_6_1 linux_6_12_rt linux_7_3)
+	cargo bench --bench instructions -- compare
 
 .PHONY: test-kernels-all
 test-kernels-all: ## thirteen kernels and ways to boot them under qemu: some hours
@@ -114,16 +115,10 @@ lint: ready ## format, clippy, documentation, licences and sources of the crates
 	$(CACHE)/bin/cargo-deny check --hide-inclusion-graph bans licenses sources
 
 .PHONY: bench
-bench: ## what a traced call costs
-	@scripts/setup.sh
-	cargo build --release --workspace
-	$(CARGO_AS_ROOT) bench --bench overhead
-
-.PHONY: instructions
-instructions: ## what a traced call costs by each kind of hooks, counted under qemu: the same figures on every machine
+bench: ## what mqspan costs: writes docs/performance.md; a quarter of an hour
 	@scripts/setup.sh kernels
 	cargo build --release --workspace
-	cargo bench --bench instructions
+	scripts/performance.sh
 
 .PHONY: clean
 clean: ## remove what was built; the cache of backends and tools stays

@@ -1,16 +1,20 @@
 //! What a traced call costs its caller on other kernels, in instructions: a machine under qemu has one CPU whose clock counts
-//! them, so that the figures are the same whatever else the host does. `make instructions` runs it; the least of many short
-//! pieces is taken, in which nothing but the calls ran.
+//! them, so that the figures are the same whatever else the host does. The least of many short pieces is taken, in which
+//! nothing but the calls ran.
 //!
-//! Without arguments it boots the kernels and prints a table; `guest` is what it does there.
+//! `make bench` has it boot the kernels and print a table. `compare` (`make test-kernels`) boots the first and fails where a
+//! call costs more than benches/instructions.tsv allows; `record` writes that file: a change that costs more says so in it.
+//! `guest` is what it does in there.
 
 use std::{
-    env,
+    collections::BTreeMap,
+    env, fs,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libbpf_rs::query::ProgInfoIter;
 use support::{program::Mqspan, wait, workload};
 
@@ -29,22 +33,66 @@ const WAYS: [(&str, &[&str]); 3] = [
     ("metrics", &["--signals=metrics"]),
 ];
 
+/// What the counts may be, by kernel, hooks, way and call, a line each.
+const BUDGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.tsv");
+/// Another build of the same kernel, or of the compiler, may differ by so much.
+const SLACK: f64 = 1.03;
+
+type Counts = BTreeMap<[String; 4], f64>;
+
 fn main() -> Result<()> {
     match env::args().nth(1).as_deref() {
         Some("guest") => count(),
-        _ => kernels(),
+        Some("compare") => compare(&counts(&KERNELS[..1])?),
+        Some("record") => record(&counts(&KERNELS[..1])?),
+        _ => counts(&KERNELS).map(|_| ()),
     }
 }
 
-fn kernels() -> Result<()> {
-    let named = env::var("MQSPAN_BENCH_KERNELS").unwrap_or(KERNELS.join(" "));
+/// Boots the kernels, and shows what is counted there.
+fn counts(kernels: &[&str]) -> Result<Counts> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kernel.sh");
-    for kernel in named.split_whitespace() {
+    let mut counts = Counts::new();
+    for kernel in kernels {
         println!("\nLinux {kernel}, instructions");
         let programs = [env::current_exe()?, PathBuf::from(MQSPAN), Path::new(MQSPAN).with_file_name("workload")];
-        let status = Command::new(&script).args(["count", kernel]).args(programs).status()?;
+        let mut machine =
+            Command::new(&script).args(["count", kernel]).args(programs).stdout(Stdio::piped()).spawn()?;
+        for line in BufReader::new(machine.stdout.take().context("no stdout")?).lines() {
+            let line = line?;
+            match line.split('\t').collect::<Vec<_>>()[..] {
+                ["COUNT", kind, way, call, count] => {
+                    counts.insert([*kernel, kind, way, call].map(String::from), count.parse()?);
+                }
+                _ => println!("{line}"),
+            }
+        }
+        let status = machine.wait()?;
         ensure!(status.success(), "Linux {kernel}: {status}");
     }
+    Ok(counts)
+}
+
+fn record(counts: &Counts) -> Result<()> {
+    let lines = counts.iter().map(|(of, count)| format!("{}\t{count:.0}\n", of.join("\t")));
+    Ok(fs::write(BUDGET, lines.collect::<String>())?)
+}
+
+fn compare(counts: &Counts) -> Result<()> {
+    let mut over = Vec::new();
+    for line in fs::read_to_string(BUDGET)?.lines() {
+        let [kernel, kind, way, call, most] = line.split('\t').collect::<Vec<_>>()[..] else { continue };
+        let count =
+            counts.get(&[kernel, kind, way, call].map(String::from)).with_context(|| format!("not counted: {line}"))?;
+        if *count > most.parse::<f64>()? * SLACK {
+            over.push(format!("{line}, now {count:.0}"));
+        }
+    }
+    ensure!(
+        over.is_empty(),
+        "a call costs more than benches/instructions.tsv allows; where it must, `record` says so: {over:#?}"
+    );
+    println!("none costs more than benches/instructions.tsv allows");
     Ok(())
 }
 
@@ -78,6 +126,7 @@ fn count() -> Result<()> {
                 let stats = mqspan.stats()?;
                 ensure!(stats.lost_sum() == 0 && stats.captured >= CALLED, "a lost call is a cheap one: {stats:?}");
                 println!("{kind:10} {way:18} {what:14} {count:8.0} {:7.2} {:7.2}", count / nothing, count / empty);
+                println!("COUNT\t{kind}\t{way}\t{what}\t{count:.0}");
             }
         }
     }

@@ -4,7 +4,10 @@
 //! with nothing attached, with programs that do nothing on the same hooks, and with mqspan. These take turns, so that what
 //! else the machine does falls on all alike; the caller has one CPU, mqspan the others.
 
-use std::thread;
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::{
@@ -34,7 +37,8 @@ fn main() -> Result<()> {
     for (what, workload) in [("mq_open of a missing queue", "flat"), ("mq_timedsend and mq_timedreceive", "pass")] {
         overhead(&mqspan, (what, workload), caller, &others)?;
     }
-    flat_out(&mqspan, caller, &others)
+    flat_out(&mqspan, caller, &others)?;
+    idle(&mqspan)
 }
 
 /// Nanoseconds of one of the workload's calls, now.
@@ -118,6 +122,44 @@ fn flat_out(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
         seconds * 1e9 / captured as f64
     );
     Ok(())
+}
+
+/// What mqspan takes where nobody calls.
+fn idle(mqspan: &Mqspan) -> Result<()> {
+    const LONG: Duration = Duration::from_secs(20);
+    let tracing = mqspan.trace(["--output=none"])?;
+    let pid = tracing.pid();
+    let (switches, ticks) = (switches(pid)?, ticks(pid)?);
+    let begun = Instant::now();
+    thread::sleep(LONG);
+    let seconds = begun.elapsed().as_secs_f64();
+    let (switches, ticks) = (self::switches(pid)? - switches, self::ticks(pid)? - ticks);
+    let Memory { resident, anonymous } = Memory::of(pid)?;
+    tracing.stop()?.ok()?;
+    println!(
+        "\nidle for {seconds:.0} s: {:.1} switches a second over all threads, {:.2} % of a CPU, {resident} kB resident, {anonymous} kB \
+         of it without files and rings",
+        switches as f64 / seconds,
+        ticks as f64 / seconds
+    );
+    Ok(())
+}
+
+/// Context switches of all threads so far.
+fn switches(pid: u32) -> Result<u64> {
+    let mut all = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let counts = status.lines().filter(|line| line.contains("_ctxt_switches:"));
+        all += counts.filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok()).sum::<u64>();
+    }
+    Ok(all)
+}
+
+/// Hundredths of a second of CPU so far (proc_pid_stat(5)).
+fn ticks(pid: u32) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2).flat_map(str::parse::<u64>).sum())
 }
 
 /// User and system time of the children that were waited for.
