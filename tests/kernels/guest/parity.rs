@@ -17,14 +17,17 @@ const WAIT: &str = "posix_mq.message.wait";
 const TIMEOUT: &str = "posix_mq.timeout";
 const ABI: &str = "posix_mq.syscall.abi";
 const ID: &str = "posix_mq.queue.id";
+const OWNER: &str = "posix_mq.notify.owner_pid";
 
 /// What a span says that does not depend on when it was made, by whom, and by which kind of hooks.
 fn essence(span: &Record<Span>, varying: &[&str]) -> Result<Essence> {
-    let tid = span.tid()?.to_string();
+    let (tid, pid) = (span.tid()?.to_string(), span.pid()?);
     let attributes = span.attributes.iter().filter(|(key, _)| !varying.contains(&&***key));
     let essence = attributes.map(|(key, value)| match value {
         // The workload names some queues after its threads.
         Value::Text(text) => (key.to_string(), Value::Text(text.replace(&tid, "TID"))),
+        // It registers itself, and each time it has another number.
+        Value::Int(owner) if &**key == OWNER => (key.to_string(), Value::Bool(*owner == i64::from(pid))),
         value => (key.to_string(), value.clone()),
     });
     let status = span.body.status.clone().unwrap_or_default();
