@@ -64,7 +64,7 @@ fn what_calls_cost_here() -> Result<()> {
     for of in hooks.iter().chain([&measured["nothing"]]) {
         ensure!(costs(of).iter().all(|cost| cost.is_some_and(|ns| ns > 0.)), "{measured}");
     }
-    let left = std::fs::read_dir("/dev/mqueue")?.flatten();
+    let left = fs::read_dir("/dev/mqueue")?.flatten();
     let left: Vec<_> = left.filter(|queue| queue.file_name().to_string_lossy().starts_with("mqspan-check")).collect();
     ensure!(left.is_empty(), "{left:?}");
     let text = Ended::of(mqspan.output(["check", "--measure"])?);
