@@ -26,6 +26,9 @@ pub const OPEN: usize = 16;
 /// the first of them, which in a pool of waiting receivers is long under way.
 pub const BEFORE_TRUST: usize = 64;
 
+/// The messages of one priority take the room of so many more.
+const LANE: usize = 4;
+
 /// The records of one place: of sends, of receives.
 pub type Sides = [Records; 2];
 
@@ -121,9 +124,14 @@ impl History {
         }
     }
 
-    /// How much is kept.
-    pub fn len(&self) -> usize {
+    /// How many messages and receipts are kept.
+    fn len(&self) -> usize {
         self.sent + self.received
+    }
+
+    /// The room that what is kept takes, in that of messages: those of a priority of their own take more.
+    pub fn room(&self) -> usize {
+        self.len() + LANE * self.lanes.len()
     }
 
     /// Whether links can be told.

@@ -175,7 +175,7 @@ impl Sequence {
         let sides = &mut self.places[place(queue.key)];
         let (history, given_up) =
             self.queues.enter(queue.key, call.image.pid, || History::new(sides, turn.losses, had_unseen));
-        let before = history.len();
+        let before = history.room();
         sides[0].begun(turn.begun[0]);
         sides[1].begun(turn.begun[1]);
         history.watch(has_unseen, sides);
@@ -203,7 +203,7 @@ impl Sequence {
             history.give_up(&ticket);
             settled.push((ticket, None));
         }
-        let changed = history.len() != before;
+        let changed = history.room() != before;
         settled.extend(given_up.into_iter().map(|ticket| (ticket, None)));
         if changed {
             let given_up = self.queues.changed(&queue.key, before);
@@ -222,7 +222,7 @@ impl Sequence {
     fn give_up(&mut self, given_up: Vec<Ticket>, out: &mut impl FnMut(Box<Call>)) {
         for ticket in given_up {
             let Some(history) = self.queues.get(&ticket.queue) else { continue };
-            let (sides, before, mut settled) = (&self.places[place(ticket.queue)], history.len(), Vec::new());
+            let (sides, before, mut settled) = (&self.places[place(ticket.queue)], history.room(), Vec::new());
             history.give_up(&ticket);
             if history.settle(sides, &mut settled).is_err() {
                 history.distrust(sides, &mut settled);

@@ -67,7 +67,7 @@ impl QueueTable {
     /// had to make room.
     pub fn changed(&mut self, key: &QueueKey, before: usize) -> Vec<Ticket> {
         let Some(followed) = self.queues.get(key) else { return Vec::new() };
-        let after = followed.history.len();
+        let after = followed.history.room();
         if let Some(share) = self.shares.get_mut(&followed.owner) {
             share.kept = share.kept + after - before;
         }
@@ -86,7 +86,7 @@ impl QueueTable {
             return Vec::new();
         };
         let oldest = share.queues.pop_front().and_then(|key| self.queues.remove(&key));
-        let kept = oldest.as_ref().map_or(0, |followed| followed.history.len());
+        let kept = oldest.as_ref().map_or(0, |followed| followed.history.room());
         share.kept -= kept;
         self.kept -= kept;
         if share.queues.is_empty() {
