@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::directory::SharedDirectory;
+use super::memory;
 use super::pipeline::Pipeline;
 use crate::capability::{self, DAC_READ_SEARCH};
 use crate::kernel::contexts::Contexts;
@@ -186,6 +187,7 @@ impl Rings {
                 self.sequence.forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
                 let counts = self.counts();
                 self.pipeline.counts(&counts);
+                memory::trim();
             }
             self.expire(now);
             let again = self.pipeline.tick(now);
