@@ -50,7 +50,8 @@ fn own_memory() -> Option<u64> {
     Some(resident.saturating_sub(of_files) * page)
 }
 
-#[cfg(all(test, target_env = "gnu"))]
+#[cfg(test)]
+#[cfg(target_env = "gnu")]
 mod tests {
     use super::*;
 
