@@ -88,7 +88,7 @@ struct Attached {
 pub fn check(format: Format, measures: bool) -> io::Result<bool> {
     let mut facts = Facts::gather();
     // Before what attaching leaves to be done in the background.
-    let measured = measures.then(|| measure::measure(&facts, &every_call())).transpose()?;
+    let measured = measures.then(|| measure::measure(&facts, &everything(&every_call(), 0))).transpose()?;
     let attaching = ProgressLine::start(true, || "trying what the kernel allows".into());
     let attached = attach(&mut facts);
     drop(attaching);
@@ -105,17 +105,22 @@ fn every_call() -> Filters {
     Filters { call: CALLS.iter().map(|(call, _)| *call).collect(), ..Filters::default() }
 }
 
-/// Attaches as `run` does.
-fn attach(facts: &mut Facts) -> Result<Attached, Error> {
-    let every_call = every_call();
-    let config = Config {
-        filters: &every_call,
+/// All that `run` may do; at most so many records a second, 0: every call.
+fn everything(every_call: &Filters, most: u32) -> Config<'_> {
+    Config {
+        filters: every_call,
         own_ipc_namespace: 0,
         tree: None,
         makes_records: true,
         aggregates: true,
-        rate: Rate { most: 1, slow: Duration::ZERO },
-    };
+        rate: Rate { most, slow: Duration::ZERO },
+    }
+}
+
+/// Attaches as `run` does.
+fn attach(facts: &mut Facts) -> Result<Attached, Error> {
+    let every_call = every_call();
+    let config = everything(&every_call, 1);
     let (kind, programs) = trial::attach(facts, &[], &config)?;
     let attached = Attached { kind, map_bytes: programs.map_bytes(), left_out: programs.left_out().clone() };
     Arc::new(programs).detach();

@@ -15,8 +15,7 @@ use crate::kernel::facts::Facts;
 use crate::kernel::plan::order;
 use crate::kernel::programs::Programs;
 use crate::kernel::refusal::refusal;
-use crate::model::filter::Filters;
-use crate::model::values::{HookKind, Rate};
+use crate::model::values::HookKind;
 
 /// No round begins after this: the last one ends within 20 s of the start.
 const BEGUN_BY: Duration = Duration::from_secs(10);
@@ -63,21 +62,13 @@ struct Round {
     pause: Option<f64>,
 }
 
-/// Measures by each kind of hooks that works here. This thread must be the only one.
-pub fn measure(facts: &Facts, every_call: &Filters) -> io::Result<MeasuredCosts> {
+/// Measures by each kind of hooks that works here; `config` has every call become a span and be counted in metrics, the most
+/// that `run` costs. This thread must be the only one.
+pub fn measure(facts: &Facts, config: &Config<'_>) -> io::Result<MeasuredCosts> {
     let mut caller = Caller::start()?;
     let spinner = Spinner::start();
     let kinds: Vec<HookKind> =
         order(facts, &[]).into_iter().filter(|kind| refusal(facts, *kind, false).is_none()).collect();
-    // Every call becomes a span and is counted in metrics: the most that `run` costs.
-    let config = Config {
-        filters: every_call,
-        own_ipc_namespace: 0,
-        tree: None,
-        makes_records: true,
-        aggregates: true,
-        rate: Rate { most: 0, slow: Duration::ZERO },
-    };
     let start = Instant::now();
     let (mut nothing, mut rounds) = (Vec::new(), kinds.iter().map(|kind| (*kind, Vec::new())).collect::<Vec<_>>());
     let quiet = spinner.as_ref().map(|spinner| {
@@ -88,7 +79,7 @@ pub fn measure(facts: &Facts, every_call: &Filters) -> io::Result<MeasuredCosts>
     while nothing.is_empty() || start.elapsed() < BEGUN_BY {
         nothing.push(times(&mut caller)?);
         for (kind, rounds) in &mut rounds {
-            rounds.extend(round(*kind, facts, &config, &mut caller, spinner.as_ref())?);
+            rounds.extend(round(*kind, facts, config, &mut caller, spinner.as_ref())?);
         }
     }
     let kinds = rounds.into_iter().filter(|(_, rounds)| !rounds.is_empty());
