@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
+    fed::Fed,
     otlp::{self, Record, Value, made_by, of_operation},
     program::Mqspan,
     queues::Held,
@@ -174,6 +175,10 @@ fn a_queue_that_is_always_full_delays_nobody() -> Result<()> {
     let mqspan = mqspan()?;
     let tracing = mqspan.trace(["--signals=traces", "--comm=other", &*mqspan.to_file("spans")])?;
     let full = Held::full(&mqspan)?;
+    // Records come without a pause: a wait that ends only with one has no end.
+    let mut paced = std::process::Command::new(mqspan.workload());
+    paced.args(["paced", "--name=mqspan-test-links-paced", "--rate=5000"]);
+    let paced = Fed::start(paced, "paced")?;
     let other = mqspan.copy_of_workload("other")?;
     for calls in 1..=5 {
         workload::run(&other, &["flat", "--calls=4"])?;
@@ -184,6 +189,7 @@ fn a_queue_that_is_always_full_delays_nobody() -> Result<()> {
             thread::sleep(Duration::from_millis(50));
         }
     }
+    paced.end()?;
     full.let_go()?;
     tracing.stop()?;
     Ok(())
