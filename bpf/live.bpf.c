@@ -53,6 +53,25 @@ struct task_struct___state {
 	unsigned int __state;
 };
 
+/* Clocks of the scheduler, ns: kernel/sched/sched.h, include/linux/sched.h. With CONFIG_FAIR_GROUP_SCHED every thread has them. */
+struct rq {
+	__u64 clock;
+	__u64 clock_task; /* without what interrupts and other guests took of this CPU */
+};
+
+struct cfs_rq {
+	struct rq *rq;
+};
+
+struct sched_entity {
+	__u64 exec_start; /* of clock_task, when the thread last gave up its CPU */
+	struct cfs_rq *cfs_rq;
+};
+
+struct task_struct___se {
+	struct sched_entity se;
+};
+
 #ifdef __TARGET_ARCH_arm64
 struct pt_regs___full {
 	__u64 orig_x0;
@@ -189,17 +208,36 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, s
 #endif
 
 /*
- * Since when and until when: by its entry, where that was seen; else it waits now, and since when the kernel does not tell.
+ * Since when a thread sleeps whose entry was not seen, CLOCK_MONOTONIC: the scheduler's clocks show when it gave up its CPU.
+ * Interrupts since then, and the age of this CPU's own reading, make it a little late, never early: the call has lasted at
+ * least so long. 0: not known.
  */
+static __always_inline __u64 asleep_since(struct task_struct *task, __u64 now)
+{
+	struct task_struct___se *thread = (void *)task, *current = (void *)bpf_get_current_task_btf();
+	struct rq *there, *here;
+	__u64 since, clock;
+
+	if (!bpf_core_field_exists(struct cfs_rq, rq) || !bpf_core_field_exists(struct sched_entity, cfs_rq))
+		return 0;
+	there = BPF_CORE_READ(thread, se.cfs_rq, rq);
+	here = BPF_CORE_READ(current, se.cfs_rq, rq);
+	clock = BPF_CORE_READ(here, clock);
+	since = BPF_CORE_READ(thread, se.exec_start) + (BPF_CORE_READ(there, clock) - BPF_CORE_READ(there, clock_task));
+	return since && since < clock && clock - since < now ? now - (clock - since) : 0;
+}
+
+/* Since when and until when: by its entry, where that was seen; else since it sleeps. */
 static __always_inline void date(struct waiter *waiter, struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
 	struct message_args *message;
+	__u64 now, asleep_ns;
 
 	waiter->has_deadline = 0;
 	if (thread && thread->in_flight == 1 + waiter->op) {
 		waiter->since_ns = call_of(thread)->entered_ns;
-		waiter->is_exact = 1;
+		waiter->since = SINCE_ENTRY;
 		if (!(call_of(thread)->flags & CALL_DEADLINE))
 			return;
 		message = ARGS(message_args, call_of(thread));
@@ -208,8 +246,10 @@ static __always_inline void date(struct waiter *waiter, struct task_struct *task
 		waiter->has_deadline = 1;
 		return;
 	}
-	waiter->since_ns = bpf_ktime_get_ns();
-	waiter->is_exact = 0;
+	now = bpf_ktime_get_ns();
+	asleep_ns = asleep_since(task, now);
+	waiter->since_ns = asleep_ns ? asleep_ns : now;
+	waiter->since = asleep_ns ? SINCE_SLEEP : SINCE_LOOK;
 }
 
 SEC("iter/task")

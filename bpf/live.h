@@ -19,6 +19,13 @@ struct live_queue {
 	char name[NAME_SIZE];
 };
 
+/* What is known of a call's beginning. */
+enum since {
+	SINCE_LOOK,  /* nothing: the time of the look */
+	SINCE_SLEEP, /* it was under way when the thread fell asleep */
+	SINCE_ENTRY, /* its entry */
+};
+
 /* A thread that waits in a send or receive. */
 struct waiter {
 	__u32 pid; /* on the host */
@@ -27,13 +34,13 @@ struct waiter {
 	__u32 local_tid;
 	__u32 uid;	 /* effective, in the initial user namespace */
 	__u32 op;
-	__u64 since_ns; /* CLOCK_MONOTONIC: its entry, or the time of the look */
+	__u64 since_ns; /* CLOCK_MONOTONIC */
 	__u64 switches; /* how often it has given up the CPU: as often as before, and it has not run since */
 	__u64 started_ns; /* as in struct call */
 	__u32 exec_id;
 	__u32 vpid;
 	__u32 ipc_ns;	/* its own */
-	__u32 is_exact; /* since_ns is its entry */
+	__u32 since;	/* enum since: what since_ns is */
 	__s32 fd;
 	__u32 priority; /* of a send */
 	__u64 size;	/* of a send's message, or what a receive has room for */

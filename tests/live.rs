@@ -5,6 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -255,7 +256,7 @@ fn calls_that_are_stuck() -> Result<()> {
     let own = format!("{}[{}]", std::fs::read_to_string("/proc/self/comm")?.trim_end(), std::process::id());
     for (queue, (begun, ended)) in queues.iter().zip(begun.iter().zip(&ended)) {
         ensure!(begun.len() == 3 && ended.len() == 6, "{begun:?}, {ended:?}");
-        // Since when a call is under way that began before mqspan the kernel does not tell, nor how it ended.
+        // When a call was entered that began before mqspan the kernel does not tell, nor how it ended.
         let is_before = queue.contains("before");
         for Told { tid, body, duration, peers, .. } in begun {
             let more = if is_before { "more than " } else { "" };
@@ -281,5 +282,30 @@ fn calls_that_are_stuck() -> Result<()> {
     let shown = tracing.stop()?.ok()?;
     let lines = shown.lines()?.iter().filter(|line| line.contains(" under way for ")).count();
     ensure!(lines >= 6, "{lines} lines on the console");
+    Ok(())
+}
+
+/// Prevents a thread that hung before mqspan came from looking as if it had begun to just now, or longer ago than it did.
+#[test]
+fn calls_that_wait_since_before() -> Result<()> {
+    let mqspan = mqspan()?;
+    let name = "mqspan-test-since-before";
+    let started = Instant::now();
+    let held = support::queues::Held::start(&mqspan, name)?;
+    let asleep = Instant::now();
+    wait::until("the time that they are to have waited", || {
+        Ok((asleep.elapsed() >= Duration::from_secs(2)).then_some(()))
+    })?;
+    let least = asleep.elapsed();
+    let queue = format!("/{name}-empty");
+    let shown = mqspan.command(["top", "--once", "--format=json", "--interval=1s", "--queue", &queue]).output()?;
+    let most = started.elapsed();
+    held.let_go()?;
+    let view: serde_json::Value = serde_json::from_slice(&shown.stdout).with_context(|| format!("{shown:?}"))?;
+    let threads = view["blocked_threads"].as_array().context("no threads")?;
+    let waits: Vec<_> = threads.iter().filter_map(|thread| thread["waiting_seconds"].as_f64()).collect();
+    // What interrupts and other guests took of the CPU may be missing.
+    let right = least.as_secs_f64() * 0.5..=most.as_secs_f64();
+    ensure!(waits.len() == 3 && waits.iter().all(|wait| right.contains(wait)), "{waits:?} not in {right:?}: {view}");
     Ok(())
 }

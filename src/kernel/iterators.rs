@@ -17,7 +17,7 @@ use super::live_skel::{LiveSkel, LiveSkelBuilder};
 use super::programs::Programs;
 use super::warnings;
 use crate::model::call::{Abi, Deadline, ImageKey, QueueKey, unpadded};
-use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Waiter};
+use crate::model::live::{LiveQueue, QueueAccess, QueueHolder, Since, Waiter};
 use crate::model::text::utf8;
 
 /// The kernel makes so many bytes of a list at a time (kernel/bpf/bpf_iter.c, bpf_seq_read).
@@ -144,7 +144,11 @@ impl Waiter {
             since_ns: raw.since_ns,
             host_pid: raw.pid,
             host_tid: raw.tid,
-            is_exact: raw.is_exact != 0,
+            since: match raw.since {
+                2 => Since::Entry,
+                1 => Since::Sleep,
+                _ => Since::Look,
+            },
             switches: raw.switches,
             queue: queue_at(bytes, offset_of!(waiter, queue))?,
         })

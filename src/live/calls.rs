@@ -15,7 +15,7 @@ use nix::sys::statfs::{FsType, statfs};
 
 use crate::model::container::Container;
 use crate::model::filter::Filters;
-use crate::model::live::{LiveQueue, Waiter};
+use crate::model::live::{LiveQueue, Since, Waiter};
 use crate::model::text::utf8;
 use crate::model::values::{Namespace, Op};
 use crate::who::cgroup;
@@ -39,7 +39,7 @@ pub struct InCall {
     pub op: Op,
     /// On which queue; None where the descriptor is none, or can't be seen.
     pub queue: Option<LiveQueue>,
-    /// How long it has waited; None where its beginning was not seen.
+    /// How long it has waited, at least; None where that is not known.
     pub waited: Option<Duration>,
 }
 
@@ -69,7 +69,7 @@ impl InCall {
             ipc_ns: Some(waiter.queue.as_ref().map_or(waiter.ipc_ns, |queue| queue.ipc_ns)),
             op: waiter.op,
             queue: waiter.queue,
-            waited: waiter.is_exact.then(|| Duration::from_nanos(now_ns.saturating_sub(waiter.since_ns))),
+            waited: (waiter.since != Since::Look).then(|| Duration::from_nanos(now_ns.saturating_sub(waiter.since_ns))),
         }
     }
 

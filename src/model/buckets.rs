@@ -14,8 +14,9 @@ pub const FIRST_DURATION: i32 = -94;
 /// The index of the first bucket of sizes, which holds a single byte.
 pub const FIRST_SIZE: i32 = -1;
 
-/// As many bounds the kernel side searches, as in bpf/aggregate.h.
+/// As many bounds the kernel side searches, four for each exponent of 64 bits, as in bpf/aggregate.h.
 const BOUNDS: usize = 256;
+const PER_DOUBLING: usize = 4;
 /// A bound that is greater than every value: the kernel side compares 63 bits.
 const NONE: u64 = i64::MAX.cast_unsigned();
 /// 2^(k/4) for k from 0 to 3, with 62 bits behind the point.
@@ -43,6 +44,21 @@ fn bounds(unit: u128, first: i32) -> [u64; BOUNDS] {
     bounds
 }
 
+/// The ascending bounds, those from 2^n to below 2^(n+1) from 4 · n on, where there are four of them: and how many places are
+/// before the first bound. A value is above as many bounds as it is above those of its own exponent, with the places before
+/// these.
+pub fn by_exponent(ascending: &[u64]) -> ([u64; BOUNDS], u64) {
+    let exponent = ascending[0].ilog2() as usize;
+    let first = ascending.iter().take_while(|bound| bound.ilog2() as usize == exponent).count();
+    let none = PER_DOUBLING * (exponent + 1) - first;
+    let mut bounds = [NONE; BOUNDS];
+    bounds[..none].fill(0);
+    for (place, bound) in bounds[none..].iter_mut().zip(ascending) {
+        *place = *bound;
+    }
+    (bounds, none as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +79,23 @@ mod tests {
                 let exponent = first + 1 + number as i32;
                 let fits = |value: u64| power_at_most(value, unit, exponent);
                 assert!(fits(*bound) && !fits(*bound + 1), "{unit} {number} {bound}");
+            }
+        }
+    }
+
+    /// Prevents the kernel side's way to a bucket, by the value's exponent, from leading to another one than the bounds do.
+    #[test]
+    fn by_exponent_it_is_the_same() {
+        for ascending in [duration_bounds(), size_bounds()] {
+            let (upper, none) = by_exponent(&ascending);
+            let around = |value: u64| [value.saturating_sub(1), value, value.saturating_add(1)];
+            let powers = (0..63).map(|exponent| 1_u64 << exponent);
+            for value in ascending.into_iter().chain(powers).flat_map(around).filter(|value| (1..NONE).contains(value))
+            {
+                let first = PER_DOUBLING * value.ilog2() as usize;
+                let above = upper[first..first + PER_DOUBLING].iter().filter(|bound| **bound < value).count();
+                let found = (first + above).saturating_sub(none as usize).min(BUCKETS - 1);
+                assert_eq!(found, bucket_of(&ascending, value), "{value}");
             }
         }
     }

@@ -66,14 +66,25 @@ pub struct Waiter {
     pub deadline: Option<Deadline>,
     /// How its arguments are laid out.
     pub abi: Abi,
-    /// CLOCK_MONOTONIC in ns: its entry, or where that was not seen the time of the look.
+    /// CLOCK_MONOTONIC in ns: what `since` says.
     pub since_ns: u64,
-    /// Whether its call began then.
-    pub is_exact: bool,
+    /// What is known of the call's beginning.
+    pub since: Since,
     /// How often the thread has given up the CPU: where that is the same later, it has not run since.
     pub switches: u64,
     /// On which queue; None where the descriptor is none.
     pub queue: Option<LiveQueue>,
+}
+
+/// What is known of the beginning of a call that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// Nothing: the time is that of the look.
+    Look,
+    /// The call was under way when its thread fell asleep.
+    Sleep,
+    /// Its entry was seen.
+    Entry,
 }
 
 /// What a descriptor of a queue was opened for.

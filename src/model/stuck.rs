@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::call::{Args, Call, Identity, ImageKey};
-use super::live::{QueueAccess, QueueHolder, Waiter};
+use super::live::{QueueAccess, QueueHolder, Since, Waiter};
 use super::values::Op;
 
 /// So many processes' lines are counted, for each second; those beyond are said without a bound of their own.
@@ -64,8 +64,8 @@ pub struct StuckEnds(HashMap<(u32, u64), Option<CallEnd>>);
 impl StuckEnds {
     /// By its thread and its entry; None where that was not seen.
     fn key(stuck: &StuckCall) -> Option<(u32, u64)> {
-        let Waiter { host_tid, since_ns, is_exact, .. } = stuck.waiter;
-        is_exact.then_some((host_tid, since_ns))
+        let Waiter { host_tid, since_ns, since, .. } = stuck.waiter;
+        (since == Since::Entry).then_some((host_tid, since_ns))
     }
 
     /// The call is said to be stuck: its record will be of interest.
@@ -104,7 +104,7 @@ impl StuckEnds {
 struct FollowedCall {
     /// As it was seen first.
     since_ns: u64,
-    is_exact: bool,
+    since: Since,
     switches: u64,
     is_long: bool,
     /// What was said of it; None where it was not yet, or the ceiling left it out.
@@ -113,7 +113,7 @@ struct FollowedCall {
 
 impl FollowedCall {
     fn is(&self, waiter: &Waiter) -> bool {
-        match self.is_exact && waiter.is_exact {
+        match self.since == Since::Entry && waiter.since == Since::Entry {
             true => self.since_ns == waiter.since_ns,
             false => self.switches == waiter.switches,
         }
@@ -163,8 +163,8 @@ impl StuckTable {
             if !self.followed.contains_key(&tid) && self.followed.len() >= FOLLOWED {
                 continue;
             }
-            let Waiter { since_ns, is_exact, switches, .. } = waiter;
-            let first = FollowedCall { since_ns, is_exact, switches, is_long: false, said: None };
+            let Waiter { since_ns, since, switches, .. } = waiter;
+            let first = FollowedCall { since_ns, since, switches, is_long: false, said: None };
             let followed = self.followed.entry(tid).or_insert(first);
             waiter.since_ns = followed.since_ns;
             if followed.is_long || now_ns.saturating_sub(followed.since_ns) < self.least_ns {
@@ -256,7 +256,7 @@ mod tests {
             deadline: None,
             abi: Abi::Native,
             since_ns,
-            is_exact: true,
+            since: Since::Entry,
             switches: 0,
             queue: Some(queue(2)),
         }
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn calls_that_began_before() {
         let mut table = StuckTable::new(5 * SECOND, 0);
-        let before = |since_ns, switches| Waiter { is_exact: false, switches, ..waiter(1, since_ns) };
+        let before = |since_ns, switches| Waiter { since: Since::Look, switches, ..waiter(1, since_ns) };
         assert_eq!(said(&table.look(106 * SECOND, vec![before(100 * SECOND, 4)], || None)), [(1, false, 6)]);
         assert!(table.look(107 * SECOND, vec![before(101 * SECOND, 4)], || None).is_empty());
         assert_eq!(
@@ -335,8 +335,8 @@ mod tests {
     /// from being kept, and a call whose entry was not seen from being waited for.
     #[test]
     fn how_it_ended() {
-        let stuck = |since_ns, is_exact| StuckCall {
-            waiter: Waiter { is_exact, ..waiter(8, since_ns) },
+        let stuck = |since_ns, since| StuckCall {
+            waiter: Waiter { since, ..waiter(8, since_ns) },
             seen_ns: 900,
             has_ended: true,
             end: None,
@@ -346,13 +346,13 @@ mod tests {
         let record = |entered_ns, ret| Call { tid: 8, entered_ns, left_ns: 700, ret, args, ..example() };
         let mut ends = StuckEnds::default();
         ends.ended(&record(100, 1));
-        assert!(ends.0.is_empty() && ends.is_known(&stuck(100, true)));
-        ends.await_end(&stuck(200, true));
-        ends.await_end(&stuck(300, false));
+        assert!(ends.0.is_empty() && ends.is_known(&stuck(100, Since::Entry)));
+        ends.await_end(&stuck(200, Since::Entry));
+        ends.await_end(&stuck(300, Since::Look));
         ends.ended(&record(100, 1));
-        assert!(!ends.is_known(&stuck(200, true)) && ends.is_known(&stuck(300, false)));
+        assert!(!ends.is_known(&stuck(200, Since::Entry)) && ends.is_known(&stuck(300, Since::Look)));
         ends.ended(&record(200, -4));
-        let mut told = stuck(200, true);
+        let mut told = stuck(200, Since::Entry);
         ends.complete(&mut told);
         assert_eq!(told.end, Some(CallEnd { ret: -4, left_ns: 700, priority: Some(3) }));
         assert_eq!((told.duration_ns(), ends.0.len()), (500, 0));

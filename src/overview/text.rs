@@ -132,10 +132,10 @@ pub fn text(snapshot: &Snapshot) -> String {
     }
     for thread in &snapshot.blocked_threads {
         let queue = thread.queue.as_deref().map_or(UNKNOWN.into(), printable);
-        let since = known(thread.waiting_seconds, time);
+        let waits = known(thread.waiting_seconds, time);
         let _ = writeln!(
             text,
-            "{}[{}/{}] waits in {} on {queue} since {since}",
+            "{}[{}/{}] waits in {} on {queue} for {waits}",
             printable(&thread.name),
             thread.pid,
             thread.tid,

@@ -9,7 +9,7 @@ use super::record::LogEntry;
 use super::terms::{errno_name, is_error, operation, operation_type};
 use super::view::{Attributes, COMPAT, errno, seconds_until, write_result};
 use crate::model::call::{Abi, Ids};
-use crate::model::live::LiveQueue;
+use crate::model::live::{LiveQueue, Since};
 use crate::model::stuck::StuckCall;
 use crate::model::text::printable;
 use crate::model::values::Op;
@@ -62,7 +62,7 @@ impl StuckView<'_> {
 
 impl LogEntry for StuckView<'_> {
     fn start_ns(&self) -> u64 {
-        if self.stuck.waiter.is_exact { self.start_ns } else { self.end_ns() }
+        if self.stuck.waiter.since == Since::Entry { self.start_ns } else { self.end_ns() }
     }
 
     fn end_ns(&self) -> u64 {
@@ -89,7 +89,7 @@ impl LogEntry for StuckView<'_> {
             None => self.stuck.waiter.fd.to_string(),
         };
         let call = format!("{}({name})", operation(self.stuck.waiter.op));
-        let more = if self.stuck.waiter.is_exact { "" } else { "more than " };
+        let more = if self.stuck.waiter.since == Since::Entry { "" } else { "more than " };
         let took = format!("{more}{}", duration(self.stuck.duration_ns()));
         if self.stuck.has_ended {
             let mut line = format!("{call} ended after {took}");
@@ -143,7 +143,7 @@ impl LogEntry for StuckView<'_> {
         }
         to.int("thread.id", waiter.host_tid.into());
         to.text("thread.name", &waiter.comm);
-        if waiter.is_exact {
+        if waiter.since == Since::Entry {
             to.double("posix_mq.duration", self.stuck.duration_ns() as f64 / 1e9);
         }
     }
@@ -187,7 +187,7 @@ mod tests {
             deadline: None,
             abi: Abi::Native,
             since_ns: 0,
-            is_exact: true,
+            since: Since::Entry,
             switches: 0,
             queue: Some(queue),
         };
@@ -199,7 +199,7 @@ mod tests {
             peers,
         };
         let end = |ret| StuckCall { end: Some(CallEnd { ret, left_ns: 0, priority: None }), ..stuck(None, true) };
-        let before = Waiter { is_exact: false, ..waiter.clone() };
+        let before = Waiter { since: Since::Look, ..waiter.clone() };
         let shown = |stuck: &StuckCall| {
             let mut out = Vec::new();
             line(&StuckView { stuck, start_ns: 0, template: None }, &TimeZone::UTC, &mut out);

@@ -168,7 +168,7 @@ fn flows(app: &App, name: &QueueName, shown: &str, width: u16, room: usize) -> V
     lines
 }
 
-/// Who waits, and since when.
+/// Who waits, and for how long.
 fn threads(app: &App, name: &QueueName, width: u16, room: usize) -> Vec<Line<'static>> {
     let theme = app.theme;
     let waiting: Vec<_> =
@@ -185,7 +185,7 @@ fn threads(app: &App, name: &QueueName, width: u16, room: usize) -> Vec<Line<'st
         }
         lines.push(Line::from(vec![
             Span::styled(format!(" {}", theme.text(&thread.name)), theme.strong()),
-            Span::raw(format!("[{}/{}] in {} since ", thread.pid, thread.tid, thread.operation)),
+            Span::raw(format!("[{}/{}] in {} for ", thread.pid, thread.tid, thread.operation)),
             Span::raw(known(thread.waiting_seconds, time)),
         ]));
     }
