@@ -56,6 +56,7 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 	call->process_started_ns = task->group_leader->start_boottime;
 	call->exec_id = exec_id;
 	slot->exec_id = exec_id + 1;
+	slot->image_hash = mix(mix(name_seed[0], call->process_started_ns), (__u64)call->pid << 32 | exec_id);
 	slot->in_tree = is_in_tree(call->pid);
 	slot->marks_age = 0;
 	slot->groups = 0;
@@ -260,7 +261,7 @@ __noinline int record(struct thread *thread)
 		copy_comm(call->comm, task);
 	if (aggregates) {
 		call->flags |= CALL_MEASURED;
-		aggregate(call, thread->name);
+		aggregate(slot_of(thread), thread->name);
 	}
 	if (!makes_records)
 		return leave_out(call);

@@ -20,6 +20,7 @@ struct slot {
 	__u32 marks_age;    /* the image was marked as sent at this age of the marks, plus 1; 0: not known */
 	__u32 unused;
 	__u64 queue_hash;   /* of the queue's name, 0: not worked out yet */
+	__u64 image_hash;   /* of the image, for its series (aggregate.h) */
 	__u64 groups;	    /* the task's css_set when container_wanted was worked out, 0: not yet */
 	bool container_wanted;
 	struct call call;

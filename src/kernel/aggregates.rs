@@ -7,7 +7,7 @@ use std::sync::Arc;
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 
 use super::programs::Programs;
-use super::readings::overflow_keys;
+use super::readings::overflow_points;
 use crate::model::reading::{QueueLife, QueueReading, QueueState, Reading};
 
 /// As many series are read by one system call.
@@ -25,7 +25,7 @@ pub struct Aggregates {
     before: u32,
     pair: [MapHandle; 2],
     filled: usize,
-    overflow: Vec<Vec<u8>>,
+    overflow: Vec<(u64, Vec<u8>)>,
 }
 
 impl Aggregates {
@@ -42,7 +42,7 @@ impl Aggregates {
             before: 0,
             pair: [first?, second?],
             filled: 0,
-            overflow: overflow_keys(),
+            overflow: overflow_points(),
         };
         maps.begin_period(1)?;
         maps.pair.iter().try_for_each(|map| maps.put_overflow(map))?;
@@ -51,8 +51,7 @@ impl Aggregates {
 
     /// No call is lost for want of room: these points have theirs before there is any other.
     fn put_overflow(&self, map: &MapHandle) -> libbpf_rs::Result<()> {
-        let empty = vec![0; map.value_size() as usize];
-        self.overflow.iter().try_for_each(|key| map.update(key, &empty, MapFlags::ANY))
+        self.overflow.iter().try_for_each(|(key, empty)| map.update(&key.to_ne_bytes(), empty, MapFlags::ANY))
     }
 
     fn begin_period(&mut self, number: u32) -> libbpf_rs::Result<()> {
@@ -77,16 +76,14 @@ impl Aggregates {
     /// Takes what was added to each series before the last swap.
     pub fn take_series(&self, mut each: impl FnMut(&Reading)) -> libbpf_rs::Result<()> {
         let taken = &self.pair[1 - self.filled];
-        let mut read = |key: &[u8], value: &[u8]| {
-            Reading::decode(key, value).unwrap_or_default().iter().for_each(&mut each);
-        };
-        for (key, value) in taken.lookup_and_delete_batch(AT_ONCE, MapFlags::ANY, MapFlags::ANY)? {
-            read(&key, &value);
+        let mut read = |value: &[u8]| Reading::decode(value).unwrap_or_default().iter().for_each(&mut each);
+        for (_, value) in taken.lookup_and_delete_batch(AT_ONCE, MapFlags::ANY, MapFlags::ANY)? {
+            read(&value);
         }
         // What a batch left behind, if it did: each for itself.
         for key in taken.keys().collect::<Vec<_>>() {
             if let Some(value) = taken.lookup(&key, MapFlags::ANY)? {
-                read(&key, &value);
+                read(&value);
             }
             taken.delete(&key)?;
         }

@@ -7,9 +7,9 @@ use libbpf_rs::{MapCore, MapFlags, MapMut};
 use super::containers;
 use super::facts::Facts;
 use super::selection::Selection;
-use super::skel::types::rule;
+use super::skel::types::{bounds, rule};
 use super::skel::{MqspanMaps, OpenMqspanSkel};
-use crate::model::buckets::{duration_bounds, size_bounds};
+use crate::model::buckets::{by_exponent, duration_bounds, size_bounds};
 use crate::model::filter::Filters;
 use crate::model::values::{HookKind, Namespace, Op, Rate};
 
@@ -90,14 +90,20 @@ pub fn configure(
         rodata.max_rate = config.rate.most;
         rodata.slow_ns = config.rate.slow.as_nanos().try_into().unwrap_or(u64::MAX);
         rodata.aggregates_comm = !config.filters.comm.picks().is_empty();
-        rodata.duration_bounds = duration_bounds();
-        rodata.size_bounds = size_bounds();
+        rodata.duration_bounds = bounds_of(&duration_bounds());
+        rodata.size_bounds = bounds_of(&size_bounds());
         rodata.name_seed = rand::random();
         rodata.only_failed = config.filters.failed;
         let least = config.filters.min_duration.unwrap_or_default().as_nanos();
         rodata.min_duration_ns = least.try_into().unwrap_or(u64::MAX);
     }
     Ok(())
+}
+
+/// The bounds of buckets as the kernel side searches them.
+fn bounds_of(ascending: &[u64]) -> bounds {
+    let (upper, none) = by_exponent(ascending);
+    bounds { upper, none }
 }
 
 /// Maps that are unsafe here are not made, or made otherwise; what stands in for them is small where it is not needed.

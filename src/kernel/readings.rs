@@ -8,18 +8,19 @@ use crate::model::cause::Cause;
 use crate::model::reading::{Measure, Points, QueueLife, QueueReading, Reading};
 
 impl Reading {
-    /// Decodes an entry of the map of series: what was measured at all.
-    pub fn decode(key: &[u8], value: &[u8]) -> Result<Vec<Self>, Malformed> {
+    /// Decodes a value of the map of series: what was measured at all.
+    pub fn decode(value: &[u8]) -> Result<Vec<Self>, Malformed> {
         const MEASURES: [(metric, Measure); 3] = [
             (metric::METRIC_DURATION, Measure::Duration),
             (metric::METRIC_WAIT, Measure::Wait),
             (metric::METRIC_SIZE, Measure::Size),
         ];
-        let malformed = Malformed(key.len() + value.len());
-        if key.len() != size_of::<series>() || value.len() != size_of::<measures>() {
+        let malformed = Malformed(value.len());
+        if value.len() != size_of::<measures>() {
             return Err(malformed);
         }
-        let (key, value): (series, Box<measures>) = (head(key), Box::new(head(value)));
+        let value: Box<measures> = Box::new(head(value));
+        let key = value.series;
         let image = ImageKey { pid: key.pid, started_ns: key.process_started_ns, exec_id: key.exec_id };
         let op = op_of(key.op).ok_or(malformed)?;
         let errno = key.errno.try_into().map_err(|_| malformed)?;
@@ -66,14 +67,15 @@ impl QueueReading {
     }
 }
 
-/// The keys of the overflow points, which each map of series must hold from the start.
-pub fn overflow_keys() -> Vec<Vec<u8>> {
-    let key = |op: u32| {
-        let key = series { op, ..series::default() };
+/// The overflow points by their keys, which each map of series must hold from the start.
+pub fn overflow_points() -> Vec<(u64, Vec<u8>)> {
+    let points = |op: u32| {
+        let empty = measures { series: series { op, ..series::default() }, ..measures::default() };
         // SAFETY: a structure of integers without padding.
-        unsafe { std::slice::from_raw_parts((&raw const key).cast::<u8>(), size_of::<series>()) }.to_vec()
+        let bytes = unsafe { std::slice::from_raw_parts((&raw const empty).cast::<u8>(), size_of::<measures>()) };
+        (op.into(), bytes.to_vec())
     };
-    (0..).take_while(|op| op_of(*op).is_some()).map(key).collect()
+    (0..).take_while(|op| op_of(*op).is_some()).map(points).collect()
 }
 
 #[cfg(test)]
@@ -83,22 +85,22 @@ mod tests {
     /// Prevents overflow points from being taken for a process's, and series of another layout from being believed.
     #[test]
     fn overflow_points_are_nobodys() {
-        let keys = overflow_keys();
-        assert_eq!(keys.len(), 6);
-        let mut value = vec![0; size_of::<measures>()];
-        value[8] = 3;
-        value[size_of::<points>() + 8] = 2;
-        for key in &keys {
-            let readings = Reading::decode(key, &value).unwrap();
+        let all = overflow_points();
+        assert_eq!(all.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+        for (_, empty) in &all {
+            assert_eq!(Reading::decode(empty).unwrap(), []);
+            let mut value = empty.clone();
+            value[size_of::<series>() + 8] = 3;
+            value[size_of::<series>() + size_of::<points>() + 8] = 2;
+            let readings = Reading::decode(&value).unwrap();
             assert!(readings.iter().all(|reading| reading.image.is_none()));
             let counts: Vec<_> = readings.iter().map(|reading| (reading.measure, reading.points.count())).collect();
             assert_eq!(counts, [(Measure::Duration, 3), (Measure::Wait, 2)]);
         }
-        assert!(Reading::decode(&keys[0][1..], &value).is_err());
-        assert!(Reading::decode(&keys[0], &value[1..]).is_err());
-        let mut wrong = keys[0].clone();
+        let (_, mut wrong) = all[0].clone();
+        assert!(Reading::decode(&wrong[1..]).is_err());
         wrong[std::mem::offset_of!(series, op)] = 6;
-        assert!(Reading::decode(&wrong, &value).is_err());
+        assert!(Reading::decode(&wrong).is_err());
     }
 
     /// Prevents a peak of an earlier period from being told again, and one that a queue has kept from being forgotten.
