@@ -115,8 +115,9 @@ lint: ready ## format, clippy, documentation, licences and sources of the crates
 	$(CACHE)/bin/cargo-deny check --hide-inclusion-graph bans licenses sources
 
 .PHONY: bench
-bench: ## what mqspan costs: writes docs/performance.md; a quarter of an hour
+bench: ## what mqspan costs: writes docs/performance.md; half an hour on a machine that does nothing else
 	@scripts/setup.sh kernels
+	@scripts/setup.sh bench
 	cargo build --release --workspace
 	scripts/performance.sh
 

@@ -1,31 +1,29 @@
-//! What a traced call costs its caller, and what a million of them cost mqspan. Figures, no verdict: `make bench`.
+//! What a traced call costs its caller. Figures, no verdict: `make bench`.
 //!
-//! The cheapest call that runs all of mq_open, that of a missing queue, and small messages that nobody waits for are timed
-//! with nothing attached, with programs that do nothing on the same hooks, and with mqspan. These take turns, so that what
+//! The cheapest call that runs all of mq_open, that of a missing queue, small messages that nobody waits for, such that two
+//! processes answer each other, and a call that is none of these are timed with nothing attached, with programs that do nothing on the same hooks, and with mqspan. These take turns, so that what
 //! else the machine does falls on all alike; the caller has one CPU, mqspan the others.
 
 use std::{
-    fs, thread,
-    time::{Duration, Instant},
+    fs,
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+    thread,
 };
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
-use support::{
-    program::{Memory, Mqspan},
-    stats::Stats,
-    workload,
-};
+use support::{program::Mqspan, workload};
 
 const ROUNDS: usize = 15;
 /// In a round: short pieces, of which the fastest is the one that nothing else fell into; as many as the ring holds while
 /// mqspan is busy, since lost calls would be cheaper ones.
 const PIECES: u64 = 100;
 const CALLS: u64 = 1000;
-const FLAT_OUT: u64 = 1_000_000;
+const PEER_ROUNDS: usize = 3;
 
 fn main() -> Result<()> {
     // cargo bench passes --bench.
@@ -34,12 +32,20 @@ fn main() -> Result<()> {
     let caller = cpus - 1;
     let others = if cpus > 1 { format!("--cpus=0-{}", cpus - 2) } else { "--cpus=0".into() };
     println!("{cpus} CPUs, the caller on CPU {caller}, mqspan with {others}");
-    for (what, workload) in [("mq_open of a missing queue", "flat"), ("mq_timedsend and mq_timedreceive", "pass")] {
-        overhead(&mqspan, (what, workload), caller, &others)?;
+    for timed in TIMED {
+        overhead(&mqspan, timed, caller, &others)?;
     }
-    flat_out(&mqspan, caller, &others)?;
-    idle(&mqspan)
+    peers(&mqspan, caller)
 }
+
+/// What is timed, the workload that does it, and how much of the empty programs' time each of [`WAYS`] may take at most.
+type Timed = (&'static str, &'static str, [Option<f64>; 4]);
+const TIMED: [Timed; 4] = [
+    ("mq_open of a missing queue", "flat", [Some(1.30), Some(1.40), None, None]),
+    ("mq_timedsend and mq_timedreceive", "pass", [Some(1.40), Some(1.65), Some(1.35), None]),
+    ("the same between two processes that wait for each other", "ping", [None; 4]),
+    ("getppid, which is no call of the family", "unrelated", [None; 4]),
+];
 
 /// Nanoseconds of one of the workload's calls, now.
 fn time(mqspan: &Mqspan, workload: &str, cpu: usize) -> Result<f64> {
@@ -57,7 +63,7 @@ const WAYS: [(&str, &[&str]); 4] = [
     ("mqspan, by default", &[]),
 ];
 
-fn overhead(mqspan: &Mqspan, (what, workload): (&str, &str), cpu: usize, others: &str) -> Result<()> {
+fn overhead(mqspan: &Mqspan, (what, workload, targets): Timed, cpu: usize, others: &str) -> Result<()> {
     let [mut bare, mut empty] = [const { Vec::new() }; 2];
     let mut traced = WAYS.map(|_| Vec::new());
     let mut lost = 0;
@@ -77,13 +83,19 @@ fn overhead(mqspan: &Mqspan, (what, workload): (&str, &str), cpu: usize, others:
         }
     }
     println!("\nns of {what}, the fastest of {PIECES} pieces of {CALLS} calls, {ROUNDS} rounds, tracepoints");
-    println!("{:30} {:>8} {:>8} {:>10} {:>10}", "", "median", "least", "to nothing", "to empty");
+    println!("{:30} {:>8} {:>8} {:>10} {:>10} {:>8}", "", "median", "least", "to nothing", "to empty", "target");
     let (_, bare_least) = middle_and_least(&mut bare);
     let (_, empty_least) = middle_and_least(&mut empty);
-    let ways = WAYS.iter().map(|(what, _)| *what).zip(traced);
-    for (what, mut times) in [("nothing attached", bare), ("empty programs", empty)].into_iter().chain(ways) {
+    let ways = WAYS.iter().map(|(what, _)| *what).zip(traced).zip(targets);
+    let others = [(("nothing attached", bare), None), (("empty programs", empty), None)];
+    for ((what, mut times), target) in others.into_iter().chain(ways) {
         let (median, least) = middle_and_least(&mut times);
-        println!("{what:30} {median:8.1} {least:8.1} {:10.2} {:10.2}", least / bare_least, least / empty_least);
+        let target = target.map_or(String::new(), |target| format!("{target:.2}"));
+        println!(
+            "{what:30} {median:8.1} {least:8.1} {:10.2} {:10.2} {target:>8}",
+            least / bare_least,
+            least / empty_least
+        );
     }
     println!(
         "{lost} of {} calls were lost with mqspan; a lost call is a cheap one",
@@ -97,73 +109,77 @@ fn middle_and_least(times: &mut [f64]) -> (f64, f64) {
     (times[times.len() / 2], times[0])
 }
 
-fn flat_out(mqspan: &Mqspan, cpu: usize, others: &str) -> Result<()> {
-    println!("\n{FLAT_OUT} mq_open flat out on one CPU, OTLP JSON to /dev/null");
-    let tracing =
-        mqspan.trace_counted(&["--output=file:/dev/null", "--signals=traces", "--hooks=tracepoint", others])?;
-    let (calls, cpu) = (FLAT_OUT.to_string(), cpu.to_string());
-    let printed = workload::run(&mqspan.workload(), &["flat", "--calls", &calls, "--cpu", &cpu])?;
-    let peak = Memory::of(tracing.pid())?.resident;
-    // mqspan is the one child that has not been waited for yet.
-    let before = children_seconds()?;
-    tracing.stop()?.ok()?;
-    let seconds = children_seconds()? - before;
-    let stats = mqspan.stats()?;
-    let Stats { captured, exported, .. } = stats;
-    ensure!(captured >= FLAT_OUT, "{stats:?}");
+/// The same calls under other tools that see every one of them, each as a package has it: strace, ftrace (into its ring of the
+/// kernel, which nobody reads) and bpftrace with a histogram of the calls' durations.
+fn peers(mqspan: &Mqspan, cpu: usize) -> Result<()> {
     println!(
-        "{} ns a call; {captured} captured, {exported} exported, {} lost: {:?}",
-        printed.trim(),
-        stats.lost_sum(),
-        stats.lost
+        "\nns of a call under other tools, the fastest of {PIECES} pieces, {PEER_ROUNDS} rounds: least, to nothing"
     );
-    println!(
-        "mqspan: {seconds:.2} s of CPU, {:.0} ns a call; {peak} kB resident at most",
-        seconds * 1e9 / captured as f64
-    );
-    Ok(())
-}
-
-/// What mqspan takes where nobody calls.
-fn idle(mqspan: &Mqspan) -> Result<()> {
-    const LONG: Duration = Duration::from_secs(20);
-    let tracing = mqspan.trace(["--output=none"])?;
-    let pid = tracing.pid();
-    let (switches, ticks) = (switches(pid)?, ticks(pid)?);
-    let begun = Instant::now();
-    thread::sleep(LONG);
-    let seconds = begun.elapsed().as_secs_f64();
-    let (switches, ticks) = (self::switches(pid)? - switches, self::ticks(pid)? - ticks);
-    let Memory { resident, anonymous } = Memory::of(pid)?;
-    tracing.stop()?.ok()?;
-    println!(
-        "\nidle for {seconds:.0} s: {:.1} switches a second over all threads, {:.2} % of a CPU, {resident} kB resident, {anonymous} kB \
-         of it without files and rings",
-        switches as f64 / seconds,
-        ticks as f64 / seconds
-    );
-    Ok(())
-}
-
-/// Context switches of all threads so far.
-fn switches(pid: u32) -> Result<u64> {
-    let mut all = 0;
-    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let status = fs::read_to_string(thread?.path().join("status"))?;
-        let counts = status.lines().filter(|line| line.contains("_ctxt_switches:"));
-        all += counts.filter_map(|line| line.split_whitespace().last()?.parse::<u64>().ok()).sum::<u64>();
+    for (what, workload, _) in &TIMED[..2] {
+        let mut times = [const { Vec::new() }; 5];
+        for _ in 0..PEER_ROUNDS {
+            times[0].push(time(mqspan, workload, cpu)?);
+            let tracing = mqspan.trace_counted(&["--output=none", "--hooks=tracepoint", "--max-rate=0"])?;
+            times[1].push(time(mqspan, workload, cpu)?);
+            tracing.stop()?.ok()?;
+            times[2].push(with_ftrace(|| time(mqspan, workload, cpu))?);
+            times[3].push(with_bpftrace(|| time(mqspan, workload, cpu))?);
+            times[4].push(under_strace(mqspan, workload, cpu)?);
+        }
+        println!("{what}");
+        let tools =
+            ["nothing", "mqspan, spans and metrics", "ftrace, syscalls/ events", "bpftrace, a histogram", "strace"];
+        let (_, bare) = middle_and_least(&mut times[0].clone());
+        for (tool, mut times) in tools.iter().zip(times) {
+            let (_, least) = middle_and_least(&mut times);
+            println!("  {tool:28} {least:9.1} {:8.2}", least / bare);
+        }
     }
-    Ok(all)
+    Ok(())
 }
 
-/// Hundredths of a second of CPU so far (proc_pid_stat(5)).
-fn ticks(pid: u32) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    Ok(stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(11).take(2).flat_map(str::parse::<u64>).sum())
+/// With the kernel's own events of these calls switched on.
+fn with_ftrace(time: impl FnOnce() -> Result<f64>) -> Result<f64> {
+    let switch = |on: &str| {
+        FAMILY.iter().flat_map(|call| [format!("sys_enter_{call}"), format!("sys_exit_{call}")]).try_for_each(|event| {
+            let path = format!("/sys/kernel/tracing/events/syscalls/{event}/enable");
+            fs::write(&path, on).with_context(|| path)
+        })
+    };
+    switch("1")?;
+    let taken = time();
+    switch("0")?;
+    taken
 }
 
-/// User and system time of the children that were waited for.
-fn children_seconds() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
-    Ok((usage.user_time().num_microseconds() + usage.system_time().num_microseconds()) as f64 / 1e6)
+const FAMILY: [&str; 3] = ["mq_open", "mq_timedsend", "mq_timedreceive"];
+
+fn with_bpftrace(time: impl FnOnce() -> Result<f64>) -> Result<f64> {
+    let probes = |side: &str| FAMILY.map(|call| format!("tracepoint:syscalls:sys_{side}_{call}")).join(",");
+    let script = format!(
+        "BEGIN {{ printf(\"ready\\n\"); }} {} {{ @start[tid] = nsecs; }} {} /@start[tid]/ {{ @took[probe, args->ret] = hist(nsecs - @start[tid]); \
+         delete(@start[tid]); }} END {{ clear(@start); clear(@took); }}",
+        probes("enter"),
+        probes("exit")
+    );
+    let mut child =
+        Command::new("bpftrace").args(["-e", &script]).stdout(Stdio::piped()).spawn().context("bpftrace")?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let is_ready = lines.by_ref().map_while(Result::ok).any(|line| line == "ready");
+    let taken = time();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT)?;
+    child.wait()?;
+    ensure!(is_ready, "bpftrace ended before it was ready");
+    taken
+}
+
+fn under_strace(mqspan: &Mqspan, workload: &str, cpu: usize) -> Result<f64> {
+    let program = mqspan.workload();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-o", "/dev/null", "-e", "trace=mq_open,mq_timedsend,mq_timedreceive"]).arg(program);
+    command.args([workload, "--calls=1000", "--pieces=5", "--cpu", &cpu.to_string()]);
+    let output = command.output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout)?;
+    printed.trim().parse().with_context(|| printed.clone())
 }

@@ -33,6 +33,9 @@ section 'A call, in instructions' \
 section 'A call, in time' \
     'By tracepoints, each call taken, into the ring and read: nothing is limited but in the last way. `to empty` is to programs that do nothing on the same tracepoints.' \
     "${as_root[@]}" bench --bench overhead
+section 'What it holds, and how soon' \
+    'The callers have the last CPU, mqspan and the receiver the others, or all of them all. What is lost is counted by mqspan itself. Start and end are those of a command that prints the time.' \
+    "${as_root[@]}" bench --bench capacity
 section 'mqspan itself, by stage' \
     'A batch is 1,000 calls: divide by as many. From the ring to OTLP bytes a call passes decode, links (by tracepoints) and encode; compression is on another thread.' \
     cargo bench --bench stages -- --noplot

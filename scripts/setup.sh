@@ -7,6 +7,7 @@
 #   setup.sh containers to test it with containers, too
 #   setup.sh compose    to test docker-compose.yml by podman, too
 #   setup.sh kernels    to test it on other kernels under qemu, too
+#   setup.sh bench      to measure what it costs, beside other tools, too
 #   setup.sh fuzz       to fuzz it, too
 set -euo pipefail
 
@@ -88,6 +89,11 @@ if [ "${1:-}" = kernels ]; then
     need busybox-static busybox "is all that there is beside them"
     need cpio cpio "packs what they boot from"
     need binutils strip "makes the programs small"
+fi
+
+if [ "${1:-}" = bench ]; then
+    need strace strace "a tool that mqspan is measured beside"
+    need bpftrace bpftrace "another"
 fi
 
 if [ "${1:-}" = compose ]; then

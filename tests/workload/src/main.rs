@@ -85,6 +85,12 @@ enum Workload {
     /// Sends messages to itself flat out, each received before the next; prints the nanoseconds that a call took
     Pass(timing::Pieces),
 
+    /// Sends messages to another process, which answers each; prints the nanoseconds that a call took
+    Ping(timing::Pieces),
+
+    /// Makes a system call that has nothing to do with queues; prints the nanoseconds that it took
+    Unrelated(timing::Pieces),
+
     /// Makes and removes queues of different names, each as long as a name may be
     Names {
         #[arg(long, default_value_t = 950)]
@@ -343,6 +349,8 @@ fn main() -> Result<()> {
         Workload::Hostile(options) => hostile::run(&options),
         Workload::Flat(pieces) => timing::flat(pieces),
         Workload::Pass(pieces) => timing::pass(pieces),
+        Workload::Ping(pieces) => timing::ping(pieces),
+        Workload::Unrelated(pieces) => timing::unrelated(pieces),
         Workload::Names { names } => open::names(names),
         Workload::ShortLived { calls } => open::short_lived(calls),
     }

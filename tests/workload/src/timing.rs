@@ -1,4 +1,5 @@
-//! How long calls take that do as little as they can: a failing mq_open, and messages that nobody waits for.
+//! How long calls take that do as little as they can: a failing mq_open, messages that nobody waits for and such that somebody
+//! does, and a call that has nothing to do with queues.
 
 use std::{
     ffi::CString,
@@ -12,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::kernel;
+use crate::{kernel, open};
 
 /// How many calls are timed, where.
 #[derive(clap::Args)]
@@ -57,6 +58,51 @@ pub fn pass(Pieces { calls, pieces, cpu }: Pieces) -> Result<()> {
             ensure!(kernel::mq_timedsend(queue, body.as_ptr().addr(), SIZE, 0, 0) == 0, "a send failed");
             let received = kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), SIZE, 0, 0);
             ensure!(received == SIZE as i64, "a receive failed: {received}");
+        }
+        Ok(())
+    })
+}
+
+/// Passes messages to another process, which answers each; both wait for the other.
+pub fn ping(Pieces { calls, pieces, cpu }: Pieces) -> Result<()> {
+    const A_ROUND: u64 = 4;
+    ensure!(calls >= A_ROUND, "a message and its answer make four calls");
+    stay_on(cpu)?;
+    let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+    let open = |way: &str| -> Result<_> {
+        let name = CString::new(format!("workload-{way}-{}", std::process::id()))?;
+        let queue = kernel::open_queue(&name, create, &[0, 1, 1, 0, 0, 0, 0, 0]);
+        kernel::mq_unlink(&name);
+        Ok(queue?)
+    };
+    let (there, back) = (open("ping")?, open("pong")?);
+    let (there, back) = (there.as_raw_fd(), back.as_raw_fd());
+    let send = |queue, size| kernel::mq_timedsend(queue, [0_u8].as_ptr().addr(), size, 0, 0);
+    let receive = |queue| kernel::mq_timedreceive(queue, [0_u8].as_mut_ptr().addr(), 1, 0, 0);
+    let other = open::spawn(|| {
+        while receive(there) == 1 {
+            send(back, 1);
+        }
+        Ok(())
+    })?;
+    time(calls / A_ROUND * A_ROUND, pieces, || {
+        for _ in 0..calls / A_ROUND {
+            ensure!(send(there, 1) == 0 && receive(back) == 1, "a message or its answer was not passed");
+        }
+        Ok(())
+    })?;
+    // An empty message ends it.
+    send(there, 0);
+    open::reap(other)
+}
+
+/// Makes a system call that has nothing to do with queues.
+pub fn unrelated(Pieces { calls, pieces, cpu }: Pieces) -> Result<()> {
+    stay_on(cpu)?;
+    time(calls, pieces, || {
+        for _ in 0..calls {
+            // SAFETY: asks for a number.
+            unsafe { libc::syscall(libc::SYS_getppid) };
         }
         Ok(())
     })
