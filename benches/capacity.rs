@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     sys::{
@@ -142,7 +142,10 @@ fn flat_out(mqspan: &Mqspan, cpus: usize) -> Result<()> {
                     scope.spawn(move || workload::run(&program, &[workload, "--calls", &calls, "--cpu", &cpu]))
                 };
                 let threads: Vec<_> = callers.iter().map(start).collect();
-                threads.into_iter().map(|thread| thread.join().expect("a caller's thread")).collect()
+                let printed = |thread: thread::ScopedJoinHandle<'_, Result<String>>| {
+                    thread.join().map_err(|_| anyhow!("a caller's thread died"))?
+                };
+                threads.into_iter().map(printed).collect()
             })?;
             let peak = Memory::of(tracing.pid())?.resident;
             // mqspan is the one child that has not been waited for yet.
