@@ -8,7 +8,7 @@ pub mod batch;
 mod buffers;
 pub mod client;
 pub mod endpoint;
-mod files;
+pub mod files;
 pub mod hangup;
 pub mod headers;
 pub mod ledger;

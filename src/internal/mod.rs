@@ -4,6 +4,7 @@
 
 mod http;
 mod metrics;
+mod renewed;
 mod stderr;
 
 use std::collections::HashMap;
@@ -16,9 +17,9 @@ use opentelemetry_otlp::{
     ExporterBuildError, LogExporter, SpanExporter, WithExportConfig, WithHttpConfig, WithTonicConfig,
 };
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::logs::SdkLoggerProvider;
+use opentelemetry_sdk::logs::{LogExporter as _, SdkLoggerProvider};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanExporter as _};
 use tokio::runtime::Handle;
 use tonic::metadata::MetadataMap;
 use tracing::Level;
@@ -28,6 +29,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::http::OnRuntime;
+use self::renewed::Renewed;
 use crate::config::{Settings, Verbosity};
 use crate::export::endpoint::Endpoint;
 use crate::export::{Outputs, client};
@@ -54,12 +56,12 @@ impl Internal {
         let on = settings.outputs.contains(&Output::Otlp) && !settings.sdk_disabled;
         let mut internal = Self::default();
         if on && settings.signals.logs {
-            let exporter = log_exporter(&settings.otlp.logs, runtime)?;
+            let exporter = log_exporter(&settings.otlp.logs, sdk_resource(resource), runtime)?;
             let provider = SdkLoggerProvider::builder().with_batch_exporter(exporter);
             internal.logs = Some(provider.with_resource(sdk_resource(resource)).build());
         }
         if on && settings.signals.traces && settings.verbosity == Verbosity::Verbose {
-            let exporter = span_exporter(&settings.otlp.traces, runtime)?;
+            let exporter = span_exporter(&settings.otlp.traces, sdk_resource(resource), runtime)?;
             let provider = SdkTracerProvider::builder().with_batch_exporter(exporter);
             internal.traces = Some(provider.with_resource(sdk_resource(resource)).build());
         }
@@ -164,10 +166,24 @@ macro_rules! exporter {
     };
 }
 
-fn log_exporter(endpoint: &Endpoint, runtime: &Handle) -> Result<LogExporter, Error> {
-    exporter!(LogExporter, endpoint, runtime)
+fn log_exporter(endpoint: &Endpoint, resource: Resource, runtime: &Handle) -> Result<Renewed<LogExporter>, Error> {
+    let (to, runtime) = (endpoint.clone(), runtime.clone());
+    let make = move |resource: &Resource| -> Result<LogExporter, Error> {
+        let _on_runtime = runtime.enter();
+        let mut exporter = exporter!(LogExporter, &to, runtime)?;
+        exporter.set_resource(resource);
+        Ok(exporter)
+    };
+    Renewed::new(endpoint, resource, Box::new(make))
 }
 
-fn span_exporter(endpoint: &Endpoint, runtime: &Handle) -> Result<SpanExporter, Error> {
-    exporter!(SpanExporter, endpoint, runtime)
+fn span_exporter(endpoint: &Endpoint, resource: Resource, runtime: &Handle) -> Result<Renewed<SpanExporter>, Error> {
+    let (to, runtime) = (endpoint.clone(), runtime.clone());
+    let make = move |resource: &Resource| -> Result<SpanExporter, Error> {
+        let _on_runtime = runtime.enter();
+        let mut exporter = exporter!(SpanExporter, &to, runtime)?;
+        exporter.set_resource(resource);
+        Ok(exporter)
+    };
+    Renewed::new(endpoint, resource, Box::new(make))
 }
