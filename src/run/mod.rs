@@ -63,8 +63,9 @@ use crate::progress::ProgressLine;
 use crate::report as page;
 use crate::telemetry::console::Style;
 use crate::who::host::Host;
+use crate::who::owner::first_users;
 use crate::who::prober::Prober;
-use crate::who::registry::Registry;
+use crate::who::registry::{Registry, USER_NAMES};
 use crate::who::resource;
 
 /// What is exempt from the rate is bounded by so many times it, as in bpf/limit.h.
@@ -112,7 +113,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         |is: fn(CallSignal) -> bool| sinks.iter().filter(|sink| is(sink.signal)).cloned().collect::<Vec<_>>();
     let makes_records = settings.signals.traces || settings.signals.logs;
     let clock = Clock::start().map_err(no_thread)?;
-    let directory = SharedDirectory::new(Registry::new(host, clock.boot_offset_ns()));
+    let directory = SharedDirectory::new(Registry::new(host, clock.boot_offset_ns(), first_users(USER_NAMES)));
     let intake = Intake::default();
     let shows = settings.summary || settings.report.is_some();
     let overview =

@@ -58,8 +58,9 @@ use crate::top::paint::Theme;
 use crate::top::terminal::{self, Screen};
 use crate::top::view;
 use crate::who::host::Host;
+use crate::who::owner::first_users;
 use crate::who::prober::Prober;
-use crate::who::registry::Registry;
+use crate::who::registry::{Registry, USER_NAMES};
 
 /// So many calls have lines a second for each queue and operation: no load on a busy host, and enough to be read and for
 /// waits to be inferred where no function is hooked.
@@ -120,7 +121,8 @@ impl Watching {
         let mut facts = privileged(Facts::gather);
         plan(&facts, &[])?;
         let clock = Clock::start().map_err(no_thread)?;
-        let directory = SharedDirectory::new(Registry::new(Host::ask(), clock.boot_offset_ns()));
+        let directory =
+            SharedDirectory::new(Registry::new(Host::ask(), clock.boot_offset_ns(), first_users(USER_NAMES)));
         let now = Moment::now();
         let overview = Overview::new(Tables::new(Bounds::LIVE, now.boot_ns), CallLog::new(LATEST, 0));
         let ledger = Ledger::new(vec!["top".into()], false);

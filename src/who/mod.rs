@@ -8,7 +8,7 @@ pub mod cgroup;
 pub mod elf;
 pub mod environment;
 pub mod host;
-mod owner;
+pub mod owner;
 pub mod prober;
 pub mod process_context;
 pub mod registry;

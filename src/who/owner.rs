@@ -33,19 +33,37 @@ impl Owners {
     }
 }
 
+/// The names of the first users of the file, so many at most: for before there is any call that waits for one.
+pub fn first_users(most: usize) -> HashMap<u32, String> {
+    open_regular(PASSWD).map_or_else(|_| HashMap::new(), |file| users(BufReader::new(file.take(MOST)), most))
+}
+
+fn users(lines: impl BufRead, most: usize) -> HashMap<u32, String> {
+    let mut users = HashMap::new();
+    for (uid, name) in lines.split(b'\n').map_while(Result::ok).filter_map(|line| user(&line)) {
+        if users.len() == most {
+            break;
+        }
+        users.entry(uid).or_insert(name);
+    }
+    users
+}
+
 /// passwd(5): `name:password:uid:…`; the first name of an id counts.
 fn find(lines: impl BufRead, uid: u32) -> Option<String> {
-    lines.split(b'\n').map_while(Result::ok).find_map(|line| {
-        let mut fields = line.split(|byte| *byte == b':');
-        let (name, its) = (fields.next()?, fields.nth(1)?);
-        let is_its = std::str::from_utf8(its).ok()?.parse() == Ok(uid);
-        is_its.then(|| String::from_utf8_lossy(name).into_owned())
-    })
+    let mut users = lines.split(b'\n').map_while(Result::ok).filter_map(|line| user(&line));
+    users.find_map(|(its, name)| (its == uid).then_some(name))
+}
+
+fn user(line: &[u8]) -> Option<(u32, String)> {
+    let mut fields = line.split(|byte| *byte == b':');
+    let (name, uid) = (fields.next()?, fields.nth(1)?);
+    Some((std::str::from_utf8(uid).ok()?.parse().ok()?, String::from_utf8_lossy(name).into_owned()))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::find;
+    use super::{find, users};
 
     /// Prevents an alias from replacing a user's name, and broken lines from being taken for users.
     #[test]
@@ -53,5 +71,11 @@ mod tests {
         let text = "root:x:0:0:root:/root:/bin/sh\ntoor:x:0:0::/:/bin/sh\n\n+::::::\nbad:x:y\na:x:7";
         let found = |uid| find(text.as_bytes(), uid);
         assert_eq!((found(0).as_deref(), found(7).as_deref(), found(8)), (Some("root"), Some("a"), None));
+        let first = |most| {
+            let mut first: Vec<_> = users(text.as_bytes(), most).into_iter().collect();
+            first.sort();
+            first
+        };
+        assert_eq!((first(1), first(9)), (vec![(0, "root".into())], vec![(0, "root".into()), (7, "a".into())]));
     }
 }

@@ -23,7 +23,7 @@ const RESOURCES: usize = 4 << 20;
 /// processes by the instance id that their environment names. Twice as many at most.
 const REMEMBERED: usize = 4096;
 /// As many users' names are remembered.
-const USER_NAMES: usize = 1024;
+pub const USER_NAMES: usize = 1024;
 /// As many evicted images are told of by their keys.
 const EVICTED: usize = 16_384;
 
@@ -113,7 +113,7 @@ pub struct Registry {
     seeds: ImageStore<Seed>,
     resources: ImageStore<Arc<Resource>>,
     decided: Generations<ImageKey, Decided>,
-    /// The names of users that processes with this program's root were found to have.
+    /// The names of users of processes with this program's root: at first those of /etc/passwd, then as it was found to be.
     user_names: HashMap<u32, String>,
     /// Who goes by the instance ids that environments name, by their hashes.
     owners: Generations<u64, Subject>,
@@ -123,14 +123,15 @@ pub struct Registry {
 
 impl Registry {
     /// An empty registry on this host; `boot_offset_ns` is [`crate::clock::Clock::boot_offset_ns`].
-    pub fn new(host: Host, boot_offset_ns: i64) -> Self {
+    /// `user_names` are [`super::owner::first_users`] of [`USER_NAMES`].
+    pub fn new(host: Host, boot_offset_ns: i64, user_names: HashMap<u32, String>) -> Self {
         Self {
             host,
             boot_offset_ns,
             seeds: ImageStore::new(SEEDS),
             resources: ImageStore::new(RESOURCES),
             decided: Generations::default(),
-            user_names: HashMap::new(),
+            user_names,
             owners: Generations::default(),
             hasher: RandomState::new(),
             evicted: Vec::new(),

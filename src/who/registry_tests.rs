@@ -33,7 +33,7 @@ fn host() -> Host {
 }
 
 fn registry() -> Registry {
-    Registry::new(host(), 0)
+    Registry::new(host(), 0, HashMap::new())
 }
 
 /// As [`Registry::add`] and then [`Registry::resource`], of an image about which there is nothing to find out.

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 
 use super::super::host::{Host, ticks};
@@ -125,7 +126,7 @@ fn an_image_without_a_record_is_described() {
     let mut gone = call;
     gone.image.started_ns += 1_000_000_000;
     assert!(matches!(described(&gone), Answer::Introduced(_)));
-    let mut registry = Registry::new(Host::default(), 0);
+    let mut registry = Registry::new(Host::default(), 0, HashMap::new());
     registry.add_bare(&gone.identity());
     assert_eq!(registry.take_evicted(), [gone.image]);
 }
