@@ -1,8 +1,8 @@
-//! What the allocator keeps of memory that is free again: by default glibc has an arena for each thread, which keeps what
+//! What this program keeps of memory that it does not need: by default glibc has an arena for each thread, which keeps what
 //! the thread's largest burst took, and pages between blocks that are still in use. Sets what mallopt(3) offers, and gives such
-//! pages back where there may be many; other allocators are left as they are.
+//! pages back where there may be many; other allocators are left as they are. And the pages of the program's files that only
+//! starting has needed.
 
-#[cfg(target_env = "gnu")]
 use std::fs;
 
 /// Arenas: more of them lie beside each other half empty.
@@ -50,10 +50,62 @@ fn own_memory() -> Option<u64> {
     Some(resident.saturating_sub(of_files) * page)
 }
 
+/// To be called once, when all that a start needs is done: of the program's own files only those pages come back that are still
+/// needed, from the page cache.
+pub fn settle() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: as in trim().
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    for (start, len) in unchanged_pages(&fs::read_to_string("/proc/self/smaps").unwrap_or_default()) {
+        // SAFETY: pages of a file that nothing has written to: a later access finds the same bytes. A refusal leaves them.
+        unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Mappings of files, by address and length, that can't be written to and hold no page of this program's own, as relocated
+/// addresses and a debugger's breakpoints are (proc_pid_smaps(5)).
+fn unchanged_pages(smaps: &str) -> Vec<(usize, usize)> {
+    let mut unchanged = Vec::new();
+    let mut mapping = None;
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let hex = |text| usize::from_str_radix(text, 16).ok();
+            let is_file =
+                matches!(words.next(), Some("r-xp" | "r--p")) && words.nth(3).is_some_and(|path| path.starts_with('/'));
+            mapping = hex(start).zip(hex(end)).filter(|_| is_file);
+        } else if first == "Anonymous:"
+            && let Some((start, end)) = mapping.take()
+            && words.next() == Some("0")
+        {
+            unchanged.push((start, end.saturating_sub(start)));
+        }
+    }
+    unchanged
+}
+
 #[cfg(test)]
 #[cfg(target_env = "gnu")]
 mod tests {
     use super::*;
+
+    /// Prevents pages that were written to, or that are no file's, from being dropped: what they hold would be lost.
+    #[test]
+    fn only_what_the_file_still_has() {
+        let smaps = "10000-12000 r-xp 00000000 fe:00 7    /usr/bin/mqspan\nRss: 8 kB\nAnonymous:             0 kB\n\
+                     12000-13000 r--p 00002000 fe:00 7    /usr/bin/mqspan\nAnonymous:             4 kB\n\
+                     13000-14000 rw-p 00003000 fe:00 7    /usr/bin/mqspan\nAnonymous:             0 kB\n\
+                     14000-15000 r--p 00000000 00:00 0\nAnonymous:             0 kB\n\
+                     15000-16000 r--s 00000000 00:0e 3    anon_inode:bpf-map\nAnonymous:             0 kB\n\
+                     16000-17000 r--p 00000000 fe:00 8    /usr/lib/libc.so.6\nAnonymous:             0 kB\n\
+                     17000-18000 r-xp 00000000 00:00 0    [vdso]\nAnonymous:             0 kB\n";
+        assert_eq!(unchanged_pages(smaps), [(0x10000, 0x2000), (0x16000, 0x1000)]);
+        assert!(!unchanged_pages(&fs::read_to_string("/proc/self/smaps").unwrap()).is_empty());
+        settle();
+    }
 
     /// Prevents pages that are free again, between blocks that are in use, from staying this program's.
     #[test]

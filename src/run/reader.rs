@@ -166,6 +166,8 @@ impl Rings {
             let _ = ready.send(Ok(()));
         }
         let mut counted = Instant::now();
+        // A run that is over within a second needs none of it.
+        let mut give_back: fn() = memory::settle;
         while !self.stop.asked.load(Ordering::Relaxed) {
             self.stop.woken();
             if let Some(early) = looked.as_ref().and_then(|looked| looked.try_recv().ok()) {
@@ -187,7 +189,8 @@ impl Rings {
                 self.sequence.forget(|tid| !Path::new("/proc").join(tid.to_string()).exists());
                 let counts = self.counts();
                 self.pipeline.counts(&counts);
-                memory::trim();
+                give_back();
+                give_back = memory::trim;
             }
             self.expire(now);
             let again = self.pipeline.tick(now);
