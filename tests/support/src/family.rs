@@ -246,7 +246,7 @@ impl Call {
             let (least, most) = (until(known.after_ns + CLOCK_NS), until(known.before_ns - CLOCK_NS));
             all.insert("posix_mq.timeout", Expect::Seconds { least, most, optional: false });
         }
-        let far = deadline.is_some_and(|deadline| deadline > i128::from(known.before_ns) + 5_000_000);
+        let far = deadline.is_some_and(|deadline| deadline > i128::from(known.before_ns) + 100_000_000);
         let slept = match (self.queue(), self.errno()) {
             (None, _) | (Some(Queue { nonblocking: true, .. }), _) => Some(false),
             (_, Some("EBADF" | "EINVAL" | "EMSGSIZE" | "EAGAIN")) => Some(false),

@@ -240,7 +240,9 @@ impl<'a> Worker<'a> {
     /// A deadline that suits the descriptor: by one that may sleep, it comes soon or is refused.
     fn deadline(&mut self, by: &Descriptor) -> Result<(Timespec, Option<usize>)> {
         let now = i64::try_from(wall_clock()?)?;
-        let soon = now + i64::try_from(self.rng.between(200_000, 8_000_000))?;
+        // Some leave time enough for the call to sleep, whatever else the machine does.
+        let ahead = if self.rng.one_in(16) { 120_000_000 } else { self.rng.between(200_000, 8_000_000) };
+        let soon = now + i64::try_from(ahead)?;
         let split = |ns: i64| Timespec { sec: ns / 1_000_000_000, nsec: ns % 1_000_000_000 };
         Ok(match self.rng.below(12) {
             0 => (split(now - 5_000_000_000), None),
