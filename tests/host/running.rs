@@ -104,7 +104,8 @@ fn only_on_some_cpus() -> Result<()> {
     let mut threads = 0;
     for thread in fs::read_dir(format!("/proc/{}/task", tracing.pid()))? {
         let path = thread?.path();
-        let list = allowed(&path.join("status").display().to_string())?;
+        // Some of a start's threads end at any moment.
+        let Ok(list) = allowed(&path.join("status").display().to_string()) else { continue };
         ensure!(list == "0", "{} may run on {list}", fs::read_to_string(path.join("comm"))?);
         threads += 1;
     }
