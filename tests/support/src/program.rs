@@ -5,7 +5,7 @@ use std::{
     ffi::OsStr,
     fs::{self, Permissions},
     io::{BufRead, BufReader, Read},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
@@ -91,6 +91,14 @@ impl Mqspan {
         let mut command = Command::new(&self.program);
         command.args(args).stdin(Stdio::null());
         without_otel(&mut command);
+        // Tests that a script runs beside it have SIGINT ignored, and no shell that mqspan starts could trap it.
+        // SAFETY: signal() may be called between fork and exec, and has no handler here.
+        unsafe {
+            command.pre_exec(|| {
+                nix::sys::signal::signal(Signal::SIGINT, nix::sys::signal::SigHandler::SigDfl)?;
+                Ok(())
+            });
+        }
         command
     }
 
