@@ -7,6 +7,7 @@
 #pragma once
 #include "name.h"
 #include "count.h"
+#include "once.h"
 
 #define SERIES 4096
 #define ASKERS 4096
@@ -105,7 +106,7 @@ static __always_inline bool may_ask(const struct series *key)
 
 	if (!asked)
 		return !bpf_map_update_elem(&askers, &pid, &one, BPF_ANY);
-	return *asked < ASKED_NAMES && __sync_fetch_and_add(asked, 1) < ASKED_NAMES;
+	return *asked < ASKED_NAMES && fetch_and_add(asked, 1) < ASKED_NAMES;
 }
 
 static __always_inline struct measures *insert(void *map, struct series *key, const struct call *call)
@@ -142,18 +143,16 @@ static __always_inline void add(struct points *points, const volatile __u64 *bou
 	__sync_fetch_and_add(&points->buckets[bucket], 1);
 }
 
-/* Adds a call that passes the filters on whose calls; `name` is the hash of its name. Global: it is verified once. */
-__noinline int aggregate(const struct call *call, __u64 name)
+/* Adds a call that passes the filters on whose calls. */
+static __always_inline int aggregate_of(struct thread *thread)
 {
+	const struct call *call = call_of(thread);
 	const struct message_args *message;
 	struct measures *measures;
 	__u32 first = 0;
 	void *map;
-
-	if (!call)
-		return 0;
 	struct series key = {
-		.name = name,
+		.name = thread->name,
 		.process_started_ns = call->process_started_ns,
 		.pid = call->pid,
 		.exec_id = call->exec_id,
@@ -182,3 +181,5 @@ __noinline int aggregate(const struct call *call, __u64 name)
 		add(&measures->of[METRIC_WAIT], duration_bounds, message->wait_ns);
 	return 0;
 }
+
+ONCE_OF_THREAD(aggregate)
