@@ -1,17 +1,77 @@
-//! Compiles bpf/mqspan.bpf.c and live.bpf.c and writes their Rust skeletons into `OUT_DIR`; touches nothing else.
+//! Compiles bpf/mqspan.bpf.c, in three variants, and live.bpf.c, and writes their Rust skeletons into `OUT_DIR`; touches
+//! nothing else.
 
-use std::{env, ffi::OsStr, path::PathBuf};
+use std::error::Error;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use libbpf_cargo::SkeletonBuilder;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// The variants of mqspan.bpf.c, and what is asked of the compiler for each: bpf/kernel.h says what they are for. Code for
+/// `v2` has no atomic operation that the oldest kernels would refuse.
+const VARIANTS: [(&str, &[&str]); 3] =
+    [("full", &["-mcpu=v3"]), ("plain", &["-mcpu=v3", "-DPLAIN"]), ("old", &["-mcpu=v2", "-DPLAIN", "-DOLD"])];
+
+/// What the generated skeleton has, a line each, and what it is to have: which variant is opened is the caller's choice.
+const CHOICE: [(&str, &str); 4] = [
+    ("fn build_skel_config()", "fn build_skel_config(object: &'static [u8])"),
+    ("ObjectSkeletonConfigBuilder::new(&DATA)", "ObjectSkeletonConfigBuilder::new(object)"),
+    ("= build_skel_config()?", "= build_skel_config(self.object.unwrap_or(&DATA))?"),
+    (
+        "pub obj_builder: libbpf_rs::ObjectBuilder,",
+        "pub obj_builder: libbpf_rs::ObjectBuilder,\n        pub object: Option<&'static [u8]>,",
+    ),
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(env::var("OUT_DIR")?);
-    for object in ["mqspan", "live"] {
-        SkeletonBuilder::new()
-            .source(format!("bpf/{object}.bpf.c"))
-            .clang_args(["-I", "bpf", "-Wall", "-Werror", "-mcpu=v3"].map(OsStr::new))
-            .build_and_generate(folder.join(format!("{object}.skel.rs")))?;
+    compile("live", &folder.join("live.bpf.o"), &["-mcpu=v3"])?;
+    let mut skeletons = Vec::new();
+    for (variant, arguments) in VARIANTS {
+        let of_variant = folder.join(variant);
+        fs::create_dir_all(&of_variant)?;
+        skeletons.push(compile("mqspan", &of_variant.join("mqspan.bpf.o"), arguments)?);
     }
+    if skeletons.iter().any(|skeleton| shape(skeleton) != shape(&skeletons[0])) {
+        return Err("the variants of bpf/mqspan.bpf.c differ in more than their code".into());
+    }
+    let mut skeleton = skeletons.swap_remove(0);
+    for (generated, wanted) in CHOICE {
+        if skeleton.matches(generated).count() != 1 {
+            return Err(format!("libbpf-cargo generates another skeleton than expected: not once {generated}").into());
+        }
+        skeleton = skeleton.replace(generated, wanted);
+    }
+    fs::write(folder.join("mqspan.skel.rs"), skeleton)?;
     println!("cargo::rerun-if-changed=bpf");
     Ok(())
+}
+
+/// What must be the same for one skeleton to serve several objects: their variables, place by place, and which maps and
+/// programs there are, in whatever order.
+fn shape(skeleton: &str) -> Vec<&str> {
+    let mut is_variable = false;
+    let (variables, mut others): (Vec<&str>, Vec<&str>) = skeleton
+        .lines()
+        .map(str::trim)
+        .filter(|line| {
+            is_variable = ["pub struct rodata {", "pub struct bss {"].contains(line) || is_variable && *line != "}";
+            is_variable || [".map(", ".prog("].iter().any(|call| line.starts_with(call))
+        })
+        .partition(|line| !line.starts_with('.'));
+    others.sort_unstable();
+    [variables, others].concat()
+}
+
+/// Compiles `bpf/NAME.bpf.c`; returns its skeleton, which is also written beside the object.
+fn compile(name: &str, object: &Path, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
+    let skeleton = object.with_file_name(format!("{name}.skel.rs"));
+    SkeletonBuilder::new()
+        .source(format!("bpf/{name}.bpf.c"))
+        .obj(object)
+        .reference_obj(true)
+        .clang_args(["-I", "bpf", "-Wall", "-Werror"].iter().chain(arguments).map(OsStr::new))
+        .build_and_generate(&skeleton)?;
+    Ok(fs::read_to_string(skeleton)?)
 }

@@ -7,7 +7,7 @@
 #pragma once
 #include "name.h"
 #include "count.h"
-#include "thread.h"
+#include "once.h"
 
 #define SERIES 4096
 #define ASKERS 4096
@@ -129,7 +129,7 @@ static __always_inline bool may_ask(__u32 pid)
 
 	if (!asked)
 		return !bpf_map_update_elem(&askers, &pid, &one, BPF_ANY);
-	return *asked < ASKED_NAMES && __sync_fetch_and_add(asked, 1) < ASKED_NAMES;
+	return *asked < ASKED_NAMES && fetch_and_add(asked, 1) < ASKED_NAMES;
 }
 
 static __always_inline __u32 errno_of(const struct call *call)
@@ -158,28 +158,27 @@ static __always_inline __u64 series_id(const struct slot *slot, __u64 name)
 	return id * 0xd6e8feb86659fd93 | SERIES_ID;
 }
 
-/* Adds a series. Global: it is verified once. */
-__noinline int add_series(const struct slot *slot, __u64 name)
+/* Adds the series of the thread's call. */
+static __always_inline int add_series_of(struct thread *thread)
 {
+	const struct slot *slot = slot_of(thread);
 	const struct call *call = &slot->call;
 	struct measures *measures;
 	__u32 first = 0;
 	__u64 id;
 	void *map;
 
-	if (!slot)
-		return 0;
 	map = bpf_map_lookup_elem(&series, &first);
 	if (!map)
 		return 0;
-	if (name)
-		send_name(call, name);
-	id = series_id(slot, name);
+	if (thread->name)
+		send_name(call, thread->name);
+	id = series_id(slot, thread->name);
 	bpf_map_update_elem(map, &id, &none_yet, BPF_NOEXIST); /* fails where another caller was quicker, or for room */
 	measures = bpf_map_lookup_elem(map, &id);
 	if (!measures)
 		return 0;
-	measures->series.name = name;
+	measures->series.name = thread->name;
 	measures->series.process_started_ns = call->process_started_ns;
 	measures->series.pid = call->pid;
 	measures->series.exec_id = call->exec_id;
@@ -192,17 +191,20 @@ __noinline int add_series(const struct slot *slot, __u64 name)
 	return 0;
 }
 
-static __always_inline struct measures *insert(void *map, const struct slot *slot, __u64 name)
+ONCE_OF_THREAD(add_series)
+
+static __always_inline struct measures *insert(void *map, struct thread *thread)
 {
+	const struct slot *slot = slot_of(thread);
 	const struct call *call = &slot->call;
 	bool reached = call->flags & CALL_QUEUE || call->ret >= 0;
 	struct measures *measures;
 	__u64 id;
 
-	if (name && !reached && !may_ask(call->pid))
-		name = 0;
-	add_series(slot, name);
-	id = series_id(slot, name);
+	if (thread->name && !reached && !may_ask(call->pid))
+		thread->name = 0;
+	add_series(thread);
+	id = series_id(slot, thread->name);
 	measures = bpf_map_lookup_elem(map, &id);
 	if (measures)
 		return measures;
@@ -226,25 +228,24 @@ static __always_inline void add(struct points *points, const volatile struct bou
 	__sync_fetch_and_add(&points->buckets[bucket], 1);
 }
 
-/* Adds a call that passes the filters on whose calls; `name` is the hash of its name. Global: it is verified once. */
-__noinline int aggregate(const struct slot *slot, __u64 name)
+/* Adds a call that passes the filters on whose calls. */
+static __always_inline int aggregate_of(struct thread *thread)
 {
-	const struct message_args *message;
+	const struct slot *slot = slot_of(thread);
 	const struct call *call = &slot->call;
+	const struct message_args *message;
 	struct measures *measures;
 	__u32 first = 0;
 	__u64 id;
 	void *map;
 
-	if (!slot)
-		return 0;
 	map = bpf_map_lookup_elem(&series, &first);
 	if (!map)
 		return 0;
-	id = series_id(slot, name);
+	id = series_id(slot, thread->name);
 	measures = bpf_map_lookup_elem(map, &id);
 	if (!measures)
-		measures = insert(map, slot, name);
+		measures = insert(map, thread);
 	if (!measures)
 		return 0; /* user space puts the overflow points into each map before it is used */
 	add(&measures->of[METRIC_DURATION], &duration_bounds, call->left_ns - call->entered_ns);
@@ -256,3 +257,5 @@ __noinline int aggregate(const struct slot *slot, __u64 name)
 		add(&measures->of[METRIC_WAIT], &duration_bounds, message->wait_ns);
 	return 0;
 }
+
+ONCE_OF_THREAD(aggregate)

@@ -75,7 +75,7 @@ static __always_inline bool passes_attr(const struct call *call)
 /* The entry of a call that takes a name: it goes where the name of a queue would be kept. */
 static __always_inline struct call *enter_named(enum op op, enum abi abi)
 {
-	struct thread *thread = enter(op, abi, 0, bpf_get_current_task_btf());
+	struct thread *thread = enter(op, abi, 0, current_task());
 
 	if (!thread)
 		return 0;
@@ -127,7 +127,7 @@ static __always_inline void at_do_mq_open(__u64 copy)
 
 static __always_inline void leave_mq_open(long ret, enum abi abi)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = leave(OP_OPEN, ret, task);
 	struct call *call;
 	struct file *file;
@@ -158,7 +158,7 @@ static __always_inline void enter_mq_unlink(const unsigned long *args, enum abi 
 
 static __always_inline void leave_mq_unlink(long ret, enum abi abi)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = leave(OP_UNLINK, ret, task);
 
 	if (!thread)
@@ -173,7 +173,7 @@ const volatile bool sees_sleep;
 
 static __always_inline void at_wq_sleep(__u64 info)
 {
-	struct thread *thread = thread_of(bpf_get_current_task_btf());
+	struct thread *thread = thread_of(current_task());
 
 	if (thread && thread->in_flight)
 		call_of(thread)->flags |= CALL_BLOCKED;
@@ -182,13 +182,13 @@ static __always_inline void at_wq_sleep(__u64 info)
 /* The entry of a call that takes a descriptor. */
 static __always_inline struct thread *enter_on_queue(enum op op, enum abi abi, __s32 fd)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = enter(op, abi, fd, task);
 	struct slot *slot;
 
 	if (!thread)
 		return 0;
-	thread->switches = task->nvcsw;
+	thread->switches = READ(task, nvcsw);
 	slot = slot_of(thread);
 	slot->call.flags |= CALL_NAME_BAD;
 	enter_queue(slot, task);
@@ -202,7 +202,7 @@ static __always_inline struct thread *leave_on_queue(enum op op, long ret, struc
 	if (!thread)
 		return 0;
 	thread->quiet = is_quiet(thread, op);
-	leave_queue(call_of(thread), task, sees_sleep ? 0 : task->nvcsw - thread->switches);
+	leave_queue(call_of(thread), task, sees_sleep ? 0 : READ(task, nvcsw) - thread->switches);
 	return thread;
 }
 
@@ -258,7 +258,7 @@ static __always_inline void enter_message(enum op op, const unsigned long *args,
 
 static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = leave_on_queue(op, ret, task);
 	struct message_args *message;
 	struct call *call;
@@ -335,7 +335,7 @@ static __always_inline void enter_mq_notify(const unsigned long *args, enum abi 
 
 static __always_inline void leave_mq_notify(long ret, enum abi abi)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = leave_on_queue(OP_NOTIFY, ret, task);
 	struct call *call;
 
@@ -363,7 +363,7 @@ static __always_inline void enter_mq_getsetattr(const unsigned long *args, enum 
 
 static __always_inline void leave_mq_getsetattr(long ret, enum abi abi)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct thread *thread = leave_on_queue(OP_GETSETATTR, ret, task);
 	struct call *call;
 

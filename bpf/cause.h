@@ -7,7 +7,7 @@
 #pragma once
 #include "container.h"
 #include "inode.h"
-#include "thread.h"
+#include "once.h"
 
 /* include/uapi/asm-generic/errno-base.h */
 #define EPERM 1
@@ -215,6 +215,7 @@ struct descriptors {
 	bool is_free; /* one below the limit */
 };
 
+#ifndef OLD
 static long count_descriptors(__u32 word, struct descriptors *of)
 {
 	__u64 bits = 0, first = (__u64)word * 64, wanted;
@@ -228,6 +229,7 @@ static long count_descriptors(__u32 word, struct descriptors *of)
 	}
 	return 0;
 }
+#endif
 
 /* RLIMIT_NOFILE: it is the reason where no descriptor below it is free; returns whether it is. */
 static __always_inline bool explain_descriptors(struct failure *why, struct task_struct *task)
@@ -243,10 +245,12 @@ static __always_inline bool explain_descriptors(struct failure *why, struct task
 		of.used = limit;
 	else if (size < limit || size / 64 > DESCRIPTOR_WORDS)
 		return false;
+#ifndef OLD
 	if (size / 64 <= DESCRIPTOR_WORDS && bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop)) {
 		of.used = 0;
 		bpf_loop(size / 64, count_descriptors, &of, 0);
 	}
+#endif
 	if (of.is_free || !of.used)
 		return false;
 	blame_limit(why, CAUSE_RLIMIT_NOFILE, limit, of.used, 1);
@@ -254,7 +258,7 @@ static __always_inline bool explain_descriptors(struct failure *why, struct task
 }
 
 /* Names that no queue can have: with a slash, or those of folders. Global: its turns are verified once. */
-__noinline int is_bad_name(const struct call *call)
+VERIFIED_ONCE int is_bad_name(const struct call *call)
 {
 	__u64 slashes = 0;
 	__u32 len;
@@ -419,14 +423,12 @@ static __always_inline void explain_getsetattr(const struct call *call, struct f
 		blame(why, CAUSE_FLAGS);
 }
 
-/* Says of a call that has just failed why, where that is known. Global: it is verified once. */
-__noinline int explain(struct call *call)
+/* Says of a call that has just failed why, where that is known. */
+static __always_inline int explain_of(struct call *call)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct failure why = {};
 
-	if (!call)
-		return 0;
 	switch (call->op) {
 	case OP_OPEN:
 		explain_open(call, &why, task);
@@ -451,3 +453,5 @@ __noinline int explain(struct call *call)
 	}
 	return 0;
 }
+
+ONCE_OF_CALL(explain)

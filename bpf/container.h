@@ -34,6 +34,14 @@ struct {
 	__type(value, struct rule);
 } container_rules SEC(".maps");
 
+/* What a group's name says; of the oldest kernels alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct container);
+} container_read SEC(".maps");
+
 const volatile __u8 container_mode;
 
 /*
@@ -96,14 +104,12 @@ static __always_inline bool is_short_id(const struct container *container, __u64
 	return (places.hex & first) == first && places.dashes & dash && !(all & ~(first | dash) & ~places.digits);
 }
 
-/* Whether a group of this name is a container, and its id. Global: it is verified once. */
-__noinline int read_id(__u64 name, struct container *to)
+/* Whether a group of this name is a container, and its id. */
+static __always_inline int read_id_of(__u64 name, struct container *to)
 {
 	char end[8] = {}, before[8] = {};
 	__u64 len = 0;
 
-	if (!to)
-		return false;
 	for (int i = 0; i <= NAME_SIZE / ID_SIZE; i++) {
 		long part = bpf_probe_read_kernel_str(to->id, ID_SIZE, (void *)name + len);
 
@@ -131,13 +137,34 @@ __noinline int read_id(__u64 name, struct container *to)
 	       !begins_with(before, "conmon-", 7);
 }
 
-/* Whether the group is in a container, and in which: the innermost. Global: it is verified once. */
-__noinline int names_container(__u64 cgroup, struct container *to)
+#ifdef OLD
+/*
+ * As once.h has it: these write to a place of their own. Programs are not preempted on these kernels, but for PREEMPT_RT,
+ * where none runs unasked (src/kernel/hazards.rs).
+ */
+static __always_inline struct container *container_place(void)
+{
+	__u32 first = 0;
+
+	return bpf_map_lookup_elem(&container_read, &first);
+}
+
+__noinline int read_id_once(__u64 name)
+{
+	struct container *to = container_place();
+
+	return to ? read_id_of(name, to) : false;
+}
+#define read_id(name, to) read_id_once(name)
+#else
+__noinline int read_id(__u64 name, struct container *to) { return to ? read_id_of(name, to) : false; }
+#endif
+
+/* Whether the group is in a container, and in which: the innermost. */
+static __always_inline int names_container_of(__u64 cgroup, struct container *to)
 {
 	struct cgroup *at = (void *)cgroup;
 
-	if (!to)
-		return false;
 	for (int i = 0; i < NESTED; i++) {
 		struct cgroup_subsys_state *parent = BPF_CORE_READ(at, self.parent);
 
@@ -152,10 +179,34 @@ __noinline int names_container(__u64 cgroup, struct container *to)
 	return false;
 }
 
-/* Whether the current process is in a container, and in which. Global: it is verified once. */
-__noinline int find_container(struct container *to)
+#ifdef OLD
+__noinline int names_container_once(__u64 cgroup)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct container *to = container_place();
+
+	return to ? names_container_of(cgroup, to) : false;
+}
+
+static __always_inline int names_container(__u64 cgroup, struct container *to)
+{
+	struct container *read = names_container_once(cgroup) ? container_place() : 0;
+
+	if (!read)
+		return false;
+	*to = *read;
+	return true;
+}
+#else
+__noinline int names_container(__u64 cgroup, struct container *to)
+{
+	return to ? names_container_of(cgroup, to) : false;
+}
+#endif
+
+/* Whether the current process is in a container, and in which. Global: it is verified once. */
+VERIFIED_ONCE int find_container(struct container *to)
+{
+	struct task_struct *task = current_task();
 	/* Read, not followed: to the verifier these are numbers. */
 	struct css_set *groups = BPF_CORE_READ(task, cgroups);
 	__u64 unified = (__u64)BPF_CORE_READ(groups, dfl_cgrp), last = unified;

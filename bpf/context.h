@@ -149,13 +149,15 @@ static __always_inline void read_obi(struct call *call)
 	call->flags |= CALL_CONTEXT | CALL_CONTEXT_OBI;
 }
 
-/* Finds the span that the call is made in. Global: it is verified once. */
-__noinline int read_context(struct call *call)
+/* Finds the span that the call is made in. */
+static __always_inline int read_context_of(struct call *call)
 {
-	if (call && !read_published(call, bpf_get_current_task_btf()) && reads_obi)
+	if (!read_published(call, current_task()) && reads_obi)
 		read_obi(call);
 	return 0;
 }
+
+ONCE_OF_CALL(read_context)
 
 /* Whether there can be such a span. */
 static __always_inline bool has_contexts(void)

@@ -25,6 +25,6 @@ static __always_inline void count(__u32 counter)
 /* Adds 1 after everything before: the kernel orders an addition only where its result is used (arm64). */
 #define add_in_order(number)                                                                                      \
 	({                                                                                                        \
-		__u64 before = __sync_fetch_and_add(number, 1);                                                   \
+		__u64 before = fetch_and_add(number, 1);                                                          \
 		asm volatile("" : : "r"(before));                                                                 \
 	})

@@ -66,7 +66,7 @@ static __always_inline void raise_peak(struct queue_state *state, __u64 depth, _
 			most = before > depth ? before : depth;
 		else if ((__u32)old >= depth)
 			return;
-		if (__sync_val_compare_and_swap(peak, old, now << 32 | most) == old)
+		if (compare_and_swap(peak, old, now << 32 | most) == old)
 			return;
 	}
 }
@@ -97,7 +97,7 @@ static __always_inline struct queue_state *state_of(const struct call *call, __u
 /*
  * A call that reached a queue has ended; `matched` if it passed the filters on whose calls. Global: it is verified once.
  */
-__noinline int update_queue(const struct call *call, struct queue_state *state, bool matched)
+VERIFIED_ONCE int update_queue(const struct call *call, struct queue_state *state, bool matched)
 {
 	__s64 before;
 

@@ -7,6 +7,7 @@
 #pragma once
 #include "container.h"
 #include "count.h"
+#include "once.h"
 
 #define IMAGES_RING_SIZE (1 << 20)
 #define IMAGES 16384
@@ -65,7 +66,7 @@ static __always_inline __u32 add_name(char *names, __u32 size, __u64 at, __u64 n
 }
 
 /* From a directory to the one that it is in, or is mounted on. Global, as add_group(): verified once, not for each turn. */
-__noinline int add_component(struct image *image, struct walk *walk)
+VERIFIED_ONCE int add_component(struct image *image, struct walk *walk)
 {
 	struct dentry *dentry, *parent;
 	struct mount *mount, *below;
@@ -91,7 +92,7 @@ __noinline int add_component(struct image *image, struct walk *walk)
 }
 
 /* From a control group to its parent; the root has no name. */
-__noinline int add_group(struct image *image, struct walk *walk)
+VERIFIED_ONCE int add_group(struct image *image, struct walk *walk)
 {
 	struct cgroup_subsys_state *parent;
 	struct cgroup *group;
@@ -146,7 +147,7 @@ static __always_inline void read_cgroup(struct image *image)
 
 static __always_inline void read_environ(struct image *image, struct mm_struct *mm)
 {
-	unsigned long start = mm->env_start, len = mm->env_end - start;
+	unsigned long start = READ(mm, env_start), len = READ(mm, env_end) - start;
 
 	image->environ_at = start;
 	if (len > ENVIRON_SIZE) {
@@ -170,9 +171,9 @@ static __always_inline void read_root(struct image *image, struct task_struct *t
 }
 
 /* Fills in the record of the current process's image and sends it. Global: it is verified once. */
-__noinline int put_image(const struct call *call)
+VERIFIED_ONCE int put_image(const struct call *call)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	struct image *image;
 
 	if (!call)
@@ -182,7 +183,7 @@ __noinline int put_image(const struct call *call)
 		return false;
 	image->pid = call->pid;
 	image->vpid = call->vpid;
-	image->ppid = task->real_parent->tgid;
+	image->ppid = READ(task, real_parent, tgid);
 	image->exec_id = call->exec_id;
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
@@ -190,10 +191,10 @@ __noinline int put_image(const struct call *call)
 	image->local_pid = call->local_pid;
 	image->unused = 0;
 	bpf_get_current_comm(image->comm, sizeof(image->comm));
-	read_path(image, task->mm->exe_file);
+	read_path(image, READ(task, mm, exe_file));
 	read_cgroup(image);
 	read_root(image, task);
-	read_environ(image, task->mm);
+	read_environ(image, READ(task, mm));
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
 	return true;
 }
@@ -211,14 +212,11 @@ static __always_inline struct image_key image_key_of(struct task_struct *task)
 
 /*
  * Sends the current process's image unless it is marked; the call's identity is filled in already. Marked first: of
- * two threads that come at once one sends it. Global: it is verified once.
+ * two threads that come at once one sends it.
  */
-__noinline int mark_image(const struct call *call)
+static __always_inline int mark_image_of(const struct call *call)
 {
 	struct mark mark = {};
-
-	if (!call)
-		return false;
 	struct image_key key = { call->process_started_ns, call->pid, call->exec_id };
 
 	if (bpf_map_lookup_elem(&marks, &key))
@@ -235,6 +233,8 @@ __noinline int mark_image(const struct call *call)
 	bpf_map_delete_elem(&marks, &key); /* the next call of the process tries again */
 	return false;
 }
+
+ONCE_OF_CALL(mark_image)
 
 /* A thread has ended: with its process's last one, the mark goes, and user space is told. */
 static __always_inline void end_image(struct task_struct *task)

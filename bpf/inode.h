@@ -7,13 +7,17 @@
 #pragma once
 #include "event.h"
 
+/* What FIELD of the TYPE at an address holds. */
+#ifdef PLAIN
+#define READ_AT(type, address, field) ((__u64)BPF_CORE_READ((type *)(address), field))
+#else
 extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
 
-/* What FIELD of the TYPE at an address holds. */
 #define READ_AT(type, address, field)                                                                             \
 	(bpf_ksym_exists(bpf_rdonly_cast) ?                                                                       \
 		 (__u64)((type *)bpf_rdonly_cast((void *)(address), bpf_core_type_id_kernel(type)))->field :      \
 		 (__u64)BPF_CORE_READ((type *)(address), field))
+#endif
 
 /* The pointer that an address holds: of the types known to the kernel any does that begins with one. */
 static __always_inline void *pointer_at(void *address)
@@ -23,9 +27,9 @@ static __always_inline void *pointer_at(void *address)
 
 static __always_inline struct file *file_of(struct task_struct *task, __s64 fd)
 {
-	struct fdtable *fdt = task->files->fdt;
+	struct fdtable *fdt = READ(task, files, fdt);
 
-	return fd >= 0 && fd < fdt->max_fds ? pointer_at(&fdt->fd[fd]) : 0;
+	return fd >= 0 && fd < READ(fdt, max_fds) ? pointer_at(READ(fdt, fd) + fd) : 0;
 }
 
 static __always_inline __u64 inode_of(struct file *file)

@@ -38,6 +38,52 @@ enum {
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
 
+/*
+ * The programs are built three times from the same source (build.rs), for what kernels differ in and a program can't ask
+ * while it runs: PLAIN, where the kernel does not describe its own types (or before 5.11, where tasks have none to the
+ * verifier), and OLD, before 5.12, whose BPF can add to a number in memory, but not learn what it was before, and whose
+ * verifier takes no pointers to functions that are verified once.
+ */
+
+/* Fields of a kernel's structure, from one to the next: by loads where the verifier knows the pointer's type. */
+#ifdef PLAIN
+#define READ(pointer, ...) BPF_CORE_READ(pointer, __VA_ARGS__)
+#define current_task() ((struct task_struct *)bpf_get_current_task())
+#else
+#define READ(pointer, ...) ___arrow(pointer, __VA_ARGS__)
+#define current_task() bpf_get_current_task_btf()
+#endif
+
+#ifdef OLD
+/* Verified with each of its callers. Used, so that it is compiled in its turn, as the others are, and the variables with it. */
+#define VERIFIED_ONCE static __noinline __attribute__((used))
+/* Not atomic, as far as what they return goes: what may not go wrong is not left to them. */
+#define fetch_and_add(at, number)                                                                                 \
+	({                                                                                                        \
+		typeof(*(at)) was = *(volatile typeof(*(at)) *)(at);                                              \
+		__sync_fetch_and_add(at, number);                                                                 \
+		was;                                                                                              \
+	})
+#define compare_and_swap(at, old, new)                                                                            \
+	({                                                                                                        \
+		typeof(*(at)) was = *(volatile typeof(*(at)) *)(at);                                              \
+		if (was == (old))                                                                                 \
+			*(volatile typeof(*(at)) *)(at) = (new);                                                  \
+		was;                                                                                              \
+	})
+#define exchange(at, new)                                                                                         \
+	({                                                                                                        \
+		typeof(*(at)) was = *(volatile typeof(*(at)) *)(at);                                              \
+		*(volatile typeof(*(at)) *)(at) = (new);                                                          \
+		was;                                                                                              \
+	})
+#else
+#define VERIFIED_ONCE __noinline
+#define fetch_and_add(at, number) __sync_fetch_and_add(at, number)
+#define compare_and_swap(at, old, new) __sync_val_compare_and_swap(at, old, new)
+#define exchange(at, new) __sync_lock_test_and_set(at, new)
+#endif
+
 struct bpf_raw_tracepoint_args {
 	__u64 args[3];
 };
@@ -314,6 +360,7 @@ struct signal_struct {
 };
 
 enum bpf_func_id {
+	BPF_FUNC_task_pt_regs = 175,
 	BPF_FUNC_loop = 181,
 };
 

@@ -34,9 +34,9 @@ static __always_inline bool take(struct limiter *limiter, __u32 most, __u64 seco
 	__u64 before = *(volatile __u64 *)&limiter->taken;
 
 	/* The first of a second; who loses against another first takes as any other does. */
-	if (before >> 32 < second && __sync_val_compare_and_swap(&limiter->taken, before, second << 32 | 1) == before)
+	if (before >> 32 < second && compare_and_swap(&limiter->taken, before, second << 32 | 1) == before)
 		return true;
-	return (__u32)*(volatile __u64 *)&limiter->taken < most && (__u32)__sync_fetch_and_add(&limiter->taken, 1) < most;
+	return (__u32)*(volatile __u64 *)&limiter->taken < most && (__u32)fetch_and_add(&limiter->taken, 1) < most;
 }
 
 static __always_inline bool is_message(const struct call *call)
@@ -101,7 +101,7 @@ static __always_inline bool is_limited_early(struct call *call)
 }
 
 /* Whether the call has ended without a record for the rate's sake; `state` of its queue. Global: it is verified once. */
-__noinline int is_limited(struct call *call, struct queue_state *state)
+VERIFIED_ONCE int is_limited(struct call *call, struct queue_state *state)
 {
 	struct limiter *limiter;
 	__u64 second;
@@ -121,7 +121,7 @@ __noinline int is_limited(struct call *call, struct queue_state *state)
 		call->flags &= ~CALL_LIMITED;
 		if (is_message(call))
 			((struct message_args *)call->args)->limited_calls =
-				limiter ? __sync_lock_test_and_set(&limiter->limited, 0) : 0;
+				limiter ? exchange(&limiter->limited, 0) : 0;
 		return false;
 	}
 	call->flags |= CALL_LIMITED;

@@ -80,6 +80,11 @@ struct pt_regs___full {
 #else
 struct pt_regs___full {
 	unsigned long orig_ax;
+	unsigned long cs;
+};
+
+struct task_struct___stack {
+	void *stack;
 };
 
 struct thread_info___x86 {
@@ -175,7 +180,34 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, s
 	}
 	return -1;
 }
+
+static __always_inline void *registers_of(struct task_struct *task)
+{
+	return (void *)bpf_task_pt_regs(task);
+}
 #else
+/* arch/x86/include/asm/page_64_types.h: THREAD_SIZE, twice that with KASAN */
+#define STACK_SIZE 16384
+
+/*
+ * The registers that a thread entered the kernel with. Before Linux 5.15 no helper tells where they are: at the end of its
+ * stack, where the code segment shows that these are a program's.
+ */
+static __always_inline void *registers_of(struct task_struct *task)
+{
+	struct task_struct___stack *of = (void *)task;
+	struct pt_regs___full *regs;
+
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_task_pt_regs))
+		return (void *)bpf_task_pt_regs(task);
+	for (int size = STACK_SIZE; size <= 2 * STACK_SIZE; size += STACK_SIZE) {
+		regs = BPF_CORE_READ(of, stack) + size - bpf_core_type_size(struct pt_regs);
+		if ((BPF_CORE_READ(regs, cs) & 3) == 3)
+			return regs;
+	}
+	return 0;
+}
+
 /* arch/x86/include/asm/thread_info.h: the system call under way came in as a 32-bit one */
 #define TS_COMPAT 2
 
@@ -214,7 +246,7 @@ static __always_inline int waits_in(struct task_struct *task, void *registers, s
  */
 static __always_inline __u64 asleep_since(struct task_struct *task, __u64 now)
 {
-	struct task_struct___se *thread = (void *)task, *current = (void *)bpf_get_current_task_btf();
+	struct task_struct___se *thread = (void *)task, *current = (void *)bpf_get_current_task();
 	struct rq *there, *here;
 	__u64 since, clock;
 
@@ -265,7 +297,7 @@ int live_waiters(struct bpf_iter__task *ctx)
 
 	if (!task || !sleeps(task))
 		return 0;
-	regs = (void *)bpf_task_pt_regs(task);
+	regs = registers_of(task);
 	if (!regs)
 		return 0;
 	scratch = bpf_map_lookup_elem(&scratches, &first);

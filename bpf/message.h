@@ -51,6 +51,24 @@ __u32 beside;
 
 static const struct message no_message;
 
+#ifdef OLD
+/* No place can be taken without a comparison and an exchange at once: all are in the table beside. */
+static __always_inline struct message *find_message(__u64 msg)
+{
+	return bpf_map_lookup_elem(&messages_beside, &msg);
+}
+
+static __always_inline struct message *place_message(__u64 msg)
+{
+	bpf_map_update_elem(&messages_beside, &msg, &no_message, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&messages_beside, &msg);
+}
+
+static __always_inline void drop_message(__u64 msg)
+{
+	bpf_map_delete_elem(&messages_beside, &msg);
+}
+#else
 static __always_inline struct message_set *message_set_of(__u64 msg)
 {
 	__u64 low;
@@ -112,6 +130,7 @@ static __always_inline void drop_message(__u64 msg)
 	if (*(volatile __u32 *)&beside && !bpf_map_delete_elem(&messages_beside, &msg))
 		__sync_fetch_and_add(&beside, -1);
 }
+#endif
 
 /* Whether msg_insert() is hooked: without it nobody knows since when a message waits. */
 const volatile bool sees_insert;
@@ -119,7 +138,7 @@ const volatile bool sees_insert;
 /* The thread, where it is inside a call of this kind. */
 static __always_inline struct thread *inside(enum op op)
 {
-	struct thread *thread = thread_of(bpf_get_current_task_btf());
+	struct thread *thread = thread_of(current_task());
 
 	return thread && thread->in_flight == 1 + op ? thread : 0;
 }
@@ -148,7 +167,7 @@ static __always_inline void at_load_msg(__u64 made)
 	message->verdict = VERDICT_FILTERED;
 	if (makes_records && slot_of(thread)->in_tree && is_of_interest(call) && !only_failed && !min_duration_ns)
 		message->verdict = is_limited_early(call) ? VERDICT_LIMITED : VERDICT_KEPT;
-	copy_comm(message->comm, bpf_get_current_task_btf());
+	copy_comm(message->comm, current_task());
 	thread->message = made;
 }
 

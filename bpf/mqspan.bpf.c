@@ -69,12 +69,22 @@ TRACEPOINTS(mq_timedreceive)
 TRACEPOINTS(mq_notify)
 TRACEPOINTS(mq_getsetattr)
 
-/* A wrapper of a system call gets the caller's registers. */
+/* A wrapper of a system call gets the caller's registers: of a type that the oldest kernels' own description leaves out. */
+#ifdef OLD
+#define CALLERS_REGISTERS(regs, ctx)                                                                              \
+	struct pt_regs copy = {}, *regs = 0;                                                                      \
+	bpf_probe_read_kernel(&regs, sizeof(regs), ctx);                                                          \
+	bpf_probe_read_kernel(&copy, sizeof(copy), regs);                                                         \
+	regs = &copy
+#else
+#define CALLERS_REGISTERS(regs, ctx) struct pt_regs *regs = (void *)ctx[0]
+#endif
+
 #define FUNCTIONS(name, call, symbol, abi, ARGUMENTS)                                                             \
 	SEC("?fentry/" symbol)                                                                                    \
 	int fentry_##name(__u64 *ctx)                                                                             \
 	{                                                                                                         \
-		struct pt_regs *regs = (void *)ctx[0];                                                            \
+		CALLERS_REGISTERS(regs, ctx);                                                                     \
 		unsigned long args[] = ARGUMENTS(regs);                                                           \
 		enter_##call(args, abi);                                                                          \
 		return 0;                                                                                         \
@@ -158,7 +168,7 @@ int tp_enter_prctl(struct sys_enter *ctx) { enter_prctl(ctx->args); return 0; }
 SEC("?fentry/" NATIVE_PREFIX "prctl")
 int fentry_prctl(__u64 *ctx)
 {
-	struct pt_regs *regs = (void *)ctx[0];
+	CALLERS_REGISTERS(regs, ctx);
 	unsigned long args[] = NATIVE_ARGS(regs);
 
 	enter_prctl(args);

@@ -41,7 +41,7 @@ static __always_inline __u64 mix(__u64 hash, __u64 word)
 }
 
 /* The hash of the call's name, 0 where it has none. What lies behind the end does not count. Global: verified once. */
-__noinline __u64 hash_of_name(const struct call *call)
+VERIFIED_ONCE __u64 hash_of_name(const struct call *call)
 {
 	__u32 start, len, at;
 	__u64 hash;
@@ -58,7 +58,7 @@ __noinline __u64 hash_of_name(const struct call *call)
 }
 
 /* Sends the call's name unless it is marked as sent. Global: it is verified once. */
-__noinline int send_name(const struct call *call, __u64 hash)
+VERIFIED_ONCE int send_name(const struct call *call, __u64 hash)
 {
 	struct name *name;
 	__u32 start, len;

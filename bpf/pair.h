@@ -44,16 +44,16 @@ static __always_inline void make_ids(struct thread *thread, struct call *call)
 /* What stays the same while the thread runs one image is looked up once: exec changes all of it, even the tid. */
 static __always_inline void identify_thread(struct slot *slot, struct task_struct *task)
 {
-	__u32 exec_id = task->self_exec_id;
+	__u32 exec_id = READ(task, self_exec_id);
 	struct call *call = &slot->call;
 
 	if (slot->exec_id == exec_id + 1)
 		return;
-	call->pid = task->tgid;
-	call->tid = task->pid;
-	call->vpid = number_in_namespace(task->group_leader);
-	call->local_pid = local_number(task->group_leader);
-	call->process_started_ns = task->group_leader->start_boottime;
+	call->pid = READ(task, tgid);
+	call->tid = READ(task, pid);
+	call->vpid = number_in_namespace(READ(task, group_leader));
+	call->local_pid = local_number(READ(task, group_leader));
+	call->process_started_ns = READ(task, group_leader, start_boottime);
 	call->exec_id = exec_id;
 	slot->exec_id = exec_id + 1;
 	slot->image_hash = mix(mix(name_seed[0], call->process_started_ns), (__u64)call->pid << 32 | exec_id);
@@ -65,7 +65,7 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 /* --container; another css_set is what a task gets that is moved to other control groups. */
 static __always_inline void look_at_container(struct slot *slot, struct task_struct *task)
 {
-	__u64 groups = (__u64)task->cgroups;
+	__u64 groups = (__u64)READ(task, cgroups);
 
 	if (container_mode == RULES_NONE || slot->groups == groups)
 		return;
@@ -79,7 +79,7 @@ static __always_inline void look_at_container(struct slot *slot, struct task_str
 
 static __always_inline enum abi abi_of(struct task_struct *task, enum abi abi)
 {
-	return abi == ABI_NATIVE && task->thread_info.flags & 1 << TIF_32BIT ? ABI_COMPAT : abi;
+	return abi == ABI_NATIVE && READ(task, thread_info.flags) & 1 << TIF_32BIT ? ABI_COMPAT : abi;
 }
 #else
 static __always_inline enum abi abi_of(struct task_struct *task, enum abi abi)
@@ -97,7 +97,7 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	struct thread *thread;
 	struct call *call;
 
-	if (task->tgid == own_pid) {
+	if (READ(task, tgid) == own_pid) {
 		__sync_fetch_and_add(&own_entries, 1);
 		return 0;
 	}
@@ -123,7 +123,7 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	call->asked_len = 0;
 	call->actual_len = 0;
 	identify_thread(slot_of(thread), task);
-	call->uid = task->cred->euid.val;
+	call->uid = READ(task, cred, euid.val);
 	if (makes_records && has_contexts())
 		read_context(call);
 	if (messages_carry_ids)
@@ -131,15 +131,19 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	return thread;
 }
 
-/* The descriptor that the system call was passed which now ends. */
+/* The descriptor that the system call was passed which now ends; -1: it can't be told. */
 static __always_inline __s64 passed_fd(struct task_struct *task)
 {
+#ifdef PLAIN
+	return -1;
+#else
 	struct pt_regs *regs = infers_links ? (void *)bpf_task_pt_regs(task) : 0;
 
 #ifdef __TARGET_ARCH_arm64
 	return regs ? (__s32)BPF_CORE_READ((struct pt_regs___entry *)regs, orig_x0) : -1;
 #else
 	return regs ? (__s32)BPF_CORE_READ(regs, di) : -1;
+#endif
 #endif
 }
 
@@ -151,7 +155,7 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 	struct call *call;
 
 	if (!thread || thread->in_flight != 1 + op) {
-		if (task->tgid == own_pid) {
+		if (READ(task, tgid) == own_pid) {
 			__sync_fetch_and_add(&own_exits, 1);
 		} else if (!closed) {
 			count(COUNT_UNPAIRED);
@@ -171,10 +175,14 @@ static __always_inline struct thread *leave(enum op op, long ret, struct task_st
 /* As bpf_get_current_comm() does, in a tenth of its time. */
 static __always_inline void copy_comm(char *comm, struct task_struct *task)
 {
+#ifdef PLAIN
+	bpf_core_read(comm, COMM_SIZE, &task->comm);
+#else
 	volatile char *from = task->comm, *to = comm; /* the verifier takes no wider loads of an array */
 
 	for (int i = 0; i < COMM_SIZE; i++)
 		to[i] = from[i];
+#endif
 }
 
 /* The hash of the call's name; that of a slot's queue is worked out once. */
@@ -217,24 +225,19 @@ static __always_inline void send_image(struct slot *slot)
 }
 
 /*
- * The call is described: adds it to its queue's state; returns whether it passes the filters on whose calls. Global, as
- * record(): verified once, not for each call of the family, which would take longer than all else at the start. The
+ * The call is described: adds it to its queue's state; returns whether it passes the filters on whose calls. The
  * container and the image are looked at by the programs themselves: the stack is not deep enough for one in the other.
  */
-__noinline int match(struct thread *thread)
+static __always_inline int match_of(struct thread *thread)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
+	struct slot *slot = slot_of(thread);
+	struct call *call = &slot->call;
 	struct queue_state *state;
-	struct slot *slot;
-	struct call *call;
 	bool matched;
 
-	if (!thread)
-		return false;
-	slot = slot_of(thread);
-	call = &slot->call;
 	if (!(call->flags & CALL_QUEUE))
-		call->ipc_ns = task->nsproxy->ipc_ns->ns.inum;
+		call->ipc_ns = READ(task, nsproxy, ipc_ns, ns.inum);
 	matched = container_mode == RULES_NONE || slot->container_wanted;
 	matched = slot->in_tree && is_of_interest(call) && matched;
 	if (aggregates || max_rate) {
@@ -246,22 +249,21 @@ __noinline int match(struct thread *thread)
 	return matched || refuse(call, COUNT_FILTERED);
 }
 
-/* The call passes the filters on whose calls: counts it, and sends it if it is wanted; returns whether it has a record. */
-__noinline int record(struct thread *thread)
-{
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct call *call;
+ONCE_OF_THREAD(match)
 
-	if (!thread)
-		return false;
-	call = call_of(thread);
+/* The call passes the filters on whose calls: counts it, and sends it if it is wanted; returns whether it has a record. */
+static __always_inline int record_of(struct thread *thread)
+{
+	struct task_struct *task = current_task();
+	struct call *call = call_of(thread);
+
 	if (call->ret < 0)
 		explain(call);
 	if (aggregates_comm)
 		copy_comm(call->comm, task);
 	if (aggregates) {
 		call->flags |= CALL_MEASURED;
-		aggregate(slot_of(thread), thread->name);
+		aggregate(thread);
 	}
 	if (!makes_records)
 		return leave_out(call);
@@ -275,6 +277,8 @@ __noinline int record(struct thread *thread)
 		make_ids(thread, call);
 	return send_call(call);
 }
+
+ONCE_OF_THREAD(record)
 
 static __always_inline bool finish(struct thread *thread, struct task_struct *task)
 {

@@ -17,7 +17,7 @@
 /* prctl(option, attribute, start, size, name); only of images that made a call: others are read at their first one. */
 static __always_inline void enter_prctl(const unsigned long *args)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task = current_task();
 	char name[16] = {};
 	struct mark *mark;
 	__u64 now;

@@ -74,7 +74,7 @@ static __always_inline void leave_queue(struct call *call, struct task_struct *t
 
 	if (!(call->flags & CALL_QUEUE))
 		return;
-	if (task->files->count.counter == 1 && !switches) {
+	if (READ(task, files, count.counter) == 1 && !switches) {
 		call->queue_curmsgs = depth_of(call->queue_inode);
 		return;
 	}
@@ -115,5 +115,5 @@ static __always_inline int keep_file(struct file *file, __u64 number)
 /* The same of one that mqspan has opened. */
 static __always_inline int keep_queue(__s64 fd)
 {
-	return keep_file(file_of(bpf_get_current_task_btf(), fd), 0);
+	return keep_file(file_of(current_task(), fd), 0);
 }

@@ -89,9 +89,9 @@ static __always_inline struct thread *thread_of(struct task_struct *task)
 
 	if (has_task_storage)
 		return bpf_task_storage_get(&threads, task, 0, 0);
-	tid = task->pid;
+	tid = READ(task, pid);
 	thread = bpf_map_lookup_elem(&thread_states, &tid);
-	return thread && thread->started_ns == task->start_boottime ? thread : 0;
+	return thread && thread->started_ns == READ(task, start_boottime) ? thread : 0;
 }
 
 /* The same, made where there is none; 0: there is no room. */
@@ -102,7 +102,7 @@ static __always_inline struct thread *make_thread(struct task_struct *task)
 
 	if (has_task_storage)
 		return bpf_task_storage_get(&threads, task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	tid = task->pid;
+	tid = READ(task, pid);
 	thread = bpf_map_lookup_elem(&thread_states, &tid);
 	if (!thread) {
 		held = states_held(task);
@@ -113,13 +113,13 @@ static __always_inline struct thread *make_thread(struct task_struct *task)
 		thread = bpf_map_lookup_elem(&thread_states, &tid);
 		if (!thread)
 			return 0;
-	} else if (thread->started_ns != task->start_boottime) {
+	} else if (thread->started_ns != READ(task, start_boottime)) {
 		/* The end of the thread that had this id went unseen. */
 		thread->in_flight = 0;
 		thread->slots[0].exec_id = thread->slots[1].exec_id = 0;
 		thread->slots[0].queue_ipc_ns = thread->slots[1].queue_ipc_ns = 0;
 	}
-	thread->started_ns = task->start_boottime;
+	thread->started_ns = READ(task, start_boottime);
 	return thread;
 }
 
@@ -135,7 +135,7 @@ static __always_inline void drop_state(struct task_struct *task, __u32 tid)
 static __always_inline void release_thread(struct task_struct *task)
 {
 	if (!has_task_storage && *(volatile __u32 *)&states > STATES / 4 * 3)
-		drop_state(task, task->pid);
+		drop_state(task, READ(task, pid));
 }
 
 static __always_inline struct slot *slot_of(struct thread *thread)

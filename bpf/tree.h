@@ -41,12 +41,12 @@ __noinline int local_number_of(__u64 child)
 
 static __always_inline int see_own(__u32 child_number)
 {
-	struct task_struct *task = bpf_get_current_task_btf(), *leader = BPF_CORE_READ(task, group_leader);
+	struct task_struct *task = current_task(), *leader = BPF_CORE_READ(task, group_leader);
 	struct pid *pid = BPF_CORE_READ(leader, thread_pid);
 	struct upid *upid;
 	struct list_head *first, *at;
 
-	own_pid = task->tgid;
+	own_pid = READ(task, tgid);
 	own_level = BPF_CORE_READ(pid, level);
 	upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) + own_level * bpf_core_type_size(struct upid);
 	own_namespace = (__u64)BPF_CORE_READ(upid, ns);

@@ -53,7 +53,7 @@ static __always_inline __u32 side_of(enum op op)
 static __always_inline void order_reads(struct turns *all)
 {
 #ifdef __TARGET_ARCH_arm64
-	__u64 before = __sync_fetch_and_add(&all->started[0], 0);
+	__u64 before = fetch_and_add(&all->started[0], 0);
 
 	asm volatile("" : : "r"(before) : "memory");
 #else
@@ -71,7 +71,7 @@ static __always_inline void note_priority(struct turns *all, __u32 priority)
 	__u32 first = now->priority;
 
 	if (!first)
-		first = __sync_val_compare_and_swap(&all->priority, 0, priority + 1);
+		first = compare_and_swap(&all->priority, 0, priority + 1);
 	if (first && first != priority + 1 && !now->mixed)
 		now->mixed = 1;
 }
@@ -94,7 +94,7 @@ static __always_inline void begin_turn(struct thread *thread, struct call *call,
 	if (op == OP_SEND)
 		note_priority(all, message->priority);
 	thread->turn_place = place;
-	thread->turn = __sync_fetch_and_add(&all->started[side], 1) + 1;
+	thread->turn = fetch_and_add(&all->started[side], 1) + 1;
 	/* Nobody else is under way, then the queue is empty, then nobody has begun meanwhile. */
 	now = all;
 	if (now->ended[side] + 1 != thread->turn)
@@ -169,8 +169,14 @@ static __always_inline bool has_seccomp(struct task_struct *task)
 /*
  * A send or receive got no number, but may pass a message. The queue is that of its descriptor, unless another thread
  * could put another one there meanwhile: then it may be any. A program with a seccomp filter can have any number of exits
- * without an entry, so that what it does is only its own queues' concern.
+ * without an entry, so that what it does is only its own queues' concern, where these can be told.
  */
+#ifdef PLAIN
+#define TELLS_PASSED_FD false
+#else
+#define TELLS_PASSED_FD true
+#endif
+
 static __always_inline void lose_turn(enum op op, struct task_struct *task, __s64 fd)
 {
 	bool confined, certain;
@@ -182,7 +188,7 @@ static __always_inline void lose_turn(enum op op, struct task_struct *task, __s6
 	if (!infers_links || (op != OP_SEND && op != OP_RECEIVE))
 		return;
 	confined = has_seccomp(task);
-	certain = confined || task->files->count.counter == 1;
+	certain = confined || READ(task, files, count.counter) == 1;
 	file = file_of(task, fd);
 	if (file && certain)
 		inode = BPF_CORE_READ(file, f_inode);
@@ -190,7 +196,7 @@ static __always_inline void lose_turn(enum op op, struct task_struct *task, __s6
 		all = turns_at(place_of((__u64)inode, BPF_CORE_READ(inode, i_ino)));
 	if (all) {
 		__sync_fetch_and_add(&all->losses[side], 1);
-	} else if (!confined) {
+	} else if (!confined || !TELLS_PASSED_FD) {
 		add_in_order(&losses[side]);
 	}
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Other kernels, for tests under qemu. A KERNEL is a series (6.1), with -rt if it is to be PREEMPT_RT:
+# Other kernels, for tests under qemu. A KERNEL is a series (6.1), with -rt if it is to be PREEMPT_RT, and with arm64/ in front
+# if it is to be of that architecture, whose PROGRAM and FILEs must be linked statically:
 #   kernel.sh fetch KERNEL             the newest Debian kernel of that series, into the cache
 #   kernel.sh run KERNEL BOOTLINE PROGRAM FILE...
 #       boots it and runs PROGRAM there, which is found with the FILEs where they are here; its exit status is PROGRAM's,
@@ -11,10 +12,24 @@
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan/kernels
-arch=amd64
-qemu=(qemu-system-x86_64 -M q35 -cpu max)
-console=ttyS0
-limit=1800 # seconds for a boot with its tests, on a machine that does other work, too
+limit=${MQSPAN_TEST_BOOT_SECONDS:-3600} # for a boot with its tests, on a machine that does other work, too
+
+# choose KERNEL: sets its series and what its architecture is run by
+choose() {
+    series=${1#arm64/}
+    case $1 in
+        arm64/*)
+            arch=arm64
+            qemu=(qemu-system-aarch64 -M virt -cpu "max,pauth-impdef=on")
+            console=ttyAMA0
+            ;;
+        *)
+            arch=amd64
+            qemu=(qemu-system-x86_64 -M q35 -cpu max)
+            console=ttyS0
+            ;;
+    esac
+}
 
 # Debian's suites that may have a series.
 suites() {
@@ -48,15 +63,16 @@ apt() {
 }
 
 fetch() {
-    local series=${1%-rt} flavour=cloud folder=$cache/$1-$arch suite root package binary
-    case $1 in *-rt) flavour=rt ;; esac
+    choose "$1"
+    local version=${series%-rt} flavour=cloud folder=$cache/$series-$arch suite root package binary
+    case $series in *-rt) flavour=rt ;; esac
     [ -s "$folder/vmlinuz" ] && return 0
     mkdir -p "$folder"
-    for suite in $(suites "$series"); do
+    for suite in $(suites "$version"); do
         root=$folder/apt-$suite
         apt "$root" "$suite" apt-get update >/dev/null || continue
-        for package in $(apt "$root" "$suite" apt-cache pkgnames "linux-image-$series" |
-            grep -E "^linux-image-${series//./\\.}([.-].*)?-$flavour-$arch\$" | sort -Vr); do
+        for package in $(apt "$root" "$suite" apt-cache pkgnames "linux-image-$version" |
+            grep -E "^linux-image-${version//./\\.}([.-].*)?-$flavour-$arch\$" | sort -Vr); do
             # From 6.19 on the kernel is in a package of another name.
             binary=${package/linux-image/linux-binary}
             apt "$root" "$suite" apt-cache pkgnames "$binary" | grep -x "$binary" >/dev/null || binary=$package
@@ -73,6 +89,27 @@ fetch() {
     echo "kernel.sh: no kernel $1 for $arch" >&2
     return 1
 }
+
+# busybox: where that of the kernel's architecture is
+busybox() {
+    local folder=$cache/busybox-$arch
+    if [ "$arch" = amd64 ]; then
+        type -P busybox
+        return
+    fi
+    if [ ! -x "$folder/busybox" ]; then
+        mkdir -p "$folder"
+        apt "$folder/apt" bookworm apt-get update >/dev/null
+        (cd "$folder" && apt "$folder/apt" bookworm apt-get download busybox-static >&2)
+        dpkg-deb -x "$folder"/*.deb "$folder/root"
+        cp "$(find "$folder/root" -name busybox -type f | head -1)" "$folder/busybox"
+        rm -rf "$folder/root" "$folder/apt"
+    fi
+    echo "$folder/busybox"
+}
+
+# The libraries of programs; of another architecture they are linked statically.
+libraries() { [ "$arch" = arm64 ] || ldd "$@" | grep -o '/[^ :]*' | sort -u; }
 
 # Runs the tests of $program, one after the other; status is then whether they passed.
 tests='
@@ -100,15 +137,16 @@ initramfs() {
     shift 2
     root=$(mktemp -d)
     mkdir -p "$root"/{bin,dev,proc,sys,tmp}
-    cp "$(command -v busybox)" "$root/bin/busybox"
-    for file in "$@" $(ldd "$@" | grep -o '/[^ :]*' | sort -u); do
+    cp "$(busybox)" "$root/bin/busybox"
+    for file in "$@" $(libraries "$@"); do
         mkdir -p "$root$(dirname "$file")"
-        [ -e "$root$file" ] || strip --strip-debug -o "$root$file" "$(realpath "$file")"
+        # This machine's strip may know no other architecture.
+        [ -e "$root$file" ] || strip --strip-debug -o "$root$file" "$(realpath "$file")" 2>/dev/null || cp -L "$file" "$root$file"
     done
     cat >"$root/init" <<INIT
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/tmp
+export PATH=/bin:/usr/sbin:/usr/bin HOME=/tmp
 echo UP
 mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys
 mount -t tracefs t /sys/kernel/tracing; mount -t debugfs d /sys/kernel/debug; mount -t cgroup2 c /sys/fs/cgroup
@@ -141,10 +179,10 @@ results() {
         END { if (test) print "RESULT", kernel, kinds ? kind[kinds] : "-", test, "STOPPED" }'
 }
 
-# boot SERIES INITRAMFS LOG BOOT_LINE OPTION...: what the machine prints goes to stdout and to LOG
+# boot INITRAMFS LOG BOOT_LINE OPTION...: boots the chosen kernel; what the machine prints goes to stdout and to LOG
 boot() {
-    local series=$1 initramfs=$2 log=$3 boot_line=$4
-    shift 4
+    local initramfs=$1 log=$2 boot_line=$3
+    shift 3
     # Emulated, a kernel dies once in a while as it comes up (seen: an int3 in run_timer_softirq of 7.3, while it unpacked the
     # initramfs). Once a program of ours may have run it counts.
     for _ in 1 2 3; do
@@ -157,25 +195,25 @@ boot() {
 }
 
 run() {
-    local series=$1 boot_line=$2 work status
+    local kernel=$1 boot_line=$2 work status
     shift 2
-    fetch "$series"
+    fetch "$kernel"
     work=$(mktemp -d)
     initramfs "$work/initramfs" "$tests" "$@"
-    boot "$series" "$work/initramfs" "$work/log" "$boot_line" -accel tcg,thread=multi -smp 2
+    boot "$work/initramfs" "$work/log" "$boot_line" -accel tcg,thread=multi -smp 2
     status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
-    results "$series $boot_line" <"$work/log" | tee -a "${MQSPAN_TEST_RESULTS:-/dev/null}"
+    results "$kernel $boot_line" <"$work/log" | tee -a "${MQSPAN_TEST_RESULTS:-/dev/null}"
     rm -rf "$work"
     return "${status:-99}"
 }
 
 count() {
-    local series=$1 work status
+    local kernel=$1 work status
     shift
-    fetch "$series"
+    fetch "$kernel"
     work=$(mktemp -d)
     initramfs "$work/initramfs" "$once" "$@"
-    boot "$series" "$work/initramfs" "$work/log" "" -accel tcg,thread=single -icount shift=0,sleep=off -smp 1
+    boot "$work/initramfs" "$work/log" "" -accel tcg,thread=single -icount shift=0,sleep=off -smp 1
     status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
     rm -rf "$work"
     return "${status:-99}"

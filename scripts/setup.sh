@@ -89,6 +89,7 @@ if [ "${1:-}" = kernels ]; then
     need busybox-static busybox "is all that there is beside them"
     need cpio cpio "packs what they boot from"
     need binutils strip "makes the programs small"
+    need bpftool bpftool "reduces the kernel's types, as users do"
 fi
 
 if [ "${1:-}" = bench ]; then

@@ -7,6 +7,7 @@ mod measure;
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::kernel::hooks::{CALLS, not_captured_without};
 use crate::kernel::plan::order;
 use crate::kernel::refusal::refusal;
 use crate::kernel::trial;
+use crate::kernel::types::KernelTypes;
+use crate::kernel::variant::Variant;
 use crate::model::error::Error;
 use crate::model::filter::Filters;
 use crate::model::values::{Format, HookKind, Rate};
@@ -43,6 +46,8 @@ struct Report {
     in_user_namespace: bool,
     message_queues: bool,
     btf: bool,
+    /// The file that the kernel's types are from, where the kernel does not describe them itself.
+    types_file: Option<String>,
     capabilities: Vec<&'static str>,
     tracefs: Option<String>,
     syscall_tracepoints: bool,
@@ -85,8 +90,8 @@ struct Attached {
 
 /// Looks at this host and prints what it offers, `measures`: and what calls cost; returns whether `run` would work. To be
 /// called while there is no other thread.
-pub fn check(format: Format, measures: bool) -> io::Result<bool> {
-    let mut facts = Facts::gather();
+pub fn check(format: Format, measures: bool, types: Option<&Path>) -> io::Result<bool> {
+    let mut facts = Facts::gather(types);
     // Before what attaching leaves to be done in the background.
     let measured = measures.then(|| measure::measure(&facts, &everything(&every_call(), 0))).transpose()?;
     let attaching = ProgressLine::start(true, || "trying what the kernel allows".into());
@@ -177,8 +182,22 @@ fn about(facts: &Facts, attached: Option<&Attached>) -> Vec<String> {
                 .into(),
         );
     }
-    let counts_runs = attached.is_some_and(|attached| attached.kind != HookKind::Fentry);
-    if facts.hazards.uncounted_skips && counts_runs {
+    if facts.types != KernelTypes::Kernel {
+        notes.push(
+            "the kernel does not describe its own types (CONFIG_DEBUG_INFO_BTF): there is no fentry, a call costs more for \
+             reading the kernel by a helper, and who waits at queues and has them open is looked up in /proc, of those \
+             processes that mqspan may look at"
+                .into(),
+        );
+    }
+    if facts.variant == Variant::Old {
+        notes.push(
+            "this kernel's BPF can't number calls (Linux before 5.12): by tracepoints receives are not linked to sends, and how \
+             long messages waited is not known; kprobe and fentry tell both"
+                .into(),
+        );
+    }
+    if attached.is_some_and(|attached| !facts.counts_skips(attached.kind)) {
         notes.push(
             "this kernel does not count runs that it skips while another BPF program runs on the CPU (Linux before 6.7): \
              calls may be missing without being counted where other tools trace by BPF; use fentry or a newer kernel where \
@@ -225,7 +244,8 @@ impl Report {
             lockdown: facts.lockdown.clone(),
             in_user_namespace: facts.in_user_namespace,
             message_queues: facts.has_queues,
-            btf: facts.has_btf,
+            btf: facts.types == KernelTypes::Kernel,
+            types_file: facts.types.file().map(|file| file.display().to_string()),
             capabilities: CAPABILITIES.iter().filter(|(_, number, _)| has(*number)).map(|(name, ..)| *name).collect(),
             tracefs: facts.tracefs.as_ref().map(|path| path.display().to_string()),
             syscall_tracepoints: facts.has_tracepoints,
@@ -258,7 +278,7 @@ impl Report {
         let mut text = format!("mqspan {} on Linux {}\n", self.version, self.kernel);
         for (what, found) in [
             ("POSIX queues", yes(self.message_queues).to_owned()),
-            ("BTF", yes(self.btf).to_owned()),
+            ("BTF", self.types_file.as_ref().map_or(yes(self.btf).into(), |file| format!("no; types from {file}"))),
             ("capabilities", capabilities),
             ("tracefs", self.tracefs.clone().unwrap_or_else(|| "not found".into())),
             ("tracepoints", yes(self.syscall_tracepoints).to_owned()),

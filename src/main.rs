@@ -42,8 +42,8 @@ fn carry_out() -> Result<u8, Error> {
             lay_down()?;
             run::top::top(TopSettings::load(*options, &|name| env::var_os(name))?)
         }
-        Command::Check { format, measure } => {
-            let works = check::check(format, measure).or_else(closed)?;
+        Command::Check { format, measure, btf } => {
+            let works = check::check(format, measure, btf.as_deref()).or_else(closed)?;
             Ok(if works { 0 } else { 1 })
         }
         Command::Completions { shell } => print(|out| cli::completions(shell, out)),

@@ -57,6 +57,9 @@ pub enum Command {
         /// Time calls with each kind of hooks, and what attaching costs the other CPUs: 20 s at most
         #[arg(long)]
         measure: bool,
+        /// The kernel's types (BTF) from this file, where the kernel does not describe them itself
+        #[arg(long, value_name = "PATH")]
+        btf: Option<PathBuf>,
     },
     /// Print the completions for a shell
     Completions {
@@ -106,6 +109,9 @@ pub struct RunArgs {
     /// The kinds of hooks to choose from, a list; the first that works is used [default: auto]
     #[arg(long, value_name = "KIND,...", value_delimiter = ',', help_heading = RUN)]
     pub hooks: Vec<HookKind>,
+    /// The kernel's types (BTF) from this file, where the kernel does not describe them itself
+    #[arg(long, value_name = "PATH", help_heading = RUN)]
+    pub btf: Option<PathBuf>,
     /// The CPUs that mqspan's own threads may run on, as in 0,2-3
     #[arg(long, value_name = "LIST", help_heading = RUN)]
     pub cpus: Option<CpuList>,
@@ -169,6 +175,9 @@ pub struct TopArgs {
     /// What the queues are sorted by [default: depth]
     #[arg(long, value_name = "COLUMN")]
     pub sort: Option<SortKey>,
+    /// The kernel's types (BTF) from this file, where the kernel does not describe them itself
+    #[arg(long, value_name = "PATH")]
+    pub btf: Option<PathBuf>,
     /// Whose calls, and which
     #[command(flatten)]
     pub filters: FilterArgs,

@@ -68,6 +68,8 @@ pub struct Settings {
     pub report: Option<PathBuf>,
     /// The kinds of hooks to choose from, in this order; empty: mqspan chooses.
     pub hooks: Vec<HookKind>,
+    /// Where the kernel's types are described, if the kernel itself does not.
+    pub btf: Option<PathBuf>,
     /// How much is said on stderr.
     pub verbosity: Verbosity,
     /// When the console is coloured, NO_COLOR considered.
@@ -171,6 +173,7 @@ impl Settings {
                 true => Vec::new(),
                 false => run.hooks,
             },
+            btf: run.btf,
             verbosity: match (run.quiet, run.verbose) {
                 (true, _) => Verbosity::Quiet,
                 (_, true) => Verbosity::Verbose,
@@ -221,6 +224,7 @@ fn over(above: RunArgs, below: RunArgs) -> RunArgs {
         template: either(above.template, below.template),
         user: above.user.or(below.user),
         hooks: either(above.hooks, below.hooks),
+        btf: above.btf.or(below.btf),
         cpus: above.cpus.or(below.cpus),
         duration: above.duration.or(below.duration),
         receive: above.receive.or(below.receive),

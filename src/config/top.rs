@@ -1,6 +1,7 @@
 //! The settings of `top`: its options, and what the environment says of the terminal. Opens nothing.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::env::Environment;
@@ -24,6 +25,8 @@ pub struct TopSettings {
     pub interval: Duration,
     /// What the queues are sorted by.
     pub sort: SortKey,
+    /// Where the kernel's types are described, if the kernel itself does not.
+    pub btf: Option<PathBuf>,
     /// How the terminal is drawn on.
     pub terminal: TerminalKind,
 }
@@ -49,6 +52,7 @@ impl TopSettings {
             once: args.once.then(|| args.format.unwrap_or(Format::Text)),
             interval,
             sort: args.sort.unwrap_or(SortKey::Depth),
+            btf: args.btf,
             terminal: terminal(&Environment::new(get))?,
         })
     }

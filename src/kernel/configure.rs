@@ -9,6 +9,7 @@ use super::facts::Facts;
 use super::selection::Selection;
 use super::skel::types::{bounds, rule};
 use super::skel::{MqspanMaps, OpenMqspanSkel};
+use super::variant::Variant;
 use crate::model::buckets::{by_exponent, duration_bounds, size_bounds};
 use crate::model::filter::Filters;
 use crate::model::values::{HookKind, Namespace, Op, Rate};
@@ -31,9 +32,10 @@ pub struct Config<'a> {
 }
 
 impl Config<'_> {
-    /// Whether it is inferred from the order of calls whose message a receive got: for links, waits and ages.
-    pub fn infers(&self, kind: HookKind) -> bool {
-        kind == HookKind::Tracepoint && (self.makes_records || self.aggregates)
+    /// Whether it is inferred from the order of calls whose message a receive got: for links, waits and ages. Calls can't be
+    /// numbered on the oldest kernels.
+    pub fn infers(&self, kind: HookKind, facts: &Facts) -> bool {
+        kind == HookKind::Tracepoint && facts.variant != Variant::Old && (self.makes_records || self.aggregates)
     }
 }
 
@@ -44,6 +46,8 @@ const INSERT: &str = "msg_insert";
 /// enum rules_mode of bpf/filter.h.
 const ONLY_LISTED: u8 = 1;
 const ALL_BUT_EXCLUDED: u8 = 2;
+/// Messages that are followed where all of them are in one table (bpf/message.h).
+const MESSAGES: u32 = 65_536;
 /// BPF_F_NO_PREALLOC of include/uapi/linux/bpf.h.
 const NO_PREALLOC: u32 = 1;
 
@@ -83,7 +87,7 @@ pub fn configure(
         rodata.sees_insert = selection.targets.contains(INSERT);
         rodata.has_task_storage = has_task_storage;
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
-        rodata.infers_links = config.infers(selection.kind) && both_sides;
+        rodata.infers_links = config.infers(selection.kind, facts) && both_sides;
         rodata.only_tree = config.tree.is_some();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;
@@ -111,6 +115,13 @@ fn configure_maps(open: &mut OpenMqspanSkel<'_>, facts: &Facts) -> libbpf_rs::Re
     match facts.uses_task_storage() {
         true => open.maps.thread_states.set_max_entries(1)?,
         false => open.maps.threads.set_autocreate(false)?,
+    }
+    match facts.variant {
+        Variant::Old => {
+            open.maps.message_sets.set_max_entries(1)?;
+            open.maps.messages_beside.set_max_entries(MESSAGES)?;
+        }
+        _ => open.maps.container_read.set_autocreate(false)?,
     }
     if facts.hazards.hashes {
         for map in [&mut open.maps.publishers, &mut open.maps.tree] {

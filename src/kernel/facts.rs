@@ -7,13 +7,15 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::ProgramType;
-use libbpf_rs::libbpf_sys::BPF_FUNC_task_storage_get;
+use libbpf_rs::libbpf_sys::{BPF_FUNC_ktime_get_coarse_ns, BPF_FUNC_ringbuf_output, BPF_FUNC_task_storage_get};
 use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 
 use super::hazards::{self, Hazards};
 use super::hooks::{self, CALLS};
-use super::{btf, warnings};
+use super::types::KernelTypes;
+use super::variant::{Variant, helps};
+use super::warnings;
 use crate::model::values::HookKind;
 
 /// Where tracefs may be mounted (Documentation/trace/ftrace.rst); libbpf looks in the same places.
@@ -34,6 +36,9 @@ pub const CAPABILITIES: [(&str, u32, &str); 5] = [
 /// Needed for one kind of hooks only.
 pub use crate::capability::DAC_OVERRIDE;
 const CAP_SYS_ADMIN: u32 = 21;
+const SYS_RESOURCE: u32 = 24;
+/// The most that mqspan's maps take (docs/requirements.md), in bytes.
+const MAPS: u64 = 64 << 20;
 
 /// What `run` rests on.
 #[derive(Clone, Debug)]
@@ -58,8 +63,10 @@ pub struct Facts {
     pub has_queues: bool,
     /// Whether the kernel's own file system is there (sysfs(5)).
     pub has_sysfs: bool,
-    /// Whether the kernel describes its types (CONFIG_DEBUG_INFO_BTF).
-    pub has_btf: bool,
+    /// Where the kernel's types are described.
+    pub types: KernelTypes,
+    /// Which variant of the programs fits this kernel.
+    pub variant: Variant,
     /// Whether its BPF has a ring buffer.
     pub has_ring: bool,
     /// Whether mqspan runs as root.
@@ -68,6 +75,9 @@ pub struct Facts {
     pub capabilities: u64,
     /// Those that no program started from here can have more than.
     pub capability_bound: u64,
+    /// Whether what maps take counts against a limit of mqspan's (RLIMIT_MEMLOCK, before Linux 5.11) that is too low for
+    /// them and that mqspan may not raise.
+    pub memory_is_limited: bool,
     /// Whether a seccomp filter decides about system calls.
     pub is_seccomp_filtered: bool,
     /// Where tracefs is mounted; None where it is not, or can't be read.
@@ -78,9 +88,9 @@ pub struct Facts {
     pub has_tracepoints: bool,
     /// Whether it takes kprobes (CONFIG_KPROBE_EVENTS).
     pub has_kprobes: bool,
-    /// Functions of the kernel that mqspan may hook, by the kernel's types.
+    /// Functions of the kernel that mqspan may hook.
     pub functions: BTreeSet<String>,
-    /// Whether the kernel's types name the functions that the calls enter by, so that these can be hooked.
+    /// Whether those are among them that the calls enter by.
     pub has_functions: bool,
     /// Whether a thread can be preempted inside the tracepoints' programs, and other threads' calls be skipped for it.
     pub tracepoints_are_preempted: bool,
@@ -96,8 +106,8 @@ const FAULTABLE: &str = "trace_call_bpf_faultable";
 const HOST_USER_NAMESPACE: u64 = 0xeffffffd;
 
 impl Facts {
-    /// Looks at this host; tries nothing.
-    pub fn gather() -> Self {
+    /// Looks at this host, and at the file of the kernel's types that was asked for; attaches nothing.
+    pub fn gather(types: Option<&Path>) -> Self {
         warnings::keep();
         let uname = uname().ok();
         let word = |text: Option<&std::ffi::OsStr>| text.unwrap_or_default().to_string_lossy().into_owned();
@@ -108,11 +118,13 @@ impl Facts {
                 .all(|event| fs::read(root.join("events/syscalls").join(event).join("id")).is_ok())
         };
         let wrappers = CALLS.map(|(_, call)| format!("{WRAPPER}{call}"));
-        let btf::Told { mut functions, has_ring } = btf::told(|name| name == FAULTABLE || hooks::may_be_hooked(name));
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
         let (proc_version, release) = (read("/proc/version"), word(uname.as_ref().map(|uname| uname.release())));
         let realtime = read("/sys/kernel/realtime").trim() == "1" || proc_version.contains("PREEMPT_RT");
         let status = read("/proc/thread-self/status");
+        let types = KernelTypes::find(types, &release);
+        let mut functions = types.functions(|name| name == FAULTABLE || hooks::may_be_hooked(name));
+        let capabilities_in_effect = capabilities(&status, "CapEff:");
         let version = hazards::release(&release, &proc_version, &read("/proc/version_signature"));
         Self {
             kernel: format!("{release} {}", word(uname.as_ref().map(|uname| uname.machine()))),
@@ -122,14 +134,18 @@ impl Facts {
             lockdown: chosen(&read("/sys/kernel/security/lockdown"), ['[', ']']),
             in_user_namespace: in_user_namespace(),
             hazards: Hazards::of(realtime, version),
-            // Where it can't be asked, programs can't be loaded either.
-            has_task_storage: ProgramType::Kprobe.is_helper_supported(BPF_FUNC_task_storage_get).unwrap_or(true),
+            variant: Variant::find(types == KernelTypes::Kernel),
+            has_task_storage: helps(ProgramType::Kprobe, BPF_FUNC_task_storage_get),
+            // As libbpf tells those that count it (tools/lib/bpf/features.c, probe_memcg_account).
+            memory_is_limited: !helps(ProgramType::SocketFilter, BPF_FUNC_ktime_get_coarse_ns)
+                && capabilities_in_effect >> SYS_RESOURCE & 1 == 0
+                && is_below(&read("/proc/self/limits"), MAPS),
             has_queues: Path::new("/proc/sys/fs/mqueue").is_dir(),
             has_sysfs: Path::new("/sys/kernel").is_dir(),
-            has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
-            has_ring,
+            types,
+            has_ring: helps(ProgramType::Kprobe, BPF_FUNC_ringbuf_output),
             is_root: geteuid().is_root(),
-            capabilities: capabilities(&status, "CapEff:"),
+            capabilities: capabilities_in_effect,
             capability_bound: capabilities(&status, "CapBnd:"),
             is_seccomp_filtered: field(&status, "Seccomp:").is_some_and(|mode| mode != "0"),
             tracefs_is_hidden: TRACEFS.iter().any(|root| is_hidden(&Path::new(root).join("events"))),
@@ -150,7 +166,12 @@ impl Facts {
 
     /// Whether the states of calls under way are in task storage; else they are in a table that is made beforehand.
     pub fn uses_task_storage(&self) -> bool {
-        self.has_task_storage && !self.hazards.task_storage
+        self.has_task_storage && !self.hazards.task_storage && self.variant == Variant::Full
+    }
+
+    /// Whether the kernel counts the runs that it skips while another program runs on the CPU, by this kind of hooks.
+    pub fn counts_skips(&self, kind: HookKind) -> bool {
+        !self.hazards.uncounted_skips || kind == HookKind::Fentry
     }
 
     /// Whether a capability is effective. CAP_SYS_ADMIN stands for the first two on every kernel.
@@ -182,6 +203,12 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 
 fn capabilities(status: &str, set: &str) -> u64 {
     field(status, set).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0)
+}
+
+/// Whether less memory than this may be locked, by proc_pid_limits(5): the second number counts, to which the first is raised.
+fn is_below(limits: &str, bytes: u64) -> bool {
+    let most = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")?.split_whitespace().nth(1));
+    most.and_then(|most| most.parse::<u64>().ok()).is_some_and(|most| most < bytes)
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -242,6 +269,15 @@ mod tests {
         assert_eq!([of("\n", "(null)\n"), of("2-3\n", "2-3\n"), of("2\n", "")], ["", "2-3", "2"]);
         assert_eq!(chosen("none [integrity] confidentiality\n", ['[', ']']).as_deref(), Some("integrity"));
         assert_eq!(chosen("", ['[', ']']), None);
+    }
+
+    /// Prevents a limit that allows enough from being complained of, and the lower of its two numbers from being taken.
+    #[test]
+    fn limits_of_memory() {
+        let of = |soft: &str, hard: &str| {
+            is_below(&format!("Max cpu time  1 1 s\nMax locked memory         {soft}    {hard}    bytes\n"), 64 << 20)
+        };
+        assert_eq!([of("65536", "65536"), of("65536", "67108864"), of("65536", "unlimited")], [true, false, false]);
     }
 
     /// Prevents a preemptible kernel from being taken for one that is not: hooks would miss calls.

@@ -1,12 +1,11 @@
-//! The kernel side as user space sees it, and the one user of libbpf: the facts about this host ([`facts`], [`btf`],
-//! [`hazards`]), the plan of hooks made from them ([`plan`], [`hooks`], [`selection`]) and what comes of trying it ([`trial`]),
+//! The kernel side as user space sees it, and the one user of libbpf: the facts about this host ([`facts`], [`types`],
+//! [`hazards`], [`variant`]), the plan of hooks made from them ([`plan`], [`hooks`], [`selection`]) and what comes of trying it ([`trial`]),
 //! the programs configured, loaded, attached and detached by it ([`configure`], [`programs`], [`probes`], `detach`), their
 //! rings ([`ring`]) and records ([`decode`]), the maps of metrics ([`aggregates`], [`readings`]), the kernel's lists of who
 //! waits and who holds ([`iterators`]), and what the kernel side is told of processes that publish their spans
 //! ([`contexts`]).
 
 pub mod aggregates;
-pub mod btf;
 pub mod configure;
 mod containers;
 pub mod contexts;
@@ -26,6 +25,8 @@ pub mod refusal;
 pub mod ring;
 pub mod selection;
 pub mod trial;
+pub mod types;
+pub mod variant;
 mod warnings;
 
 #[allow(missing_docs, unused_qualifications, clippy::all, clippy::restriction)]

@@ -96,7 +96,11 @@ impl Programs {
         warnings::keep();
         // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
-        let mut open = MqspanSkelBuilder::default().open(storage).map_err(|error| Refusal::of_all(&error))?;
+        let mut builder = MqspanSkelBuilder { object: facts.variant.object(), ..MqspanSkelBuilder::default() };
+        if let Some(file) = facts.types.file() {
+            builder.obj_builder.btf_custom_path(file).map_err(|error| Refusal::of_all(&error))?;
+        }
+        let mut open = builder.open(storage).map_err(|error| Refusal::of_all(&error))?;
         let programs = open.open_object().progs();
         let hooks = programs.filter_map(|program| {
             Some((program.name().to_str()?.to_owned(), hook_of(program.name(), program.section())?))

@@ -2,6 +2,7 @@
 //! from the facts alone.
 
 use super::facts::{CAPABILITIES, Facts};
+use super::types::KernelTypes;
 use crate::model::error::Error;
 use crate::model::values::HookKind;
 
@@ -61,11 +62,15 @@ fn of_kernel(facts: &Facts, by_name: bool) -> Option<Error> {
             format!("update the kernel (--hooks with the name of a kind uses it all the same): {UPDATE}"),
         );
     }
-    if !facts.has_btf {
+    if facts.types == KernelTypes::Nowhere {
         return error(
             "the kernel does not describe its types: no BTF at /sys/kernel/btf/vmlinux",
             match (facts.has_sysfs, facts.may_mount()) {
-                (true, _) => boot_with("CONFIG_DEBUG_INFO_BTF"),
+                (true, _) => {
+                    "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, or make a file of its types (docs/no-btf.md) \
+                              and name it: mqspan run --btf FILE"
+                        .to_owned()
+                }
                 (false, true) => "mount sysfs: mount -t sysfs sysfs /sys".into(),
                 (false, false) => "give the container the host's: podman run --volume=/sys:/sys:ro IMAGE".into(),
             },
@@ -77,17 +82,26 @@ fn of_kernel(facts: &Facts, by_name: bool) -> Option<Error> {
             format!("update the kernel: {UPDATE}"),
         );
     }
+    if facts.memory_is_limited {
+        return error(
+            "RLIMIT_MEMLOCK is too low for mqspan's maps, which count against it before Linux 5.11: CAP_SYS_RESOURCE missing",
+            "raise it (a unit: LimitMEMLOCK=infinity; a container: podman run --ulimit=memlock=-1:-1): ulimit -l unlimited",
+        );
+    }
     None
 }
 
 fn of_functions(facts: &Facts, kind: HookKind) -> Option<Error> {
-    if kind == HookKind::Tracepoint || facts.has_functions {
-        return None;
+    const ANOTHER: &str = "leave out --hooks, or ask for another kind: mqspan run --hooks tracepoint";
+    match kind {
+        HookKind::Fentry if facts.types != KernelTypes::Kernel => {
+            error("the kernel does not describe its own types (CONFIG_DEBUG_INFO_BTF), which fentry needs", ANOTHER)
+        }
+        HookKind::Fentry | HookKind::Kprobe if !facts.has_functions => {
+            error("the kernel does not name the functions of the calls", ANOTHER)
+        }
+        _ => None,
     }
-    error(
-        "the kernel's types do not name the functions of the calls",
-        "leave out --hooks, or ask for another kind: mqspan run --hooks tracepoint",
-    )
 }
 
 /// What kprobes and tracepoints can't do without.
@@ -140,6 +154,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::kernel::hazards::Hazards;
     use crate::kernel::plan::plan;
+    use crate::kernel::variant::Variant;
 
     /// A host on which every kind of hooks works.
     pub fn facts() -> Facts {
@@ -155,7 +170,9 @@ pub(crate) mod tests {
             functions: Default::default(),
             has_queues: true,
             has_sysfs: true,
-            has_btf: true,
+            types: KernelTypes::Kernel,
+            variant: Variant::Full,
+            memory_is_limited: false,
             has_ring: true,
             is_root: true,
             capabilities: u64::MAX,
@@ -188,7 +205,7 @@ pub(crate) mod tests {
         let no_functions = || Facts { has_functions: false, ..facts() };
         let locked = |level: &str| Facts { lockdown: Some(level.into()), ..facts() };
         let unmounted = |facts| Facts { tracefs: None, has_functions: false, ..facts };
-        let no_sysfs = |facts| Facts { has_sysfs: false, has_btf: false, ..facts };
+        let no_sysfs = |facts| Facts { has_sysfs: false, types: KernelTypes::Nowhere, ..facts };
         for (facts, asked, why, mend) in [
             (unprivileged(), &[][..], "CAP_BPF and CAP_PERFMON missing", "sudo mqspan run"),
             (Facts { capabilities: 1 << 39, ..unprivileged() }, &[], ": CAP_PERFMON missing", "sudo mqspan run"),
@@ -202,7 +219,14 @@ pub(crate) mod tests {
                 "tracefs may not be read",
                 "setcap cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search+ep \"$(command -v mqspan)\"",
             ),
-            (Facts { has_btf: false, ..facts() }, &[], "BTF", "grep -l CONFIG_DEBUG_INFO_BTF=y /boot/config-*"),
+            (Facts { types: KernelTypes::Nowhere, ..facts() }, &[], "BTF", "mqspan run --btf FILE"),
+            (
+                Facts { types: KernelTypes::File("types".into()), ..facts() },
+                &[HookKind::Fentry],
+                "which fentry needs",
+                "mqspan run --hooks tracepoint",
+            ),
+            (Facts { memory_is_limited: true, ..facts() }, &[], "CAP_SYS_RESOURCE missing", "ulimit -l unlimited"),
             (no_sysfs(facts()), &[], "BTF", "mount -t sysfs sysfs /sys"),
             (no_sysfs(contained()), &[], "BTF", "podman run --volume=/sys:/sys:ro IMAGE"),
             (locked("confidentiality"), &[], "locked down", "/etc/default/grub && update-grub && reboot"),
@@ -221,7 +245,7 @@ pub(crate) mod tests {
                 "kprobe_events",
                 "grep -l CONFIG_KPROBE_EVENTS=y /boot/config-*",
             ),
-            (no_functions(), &[HookKind::Fentry], "do not name the functions", "mqspan run --hooks tracepoint"),
+            (no_functions(), &[HookKind::Fentry], "does not name the functions", "mqspan run --hooks tracepoint"),
             (Facts { refused: refused(), ..facts() }, &[], "refused the programs: EPERM", "mqspan check --format json"),
             (
                 Facts { refused: refused(), in_user_namespace: true, ..facts() },

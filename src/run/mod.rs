@@ -94,7 +94,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let own = resource::of_mqspan(&host, settings.service_name.as_deref(), &settings.resource_attributes);
     let mut internal = Internal::start(&settings, &own, runtime.handle())?;
 
-    let mut facts = privileged(Facts::gather);
+    let mut facts = privileged(|| Facts::gather(settings.btf.as_deref()));
     plan(&facts, &settings.hooks)?;
     let bell = signals.bell();
     let (to, signals_on, spool) = (&settings.outputs, settings.signals, settings.spool.as_ref());
@@ -172,7 +172,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
         find_queues(&programs);
     }
     let lookout = Lookout::of(&programs);
-    let infers = config.infers(hooks);
+    let infers = config.infers(hooks, &facts);
     let (to_reader, from_stuck) = settings.stuck.map(|_| mpsc::sync_channel(stuck::WAITING)).unzip();
     let options = ReaderOptions { infers, lookout: lookout.clone(), stuck: from_stuck, directory };
     let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
@@ -237,7 +237,13 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     finish(running, &signals, child.as_mut(), runtime.handle(), &mut status)?;
     drop(delivering);
     let totals = ledger.close();
-    report::end(&totals, ledger.unseen(), &programs.unmatched(&filters, own_ipc_namespace), &filters);
+    report::end(
+        &totals,
+        ledger.unseen(),
+        facts.counts_skips(hooks),
+        &programs.unmatched(&filters, own_ipc_namespace),
+        &filters,
+    );
     if let Some(overview) = overview.as_ref().filter(|_| settings.summary) {
         eprint!("{}", summary::summary(&overview.tables(), &overview.calls()));
     }

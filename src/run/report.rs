@@ -46,8 +46,9 @@ pub fn in_calls(lookout: &Lookout, filters: &Filters, own_ipc_namespace: u32) {
     }
 }
 
-/// Says what the run came to: the totals, and what a user would not have expected.
-pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filters) {
+/// Says what the run came to: the totals, and what a user would not have expected; and where the kernel does not count what it
+/// skips, that it may have.
+pub fn end(totals: &Totals, unseen: Unseen, counts_skips: bool, unmatched: &[String], filters: &Filters) {
     for value in unmatched {
         warn!("{value} matched no call");
     }
@@ -71,7 +72,9 @@ pub fn end(totals: &Totals, unseen: Unseen, unmatched: &[String], filters: &Filt
     for (function, runs) in skipped {
         warn!("{runs} runs of the program on {function} skipped by the kernel: what it adds to calls is missing");
     }
-    info!("{}", line(totals));
+    let uncounted =
+        if counts_skips { "" } else { "; calls that the kernel skipped are not counted (Linux before 6.7)" };
+    info!("{}{uncounted}", line(totals));
 }
 
 /// One line of totals; it names every output that lost any.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -88,9 +89,9 @@ pub fn top(settings: TopSettings) -> Result<u8, Error> {
     let own = Targets::new().with_target(env!("CARGO_PKG_NAME"), tracing::Level::WARN);
     // Another subscriber can only be one of a program that uses this crate.
     let _ = tracing_subscriber::registry().with(notices.clone().with_filter(own)).try_init();
-    let TopSettings { filters, once, interval, sort, terminal } = settings;
+    let TopSettings { filters, once, interval, sort, btf, terminal } = settings;
     let filters = Arc::new(filters);
-    let Some(watching) = Watching::start(&filters, interval, &signals, notices)? else { return Ok(0) };
+    let Some(watching) = Watching::start(&filters, btf.as_deref(), interval, &signals, notices)? else { return Ok(0) };
     let outcome = match once {
         Some(format) => watching.print_once(format, sort, interval, &signals),
         None => watching.show(sort, Theme { kind: terminal }, &signals),
@@ -114,11 +115,12 @@ impl Watching {
     /// Attaches; None where the end was asked for meanwhile.
     fn start(
         filters: &Arc<Filters>,
+        btf: Option<&Path>,
         interval: Duration,
         signals: &SignalQueue,
         notices: Notices,
     ) -> Result<Option<Self>, Error> {
-        let mut facts = privileged(Facts::gather);
+        let mut facts = privileged(|| Facts::gather(btf));
         plan(&facts, &[])?;
         let clock = Clock::start().map_err(no_thread)?;
         let directory =
@@ -178,7 +180,7 @@ impl Watching {
         }
         find_queues(&programs);
         let lookout = Lookout::of(&programs);
-        let infers = config.infers(hooks);
+        let infers = config.infers(hooks, &facts);
         let options = ReaderOptions { infers, lookout: lookout.clone(), directory, stuck: None };
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;

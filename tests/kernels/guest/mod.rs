@@ -9,6 +9,7 @@ mod live;
 mod metrics;
 mod parity;
 mod races;
+mod types;
 mod who;
 
 use std::{env, process::Command};

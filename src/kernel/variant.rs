@@ -1,0 +1,67 @@
+//! Which of the variants of the programs (bpf/kernel.h, build.rs) fits this kernel, found by trying what they differ in.
+
+use std::ptr;
+
+use libbpf_rs::ProgramType;
+use libbpf_rs::libbpf_sys::{
+    BPF_FUNC_get_current_task_btf, BPF_PROG_TYPE_SOCKET_FILTER, bpf_func_id, bpf_insn, bpf_prog_load,
+};
+
+/// A variant; what the first has and the others have not is done without where it is missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Variant {
+    /// For kernels whose verifier knows what a task is.
+    Full,
+    /// For those that don't describe their own types: a task is read by a helper.
+    Plain,
+    /// For those before 5.12: nor can a number in memory be changed and its value be learnt at once.
+    Old,
+}
+
+impl Variant {
+    /// By what this kernel takes, which describes its own types or not.
+    pub fn find(describes_types: bool) -> Self {
+        match (has_fetching_atomics(), describes_types && helps(ProgramType::Kprobe, BPF_FUNC_get_current_task_btf)) {
+            (false, _) => Self::Old,
+            (true, false) => Self::Plain,
+            (true, true) => Self::Full,
+        }
+    }
+
+    /// Its programs; None: those that the skeleton has itself.
+    pub fn object(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Full => None,
+            Self::Plain => Some(include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o"))),
+            Self::Old => Some(include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o"))),
+        }
+    }
+}
+
+/// Whether programs of this type may use a helper. Where it can't be asked, programs can't be loaded either.
+pub fn helps(kind: ProgramType, helper: bpf_func_id) -> bool {
+    kind.is_helper_supported(helper).unwrap_or(true)
+}
+
+/// Whether a program may add to a number in memory and learn what it was: by one that does nothing else. Only a kernel that
+/// does not know the instruction says that it is invalid.
+fn has_fetching_atomics() -> bool {
+    // include/uapi/linux/bpf.h: r0 = 1; *(u64 *)(r10 - 8) = r0; r0 = fetch_and_add(r10 - 8, r0); exit
+    const PROGRAM: [u64; 4] = [0x1_0000_00b7, 0xfff8_0a7b, 0x1_fff8_0adb, 0x95];
+    // SAFETY: instructions are 8 bytes each without padding; the kernel reads as many as there are.
+    let program = unsafe {
+        bpf_prog_load(
+            BPF_PROG_TYPE_SOCKET_FILTER,
+            ptr::null(),
+            c"GPL".as_ptr(),
+            PROGRAM.as_ptr().cast::<bpf_insn>(),
+            PROGRAM.len() as libbpf_rs::libbpf_sys::size_t,
+            ptr::null_mut(),
+        )
+    };
+    if program >= 0 {
+        // SAFETY: nobody else has this descriptor.
+        unsafe { libc::close(program) };
+    }
+    program != -libc::EINVAL
+}
