@@ -39,8 +39,7 @@ install -D -m 0644 -t "$files/doc" LICENSE README.md CHANGELOG.md "$work/copyrig
 
 tar_of() { tar --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX --mtime="@$SOURCE_DATE_EPOCH" --format=ustar -C "$1" -cf - "${@:2}"; }
 
-TIME=$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)
-export TIME VERSION=$version ARCHITECTURE
+export VERSION=$version ARCHITECTURE
 for ARCHITECTURE in amd64 arm64; do
     say "archive, .deb and .rpm for $ARCHITECTURE"
     install -m 0755 "$out/mqspan-linux-$ARCHITECTURE" "$files/mqspan"

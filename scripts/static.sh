@@ -72,7 +72,7 @@ flags="-C target-feature=+crt-static -C strip=symbols -C link-arg=--target=$targ
 exec env -i PATH=/usr/lib/llvm-16/bin:/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8 \
     CARGO_HOME=/tmp/cargo CARGO_TARGET_DIR=/build CARGO_BUILD_TARGET="$target" CARGO_NET_OFFLINE=true MQSPAN_COMMIT="$commit" \
     "CC_$name=clang" "AR_$name=llvm-ar" "CARGO_TARGET_${name^^}_LINKER=clang" "CARGO_TARGET_${name^^}_RUSTFLAGS=$flags" \
-    "LIBBPF_SYS_LIBRARY_PATH_$name=/usr/lib/${target/unknown-/}" \
+    "LIBBPF_SYS_LIBRARY_PATH_$name=/usr/lib/${target/unknown-/}" LIBBPF_SYS_LIBRARY_PATH_x86_64_unknown_linux_gnu=/usr/lib/x86_64-linux-gnu \
     chroot --userspec="$owner" --groups= "$root" sh -c "cd /src && exec cargo \"\$@\"" cargo \
     --config source.crates-io.replace-with="\"fetched\"" --config source.fetched.directory="\"/crates\"" "$@"
 '

@@ -19,7 +19,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts systemd in a copy of this root, and waits until all of its units run.
+    /// Starts systemd in a copy of this root, and waits until it has started all of its units.
     pub fn boot(root: &Path, packages: &Path) -> Result<Self> {
         let this = Self::start(root, packages, &["/sbin/init"])?;
         let state = wait::until("the start of systemd", || {
@@ -27,7 +27,8 @@ impl Machine {
             let state = String::from_utf8_lossy(&asked.stdout).trim().to_owned();
             Ok((!["", "offline", "initializing", "starting"].contains(&state.as_str())).then_some(state))
         })?;
-        ensure!(state == "running", "systemd is {state}: {}", this.run(&["systemctl", "--failed", "--no-pager"])?);
+        // Of a machine without a kernel of its own some units fail, as the one that loads modules does on Debian 13.
+        ensure!(["running", "degraded"].contains(&state.as_str()), "systemd is {state}");
         Ok(this)
     }
 
