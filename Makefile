@@ -87,6 +87,33 @@ test-compose: ## docker-compose.yml by podman: what a user sees; builds Jaeger a
 	MQSPAN_TEST_PODMAN_COMPOSE=$(CACHE)/podman-compose/bin/podman-compose \
 		$(CARGO_AS_ROOT) test --test compose -- --nocapture
 
+.PHONY: package
+package: ## static programs, .deb, .rpm, container images for x86_64 and arm64: target/package; a quarter of an hour the first time
+	@scripts/setup.sh package
+	scripts/package.sh
+
+.PHONY: test-packages
+test-packages: package ## those packages on Debian 11, 12 and 13 under systemd, and the program on Alpine
+	@scripts/setup.sh test
+	scripts/static.sh cargo amd64 build --release --locked --package workload
+	debian_11=$$($(SUDO) scripts/root.sh bullseye amd64 $(INSTALLED)) && \
+	debian_12=$$($(SUDO) scripts/root.sh bookworm amd64 $(INSTALLED)) && \
+	debian_13=$$($(SUDO) scripts/root.sh trixie amd64 $(INSTALLED)) && \
+	alpine=$$($(SUDO) scripts/alpine.sh) && \
+	MQSPAN_TEST_DEBIAN_11=$$debian_11 MQSPAN_TEST_DEBIAN_12=$$debian_12 MQSPAN_TEST_DEBIAN_13=$$debian_13 \
+	MQSPAN_TEST_ALPINE=$$alpine MQSPAN_TEST_PACKAGES=$(CURDIR)/target/package \
+	MQSPAN_TEST_STATIC_WORKLOAD=$(CURDIR)/target/package/build/x86_64-unknown-linux-gnu/release/workload \
+		$(CARGO_AS_ROOT) test --test packages
+
+# What the machines have on which packages are installed: besides systemd, what looks up names there, which a static program
+# must not load, and rpm.
+INSTALLED := systemd-sysv libnss-myhostname libnss-mdns rpm
+
+.PHONY: test-reproducible
+test-reproducible: ## builds all packages in a second folder, from the last commit, and compares; half an hour
+	@scripts/setup.sh package
+	scripts/reproducible.sh
+
 .PHONY: pictures
 pictures: ## the pictures of the documents that are of a terminal, made anew
 	@scripts/setup.sh

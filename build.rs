@@ -1,9 +1,10 @@
-//! Compiles bpf/mqspan.bpf.c, in three variants, and live.bpf.c, and writes their Rust skeletons into `OUT_DIR`; touches
-//! nothing else.
+//! Compiles bpf/mqspan.bpf.c, in three variants, and live.bpf.c, and writes their Rust skeletons into `OUT_DIR`; says what
+//! `mqspan --version` says beside the version. Touches nothing else.
 
 use std::error::Error;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs};
 
 use libbpf_cargo::SkeletonBuilder;
@@ -45,6 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     fs::write(folder.join("mqspan.skel.rs"), skeleton)?;
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rustc-env=MQSPAN_COMMIT={}", commit());
+    println!("cargo::rustc-env=MQSPAN_TARGET={}", env::var("TARGET")?);
+    let features = env::var("CARGO_CFG_FEATURE").unwrap_or_default();
+    println!("cargo::rustc-env=MQSPAN_FEATURES={}", if features.is_empty() { "none" } else { &features });
     Ok(())
 }
 
@@ -67,11 +72,40 @@ fn shape(skeleton: &str) -> Vec<&str> {
 /// Compiles `bpf/NAME.bpf.c`; returns its skeleton, which is also written beside the object.
 fn compile(name: &str, object: &Path, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
     let skeleton = object.with_file_name(format!("{name}.skel.rs"));
+    // The objects name their sources: from here on, so that they are the same wherever they are built.
+    let prefix = format!("-ffile-prefix-map={}/=", env::current_dir()?.display());
     SkeletonBuilder::new()
         .source(format!("bpf/{name}.bpf.c"))
         .obj(object)
         .reference_obj(true)
-        .clang_args(["-I", "bpf", "-Wall", "-Werror"].iter().chain(arguments).map(OsStr::new))
+        .clang_args(["-I", "bpf", "-Wall", "-Werror", &prefix].iter().chain(arguments).map(OsStr::new))
         .build_and_generate(&skeleton)?;
     Ok(fs::read_to_string(skeleton)?)
+}
+
+/// What is built: as `MQSPAN_COMMIT` says, else git, where this is a checkout. `-modified` is as of the last commit or change of
+/// branch: what is changed after it is not looked for, since each look would mean to build all anew.
+fn commit() -> String {
+    println!("cargo::rerun-if-env-changed=MQSPAN_COMMIT");
+    if let Ok(commit) = env::var("MQSPAN_COMMIT") {
+        return commit;
+    }
+    // A program for trying things out is not built anew with each commit.
+    if env::var("PROFILE").as_deref() != Ok("release") {
+        return "unknown".into();
+    }
+    // Not of a repository that this folder, unpacked from an archive, happens to lie in.
+    if !Path::new(".git").exists() {
+        return "unknown".into();
+    }
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={log}");
+    }
+    git(&["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=-modified"])
+        .unwrap_or_else(|| "unknown".into())
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

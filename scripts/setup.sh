@@ -8,6 +8,7 @@
 #   setup.sh compose    to test docker-compose.yml by podman, too
 #   setup.sh kernels    to test it on other kernels under qemu, too
 #   setup.sh bench      to measure what it costs, beside other tools, too
+#   setup.sh package    to make and to test its packages, too
 #   setup.sh fuzz       to fuzz it, too
 set -euo pipefail
 
@@ -109,6 +110,23 @@ if [ "${1:-}" = compose ]; then
     need python3-venv /usr/share/doc/python3-venv "podman-compose runs in an environment of its own"
 fi
 
+if [ "${1:-}" = package ]; then
+    command -v go >/dev/null || fail "go is missing: install Go 1.26 or newer, nfpm is built with it, which makes .deb and .rpm"
+    [ "$(uname -m)" = x86_64 ] || fail "packages are built on x86_64, for both architectures"
+    need mmdebstrap mmdebstrap "makes folders with the root of a Debian, to build in and to install to"
+    need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg "checks what those are made of"
+    need jq jq "writes the bill of materials"
+    need podman podman "makes the container images, and runs them"
+    need runc runc "runs them, also where control groups are of both versions"
+    need rpm rpm "reads the .rpm"
+    need binutils readelf "tells whether a program is static"
+    need busybox-static busybox "is all that there is beside mqspan on one machine of the tests"
+    need qemu-utils qemu-img "reads the disk that the tests' Alpine comes on"
+    need e2fsprogs debugfs "the same"
+    need python3-venv /usr/share/doc/python3-venv "the same: gets it from PyPI"
+    need procps pgrep "finds the machines' processes"
+fi
+
 if [ ${#missing[@]} -gt 0 ]; then
     command -v apt-get >/dev/null || fail "no apt-get: install by this system's own means: ${missing[*]}"
     as_root apt-get -qq update
@@ -135,4 +153,10 @@ if [ "${1:-}" = compose ] && [ ! -x "$cache/podman-compose/bin/podman-compose" ]
     say "installing podman-compose into the cache: runs docker-compose.yml by podman"
     python3 -m venv "$cache/podman-compose"
     "$cache/podman-compose/bin/pip" install --quiet podman-compose==1.6.0
+fi
+
+if [ "${1:-}" = package ]; then
+    [ -x "$cache/bin/nfpm" ] || say "building nfpm into the cache, two minutes: makes .deb and .rpm"
+    CGO_ENABLED=0 GOFLAGS="-modcacherw -buildvcs=false" GOBIN=$cache/bin \
+        go install -trimpath -ldflags="-s -w" github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.45.2
 fi

@@ -18,6 +18,7 @@ pub mod links;
 pub mod live;
 pub mod metrics;
 pub mod model;
+pub mod names;
 pub mod overview;
 pub mod progress;
 pub mod report;

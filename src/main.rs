@@ -8,7 +8,7 @@ use mqspan::cli::{self, Command, Exit};
 use mqspan::config::Settings;
 use mqspan::config::top::TopSettings;
 use mqspan::model::error::Error;
-use mqspan::{capability, check, run};
+use mqspan::{capability, check, names, run};
 
 /// Run by the loader before Rust's own start (.init_array of the ELF specification).
 #[used]
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
 }
 
 fn carry_out() -> Result<u8, Error> {
+    names::ask_built_in();
     let command = match cli::parse(env::args_os()) {
         Ok(command) => command,
         Err(Exit::Help(text)) => {

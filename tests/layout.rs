@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
 /// The folders and files of src, from the bottom up: each imports only those before it.
-const LAYERS: [&str; 21] = [
+const LAYERS: [&str; 22] = [
     "model",
     "capability",
     "clock",
+    "names",
     "progress",
     "kernel",
     "links",

@@ -25,6 +25,17 @@ use crate::model::values::{
 const RULES: &str = "Values of one filter are or-ed, filters and-ed; ! in front of a value excludes what matches. \
      Globs match the whole name; * and ? match every character.";
 
+/// What `--version` says, where `-V` says the version alone.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit: ",
+    env!("MQSPAN_COMMIT"),
+    "\ntarget: ",
+    env!("MQSPAN_TARGET"),
+    "\nfeatures: ",
+    env!("MQSPAN_FEATURES"),
+);
+
 /// The groups of `run`'s options in its help.
 const OUTPUT: &str = "Where it goes";
 const RECORDS: &str = "What is recorded";
@@ -32,7 +43,7 @@ const RUN: &str = "The run";
 
 /// Traces POSIX message queues from the kernel, and exports OpenTelemetry.
 #[derive(Debug, Parser)]
-#[command(name = "mqspan", bin_name = "mqspan", version, args_conflicts_with_subcommands = true, override_help = help::SCREEN)]
+#[command(name = "mqspan", bin_name = "mqspan", version, long_version = VERSION, args_conflicts_with_subcommands = true, override_help = help::SCREEN)]
 #[command(override_usage = "mqspan [run] [OPTIONS] [-- CMD ARG...]\n       mqspan <COMMAND>")]
 struct Cli {
     #[command(subcommand)]
@@ -315,7 +326,8 @@ pub fn completions(shell: Shell, out: &mut dyn Write) -> io::Result<()> {
 
 /// Writes the man page, in roff.
 pub fn man(out: &mut dyn Write) -> io::Result<()> {
-    clap_mangen::Man::new(Cli::command()).render(&mut &mut *out)
+    // The page is the same whatever it is built for.
+    clap_mangen::Man::new(Cli::command().long_version(env!("CARGO_PKG_VERSION"))).render(&mut &mut *out)
 }
 
 #[cfg(test)]
@@ -416,7 +428,14 @@ mod tests {
     /// Prevents help, completions and man page from breaking or lacking an option.
     #[test]
     fn help_completions_and_man() {
-        assert!(matches!(parsed("mqspan --version"), Err(Exit::Help(text)) if text.starts_with("mqspan ")));
+        let lines = |line| match parsed(line) {
+            Err(Exit::Help(text)) => {
+                text.lines().map(|line| line.split(' ').next().unwrap_or_default().to_owned()).collect()
+            }
+            other => panic!("{line}: {other:?}"),
+        };
+        let said: [Vec<String>; 2] = [lines("mqspan -V"), lines("mqspan --version")];
+        assert_eq!(said, [vec!["mqspan"], vec!["mqspan", "commit:", "target:", "features:"]]);
         assert!(matches!(parsed("mqspan run --help"), Err(Exit::Help(text)) if text.contains("--stats-file")));
         let mut man_page = Vec::new();
         man(&mut man_page).unwrap();

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Builds static programs, for x86_64 and arm64, on x86_64:
+#   static.sh build ARCHITECTURE...       mqspan for amd64, arm64, and prints their paths:
+#                                         target/package/mqspan-linux-ARCHITECTURE
+#   static.sh cargo ARCHITECTURE ARG...   cargo ARG…, for other programs of this repository; what it makes is in
+#                                         target/package/build/TARGET
+#   static.sh root | crates               the folders that the programs are made from
+# It is done in a root folder of Debian 12 with the sources at /src and the crates at /crates, both read-only: wherever it
+# is built and by whom, the bytes are the same. Needs root for that folder; cargo runs as the user who asked.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan
+out=$PWD/target/package
+
+as_root=()
+[ "$(id -u)" = 0 ] || as_root=(sudo -E)
+
+say() { echo "static.sh: $*" >&2; }
+usage() {
+    sed -n '2,/^set/s/^# \?//p' "$0" >&2
+    exit 2
+}
+
+target_of() {
+    case $1 in
+    amd64) echo x86_64-unknown-linux-gnu ;;
+    arm64) echo aarch64-unknown-linux-gnu ;;
+    *) usage ;;
+    esac
+}
+
+# The compiler is Debian's: of the registries of packages only that one has Rust's own library for arm64. Packages of both
+# architectures, since each is compiled for, and libelf's and zlib's, since both become part of the program.
+root_folder() {
+    "${as_root[@]}" scripts/root.sh bookworm amd64,arm64 \
+        ca-certificates cargo-web rustc-web clang-16 lld-16 llvm-16 make pkg-config libelf-dev zlib1g-dev \
+        {libc6-dev,libgcc-12-dev,linux-libc-dev,libelf-dev,zlib1g-dev,libstd-rust-web-dev}:arm64
+}
+
+# As Cargo.lock has them; a mirror that this machine is configured for may bring them.
+crates_folder() {
+    local crates fetching
+    crates=$cache/crates-$(sha256sum Cargo.lock | cut -c1-12)
+    if [ ! -d "$crates" ]; then
+        say "fetching the crates of Cargo.lock"
+        mkdir -p "$cache"
+        fetching=$(mktemp -d "$cache/fetching.XXXXXX")
+        cargo vendor --quiet --locked --respect-source-config --versioned-dirs "$fetching/crates" >/dev/null
+        mv "$fetching/crates" "$crates"
+        rm -r "$fetching"
+    fi
+    echo "$crates"
+}
+
+# Runs in a mount namespace of its own.
+# shellcheck disable=SC2016
+inside='
+set -euo pipefail
+root=$1 source=$2 crates=$3 build=$4 owner=$5 target=$6 commit=$7
+shift 7
+mkdir -p "$root"/{src,crates,build}
+mount --make-rprivate /
+mount --bind "$source" "$root/src" && mount -o remount,bind,ro "$root/src"
+mount --bind "$crates" "$root/crates" && mount -o remount,bind,ro "$root/crates"
+mount --bind "$build" "$root/build"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs tmpfs "$root/tmp"
+name=${target//-/_}
+flags="-C target-feature=+crt-static -C strip=symbols -C link-arg=--target=$target -C link-arg=-fuse-ld=lld"
+exec env -i PATH=/usr/lib/llvm-16/bin:/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8 \
+    CARGO_HOME=/tmp/cargo CARGO_TARGET_DIR=/build CARGO_BUILD_TARGET="$target" CARGO_NET_OFFLINE=true MQSPAN_COMMIT="$commit" \
+    "CC_$name=clang" "AR_$name=llvm-ar" "CARGO_TARGET_${name^^}_LINKER=clang" "CARGO_TARGET_${name^^}_RUSTFLAGS=$flags" \
+    "LIBBPF_SYS_LIBRARY_PATH_$name=/usr/lib/${target/unknown-/}" LIBBPF_SYS_LIBRARY_PATH_x86_64_unknown_linux_gnu=/usr/lib/x86_64-linux-gnu \
+    chroot --userspec="$owner" --groups= "$root" sh -c "cd /src && exec cargo \"\$@\"" cargo \
+    --config source.crates-io.replace-with="\"fetched\"" --config source.fetched.directory="\"/crates\"" "$@"
+'
+
+# in_root TARGET CARGO_ARGUMENT...
+in_root() {
+    local target=$1 root crates commit
+    shift
+    root=$(root_folder)
+    crates=$(crates_folder)
+    commit=${MQSPAN_COMMIT:-$(git describe --always --abbrev=40 --exclude='*' --dirty=-modified 2>/dev/null || echo unknown)}
+    mkdir -p "$out/build"
+    "${as_root[@]}" unshare --mount bash -c "$inside" inside \
+        "$root" "$PWD" "$crates" "$out/build" "$(id -u):$(id -g)" "$target" "$commit" "$@" >&2
+}
+
+[ $# -gt 0 ] || usage
+command=$1
+shift
+case $command in
+root) root_folder ;;
+crates) crates_folder ;;
+cargo)
+    [ $# -gt 1 ] || usage
+    target=$(target_of "$1")
+    in_root "$target" "${@:2}"
+    ;;
+build)
+    [ $# -gt 0 ] || usage
+    for architecture in "$@"; do
+        target=$(target_of "$architecture")
+        say "building for $architecture, some minutes the first time"
+        in_root "$target" build --release --locked --package mqspan --features static
+        install -m 0755 "$out/build/$target/release/mqspan" "$out/mqspan-linux-$architecture"
+        echo "$out/mqspan-linux-$architecture"
+    done
+    ;;
+*) usage ;;
+esac
