@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # performance.sh: runs the benches and writes docs/performance.md; some minutes on a machine that does nothing else.
-set -euo pipefail
+set -Eeuo pipefail
 
 cd "$(dirname "$0")/.."
 out=docs/performance.md
 new=$(mktemp)
+said=$(mktemp)
+trap 'tail -5 "$said" >&2' ERR
 as_root=(cargo)
 [ "$(id -u)" = 0 ] || as_root+=(--config "target.'cfg(unix)'.runner = 'sudo -E'")
 
-# section TITLE TEXT COMMAND...: what the command prints, without what cargo says
+# section TITLE TEXT COMMAND...: what the command prints; what cargo and a failing command say is kept apart
 section() {
     local title=$1 text=$2
     shift 2
     {
         printf '\n## %s\n\n%s\n\n```text\n$ %s\n' "$title" "$text" "$*"
-        "$@" 2>/dev/null | sed -e 's/[[:space:]]*$//' -e '/^UP$/d' -e '/^EXIT /d' -e '/^\[ *[0-9.]*\]/d'
+        "$@" 2>"$said" | sed -e 's/[[:space:]]*$//' -e '/^UP$/d' -e '/^EXIT /d' -e '/^\[ *[0-9.]*\]/d'
         echo '```'
     } >>"$new"
 }

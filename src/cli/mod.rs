@@ -363,7 +363,7 @@ mod tests {
         assert!(matches!(parsed("mqspan top --once --format json --sort in --interval 2s"), Ok(Command::Top(_))));
         assert!(matches!(parsed("mqspan top --format json"), Err(Exit::Usage(text)) if text.contains("--once")));
         let check = parsed("mqspan check --format json --measure");
-        assert!(matches!(check, Ok(Command::Check { format: Format::Json, measure: true })));
+        assert!(matches!(check, Ok(Command::Check { format: Format::Json, measure: true, .. })));
     }
 
     /// Prevents repeatable options and comma lists from keeping only their last value.
