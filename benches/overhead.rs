@@ -16,7 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use support::{program::Mqspan, workload};
+use support::{program::Mqspan, wait, workload};
 
 const ROUNDS: usize = 15;
 /// In a round: short pieces, of which the fastest is the one that nothing else fell into; as many as the ring holds while
@@ -79,6 +79,7 @@ fn overhead(mqspan: &Mqspan, (what, workload, targets): Timed, cpu: usize, other
             let tracing = mqspan.trace_counted(&options)?;
             times.push(time(mqspan, workload, cpu)?);
             tracing.stop()?.ok()?;
+            await_detached(mqspan)?;
             lost += mqspan.stats()?.lost_sum();
         }
     }
@@ -104,6 +105,18 @@ fn overhead(mqspan: &Mqspan, (what, workload, targets): Timed, cpu: usize, other
     Ok(())
 }
 
+/// Waits until the kernel has detached mqspan's programs: another process of its does, after its end.
+fn await_detached(mqspan: &Mqspan) -> Result<()> {
+    let own = format!("{}\0", mqspan.path().display());
+    wait::until("the end of detaching", || {
+        let processes = fs::read_dir("/proc")?.flatten();
+        let is_there = processes.into_iter().any(|process| {
+            fs::read(process.path().join("cmdline")).is_ok_and(|line| line.starts_with(own.as_bytes()))
+        });
+        Ok((!is_there).then_some(()))
+    })
+}
+
 fn middle_and_least(times: &mut [f64]) -> (f64, f64) {
     times.sort_by(f64::total_cmp);
     (times[times.len() / 2], times[0])
@@ -122,6 +135,7 @@ fn peers(mqspan: &Mqspan, cpu: usize) -> Result<()> {
             let tracing = mqspan.trace_counted(&["--output=none", "--hooks=tracepoint", "--max-rate=0"])?;
             times[1].push(time(mqspan, workload, cpu)?);
             tracing.stop()?.ok()?;
+            await_detached(mqspan)?;
             times[2].push(with_ftrace(|| time(mqspan, workload, cpu))?);
             times[3].push(with_bpftrace(|| time(mqspan, workload, cpu))?);
             times[4].push(under_strace(mqspan, workload, cpu)?);
