@@ -102,7 +102,7 @@ busybox() {
         apt "$folder/apt" bookworm apt-get update >/dev/null
         (cd "$folder" && apt "$folder/apt" bookworm apt-get download busybox-static >&2)
         dpkg-deb -x "$folder"/*.deb "$folder/root"
-        cp "$(find "$folder/root" -name busybox -type f | head -1)" "$folder/busybox"
+        cp "$(find "$folder/root" -path "*/bin/busybox" -type f | head -1)" "$folder/busybox"
         rm -rf "$folder/root" "$folder/apt"
     fi
     echo "$folder/busybox"
