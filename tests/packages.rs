@@ -69,7 +69,10 @@ fn next_version(packages: &Path) -> Result<()> {
     let configuration = unpacked.join("etc/mqspan/mqspan.yaml");
     fs::write(&configuration, fs::read_to_string(&configuration)? + "# next\n")?;
     // Packed loosely: as tightly as the real one it takes a minute on a busy machine.
-    run("dpkg-deb", &["-Zgzip", "-z1", "--root-owner-group", "--build", text(&unpacked)?, text(&packages.join("next.deb"))?])?;
+    run(
+        "dpkg-deb",
+        &["-Zgzip", "-z1", "--root-owner-group", "--build", text(&unpacked)?, text(&packages.join("next.deb"))?],
+    )?;
     Ok(fs::remove_dir_all(unpacked)?)
 }
 
