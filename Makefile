@@ -75,7 +75,7 @@ test-kernels: ## three other kernels under qemu, one of them PREEMPT_RT, each ki
 	cargo bench --bench instructions -- compare
 
 .PHONY: test-kernels-all
-test-kernels-all: ## thirteen kernels and ways to boot them under qemu: some hours
+test-kernels-all: ## fourteen kernels and ways to boot them under qemu: some hours
 	$(call test-kernels,)
 
 .PHONY: test-compose

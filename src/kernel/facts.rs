@@ -78,6 +78,8 @@ pub struct Facts {
     /// Whether what maps take counts against a limit of mqspan's (RLIMIT_MEMLOCK, before Linux 5.11) that is too low for
     /// them and that mqspan may not raise.
     pub memory_is_limited: bool,
+    /// Whether functions are not traced for anybody (kernel.ftrace_enabled=0): fentry is refused then, and kprobes are silent.
+    pub functions_are_untraced: bool,
     /// Whether a seccomp filter decides about system calls.
     pub is_seccomp_filtered: bool,
     /// Where tracefs is mounted; None where it is not, or can't be read.
@@ -147,6 +149,7 @@ impl Facts {
             is_root: geteuid().is_root(),
             capabilities: capabilities_in_effect,
             capability_bound: capabilities(&status, "CapBnd:"),
+            functions_are_untraced: read("/proc/sys/kernel/ftrace_enabled").trim() == "0",
             is_seccomp_filtered: field(&status, "Seccomp:").is_some_and(|mode| mode != "0"),
             tracefs_is_hidden: TRACEFS.iter().any(|root| is_hidden(&Path::new(root).join("events"))),
             has_tracepoints: tracefs.as_ref().is_some_and(has_event),

@@ -134,6 +134,9 @@ fn of_trial(facts: &Facts, kind: HookKind) -> Option<Error> {
     error(
         format!("the kernel refused the programs: {why}"),
         match (facts.in_user_namespace, facts.is_seccomp_filtered) {
+            _ if facts.functions_are_untraced && kind != HookKind::Tracepoint => {
+                "functions are not traced on this host; switch that on: sysctl -w kernel.ftrace_enabled=1".into()
+            }
             (true, _) => {
                 "mqspan is in a user namespace, where capabilities are none of the host's; start it in the host's \
                           (docker: without userns-remap; Kubernetes: hostUsers: true): podman run --userns=host IMAGE"
@@ -177,6 +180,7 @@ pub(crate) mod tests {
             is_root: true,
             capabilities: u64::MAX,
             capability_bound: u64::MAX,
+            functions_are_untraced: false,
             is_seccomp_filtered: false,
             tracefs: Some("/sys/kernel/tracing".into()),
             tracefs_is_hidden: false,
@@ -254,6 +258,12 @@ pub(crate) mod tests {
                 "podman run --userns=host IMAGE",
             ),
             (Facts { refused: refused(), is_seccomp_filtered: true, ..facts() }, &[], "refused", IN_CONTAINER),
+            (
+                Facts { refused: refused(), functions_are_untraced: true, ..facts() },
+                &[HookKind::Fentry],
+                "refused",
+                "sysctl -w kernel.ftrace_enabled=1",
+            ),
             (facts(), &[HookKind::Fsession], "none of the kinds", "mqspan run --hooks auto"),
         ] {
             let Error { status, message, hint } = plan(&facts, asked).unwrap_err();
