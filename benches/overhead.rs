@@ -110,9 +110,9 @@ fn await_detached(mqspan: &Mqspan) -> Result<()> {
     let own = format!("{}\0", mqspan.path().display());
     wait::until("the end of detaching", || {
         let processes = fs::read_dir("/proc")?.flatten();
-        let is_there = processes.into_iter().any(|process| {
-            fs::read(process.path().join("cmdline")).is_ok_and(|line| line.starts_with(own.as_bytes()))
-        });
+        let is_there = processes
+            .into_iter()
+            .any(|process| fs::read(process.path().join("cmdline")).is_ok_and(|line| line.starts_with(own.as_bytes())));
         Ok((!is_there).then_some(()))
     })
 }

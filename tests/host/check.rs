@@ -104,7 +104,7 @@ const LACKS: [(&str, &str, &str, &str); 9] = [
         "BTF",
         "exec unshare --mount bash -c 'mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"' \"$0\" ",
         "no BTF",
-        ": grep -l CONFIG_DEBUG_INFO_BTF=y /boot/config-*",
+        "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, or make a file of its types (docs/no-btf.md) and name it: mqspan run --btf FILE",
     ),
     (
         "sysfs",

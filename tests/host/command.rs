@@ -208,7 +208,7 @@ fn the_command_finds_everything_as_it_was() -> Result<()> {
         let ignored = text.lines().find_map(|line| line.strip_prefix("SigIgn:")).context("no SigIgn")?;
         // Signals 32 and 33 are the C library's own; its posix_spawn leaves them ignored.
         let ignored_less_internal = u64::from_str_radix(ignored.trim(), 16)? & !(0b11 << 31);
-        Ok(text.replace(ignored, &format!(" {ignored_less_internal:x}")))
+        Ok(text.replace(&format!("SigIgn:{ignored}"), &format!("SigIgn: {ignored_less_internal:x}")))
     };
     let mut traced = Command::new(mqspan.path());
     traced.args(["run", "--output=none", "--"]);
