@@ -166,17 +166,18 @@ static __always_inline bool has_seccomp(struct task_struct *task)
 	return bpf_core_field_exists(task->seccomp) && BPF_CORE_READ(task, seccomp.mode);
 }
 
-/*
- * A send or receive got no number, but may pass a message. The queue is that of its descriptor, unless another thread
- * could put another one there meanwhile: then it may be any. A program with a seccomp filter can have any number of exits
- * without an entry, so that what it does is only its own queues' concern, where these can be told.
- */
+/* passed_fd() of pair.h: the plain programs can't find the caller's registers. */
 #ifdef PLAIN
 #define TELLS_PASSED_FD false
 #else
 #define TELLS_PASSED_FD true
 #endif
 
+/*
+ * A send or receive got no number, but may pass a message. The queue is that of its descriptor, unless another thread
+ * could put another one there meanwhile: then it may be any. A program with a seccomp filter can have any number of exits
+ * without an entry, so that what it does is only its own queues' concern, where these can be told.
+ */
 static __always_inline void lose_turn(enum op op, struct task_struct *task, __s64 fd)
 {
 	bool confined, certain;
