@@ -135,7 +135,7 @@ fn life_cycle(root: &str) -> Result<()> {
     ensure!(unit(&machine, "ActiveState")? == "active", "{}", machine.run(&["systemctl", "status", "mqspan.service"])?);
     machine.run(&["/packages/workload", "flat", "--calls", "2"])?;
     let calls = machine.path("/var/log/mqspan/calls.json");
-    let span = |span: &otlp::Record<_>| span.attributes.get("messaging.destination.name").is_some();
+    let span = |span: &otlp::Record<_>| span.attributes.contains_key("messaging.destination.name");
     wait::until("the spans of the service", || {
         let spans = otlp::spans(&calls).unwrap_or_default();
         Ok((spans.iter().filter(|its| span(its)).count() >= 2).then_some(()))
