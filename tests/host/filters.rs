@@ -217,16 +217,16 @@ fn durations() -> Result<()> {
     for (option, passing) in [("--min-duration=1ns", 50), ("--min-duration=1h", 0)] {
         expect(&mqspan, &[option], r#""$0" flat --calls 50"#, passing, 50 - passing as u64)?;
     }
-    // Long enough that some calls take longer and some do not, whatever the machine.
-    let all = spans(&mqspan, &[], r#""$0" flat --calls 2000"#)?;
-    let mut times: Vec<_> =
-        all.iter().map(|span| span.body.end_time_unix_nano - span.body.start_time_unix_nano).collect();
-    times.sort_unstable();
-    let least = format!("--min-duration={}ns", times[1000]);
-    let slow = spans(&mqspan, &[&least], r#""$0" flat --calls 2000"#)?;
-    ensure!(!slow.is_empty() && slow.len() < 2000, "{least}: {} of 2000 spans", slow.len());
+    // 20 sends wait for 20 ms, and of the 200 that do not wait some are shorter than 10 ms on any machine.
+    let (file, workload) = (mqspan.to_file("spans"), mqspan.workload_arg());
+    let command = ["--signals=traces", "--call=mq_timedsend", "--min-duration=10ms", &file, "--", &workload];
+    let bursts = ["bursts", "--name=/mqspan-durations", "--bursts=1", "--pairs=200", "--polls=0", "--slow=20"];
+    mqspan.run_counted(&[&command[..], &bursts].concat())?;
+    let slow = otlp::spans(&mqspan.file("spans"))?;
+    let waited = slow.iter().filter(|span| span.text("error.type") == Some("ETIMEDOUT")).count();
+    ensure!(waited > 0 && waited <= 20 && slow.len() < 200, "{waited} of {} spans waited", slow.len());
     let shortest = slow.iter().map(|span| span.body.end_time_unix_nano - span.body.start_time_unix_nano).min();
-    ensure!(shortest >= Some(times[1000]), "{least}, but a span of {shortest:?} ns");
+    ensure!(shortest >= Some(10_000_000), "at least 10 ms, but a span of {shortest:?} ns");
     Ok(())
 }
 
