@@ -220,10 +220,10 @@ fn durations() -> Result<()> {
     // 20 sends wait for 20 ms, and of the 200 that do not wait some are shorter than 10 ms on any machine.
     let (file, workload) = (mqspan.to_file("spans"), mqspan.workload_arg());
     let command = ["--signals=traces", "--call=mq_timedsend", "--min-duration=10ms", &file, "--", &workload];
-    let bursts = ["bursts", "--name=/mqspan-durations", "--bursts=1", "--pairs=200", "--polls=0", "--slow=20"];
+    let bursts = ["bursts", "--name=mqspan-test-durations", "--bursts=1", "--pairs=200", "--polls=0", "--slow=20"];
     mqspan.run_counted(&[&command[..], &bursts].concat())?;
     let slow = otlp::spans(&mqspan.file("spans"))?;
-    let waited = slow.iter().filter(|span| span.text("error.type") == Some("ETIMEDOUT")).count();
+    let waited = slow.iter().filter(|span| span.text("posix_mq.errno") == Some("ETIMEDOUT")).count();
     ensure!(waited > 0 && waited <= 20 && slow.len() < 200, "{waited} of {} spans waited", slow.len());
     let shortest = slow.iter().map(|span| span.body.end_time_unix_nano - span.body.start_time_unix_nano).min();
     ensure!(shortest >= Some(10_000_000), "at least 10 ms, but a span of {shortest:?} ns");
