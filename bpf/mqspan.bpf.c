@@ -42,32 +42,59 @@ const enum notice_kind notice_kind_type = 0;
 const enum counter counter_type = 0;
 const enum metric metric_type = 0;
 
-/* The layout of syscalls/sys_enter_* and sys_exit_* (include/trace/syscall.h), the same on every architecture. */
+/*
+ * The layout of syscalls/sys_enter_* and sys_exit_* (include/trace/syscall.h), the same on every architecture. Beside the
+ * number are four bytes of anything.
+ */
 struct sys_enter {
 	__u64 common;
-	__u64 nr;
+	__u32 nr;
 	unsigned long args[6];
 };
 
 struct sys_exit {
 	__u64 common;
-	__u64 nr;
+	__u32 nr;
 	long ret;
 };
 
-/* User space takes what a program is from its name: kind, side, call. */
-#define TRACEPOINTS(call)                                                                                         \
-	SEC("?tracepoint/syscalls/sys_enter_" #call)                                                              \
-	int tp_enter_##call(struct sys_enter *ctx) { enter_##call(ctx->args, ABI_NATIVE); return 0; }             \
-	SEC("?tracepoint/syscalls/sys_exit_" #call)                                                               \
-	int tp_exit_##call(struct sys_exit *ctx) { leave_##call(ctx->ret, ABI_NATIVE); return 0; }
+/* Numbers of system calls (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h). */
+#ifdef __TARGET_ARCH_arm64
+#define FIRST_CALL 180
+#else
+#define FIRST_CALL 240
+#endif
+enum number {
+	NR_MQ_OPEN = FIRST_CALL,
+	NR_MQ_UNLINK,
+	NR_MQ_TIMEDSEND,
+	NR_MQ_TIMEDRECEIVE,
+	NR_MQ_NOTIFY,
+	NR_MQ_GETSETATTR,
+};
 
-TRACEPOINTS(mq_open)
-TRACEPOINTS(mq_unlink)
-TRACEPOINTS(mq_timedsend)
-TRACEPOINTS(mq_timedreceive)
-TRACEPOINTS(mq_notify)
-TRACEPOINTS(mq_getsetattr)
+#define EACH_CALL(nr, DO)                                                                                         \
+	switch (nr) {                                                                                             \
+	case NR_MQ_OPEN: DO(mq_open); break;                                                                      \
+	case NR_MQ_UNLINK: DO(mq_unlink); break;                                                                  \
+	case NR_MQ_TIMEDSEND: DO(mq_timedsend); break;                                                            \
+	case NR_MQ_TIMEDRECEIVE: DO(mq_timedreceive); break;                                                      \
+	case NR_MQ_NOTIFY: DO(mq_notify); break;                                                                  \
+	case NR_MQ_GETSETATTR: DO(mq_getsetattr); break;                                                          \
+	}
+
+/*
+ * User space takes what a program is from its name: kind, side, call. The two at the tracepoints are of all calls, so that
+ * what the calls have in common is verified once; they are attached to each call's tracepoint.
+ */
+#define ENTER(call) enter_##call(ctx->args, ABI_NATIVE)
+#define LEAVE(call) leave_##call(ctx->ret, ABI_NATIVE)
+
+SEC("?tracepoint/syscalls/sys_enter_mq")
+int tp_enter_mq(struct sys_enter *ctx) { EACH_CALL(ctx->nr, ENTER) return 0; }
+
+SEC("?tracepoint/syscalls/sys_exit_mq")
+int tp_exit_mq(struct sys_exit *ctx) { EACH_CALL(ctx->nr, LEAVE) return 0; }
 
 /* A wrapper of a system call gets the caller's registers: of a type that the oldest kernels' own description leaves out. */
 #ifdef OLD

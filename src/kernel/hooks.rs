@@ -25,6 +25,9 @@ const KINDS: [(&str, HookKind, bool); 6] = [
     ("tp_exit_", HookKind::Tracepoint, true),
 ];
 
+/// Stands for the name of each call in that of a program that is of all of them.
+const EACH_CALL: &str = "mq";
+
 /// What the calls do in between, by the function that is hooked, and what is not captured without it.
 const INSIDE: [(&str, &str); 7] = [
     ("do_mq_open", "whether attr changed while mq_open read it is not seen"),
@@ -79,19 +82,27 @@ pub struct Hook {
 }
 
 impl Hook {
-    /// What the program of this name and section is; None for one that hooks no call.
-    pub fn of(program: &str, section: &str) -> Option<Self> {
-        let (rest, kind, returns) = KINDS
+    /// What the program of this name and section hooks: nothing, a place, or one place of each call.
+    pub fn all_of(program: &str, section: &str) -> Vec<Self> {
+        let parts = KINDS
             .into_iter()
-            .find_map(|(prefix, kind, returns)| Some((program.strip_prefix(prefix)?, kind, returns)))?;
-        let call = CALLS.into_iter().find(|(_, name)| rest.starts_with(name));
-        let place = match (call, returns) {
-            (Some((call, _)), false) => Place::Entry(call),
-            (Some((call, _)), true) => Place::Exit(call),
-            (None, _) => Place::Inside,
+            .find_map(|(prefix, kind, returns)| Some((program.strip_prefix(prefix)?, kind, returns)))
+            .zip(section.rsplit_once('/'));
+        let Some(((rest, kind, returns), (_, target))) = parts else { return Vec::new() };
+        let of_call = |call, target: &str| Self {
+            kind,
+            place: if returns { Place::Exit(call) } else { Place::Entry(call) },
+            returns,
+            target: target.into(),
         };
-        let (_, target) = section.rsplit_once('/')?;
-        Some(Self { kind, place, returns, target: target.into() })
+        if rest == EACH_CALL {
+            let tracepoint = |name| target.replace(EACH_CALL, name);
+            return CALLS.map(|(call, name)| of_call(call, &tracepoint(name))).into();
+        }
+        vec![match CALLS.into_iter().find(|(_, name)| rest.starts_with(name)) {
+            Some((call, _)) => of_call(call, target),
+            None => Self { kind, place: Place::Inside, returns, target: target.into() },
+        }]
     }
 
     /// Whether it is used, by hooks of this kind, where these calls are traced.
@@ -115,12 +126,12 @@ mod tests {
     /// Prevents a program from being left out, or taken for another's, for its name.
     #[test]
     fn programs_by_name() {
-        let hook = |kind, place, returns, target: &str| Some(Hook { kind, place, returns, target: target.into() });
+        let hook = |kind, place, returns, target: &str| vec![Hook { kind, place, returns, target: target.into() }];
         for (name, section, expected) in [
             (
-                "tp_enter_mq_open",
-                "?tracepoint/syscalls/sys_enter_mq_open",
-                hook(HookKind::Tracepoint, Place::Entry(Op::MqOpen), false, "sys_enter_mq_open"),
+                "tp_enter_prctl",
+                "?tracepoint/syscalls/sys_enter_prctl",
+                hook(HookKind::Tracepoint, Place::Inside, false, "sys_enter_prctl"),
             ),
             (
                 "kretprobe_mq_timedsend_time32",
@@ -128,10 +139,14 @@ mod tests {
                 hook(HookKind::Kprobe, Place::Exit(Op::MqTimedsend), true, "__ia32_sys_mq_timedsend_time32"),
             ),
             ("fexit_load_msg", "?fexit/load_msg", hook(HookKind::Fentry, Place::Inside, true, "load_msg")),
-            ("tree_on_fork", "?raw_tracepoint/sched_process_fork", None),
+            ("tree_on_fork", "?raw_tracepoint/sched_process_fork", Vec::new()),
         ] {
-            assert_eq!(Hook::of(name, section), expected, "{name}");
+            assert_eq!(Hook::all_of(name, section), expected, "{name}");
         }
+        let exits = Hook::all_of("tp_exit_mq", "?tracepoint/syscalls/sys_exit_mq");
+        assert_eq!(exits.len(), CALLS.len());
+        let notify = hook(HookKind::Tracepoint, Place::Exit(Op::MqNotify), true, "sys_exit_mq_notify");
+        assert!(exits.contains(&notify[0]), "{exits:?}");
     }
 
     /// Prevents programs from being attached for calls that nobody asked for.
@@ -146,8 +161,8 @@ mod tests {
             ("kprobe_mq_open", false, false),
             ("fentry_prctl", true, true),
         ] {
-            let hook = Hook::of(name, &format!("?fentry/{}", name.split_once('_').unwrap().1)).unwrap();
-            let used = [&opens, &sends].map(|calls| hook.is_used(HookKind::Fentry, calls));
+            let hooks = Hook::all_of(name, &format!("?fentry/{}", name.split_once('_').unwrap().1));
+            let used = [&opens, &sends].map(|calls| hooks[0].is_used(HookKind::Fentry, calls));
             assert_eq!(used, [for_opens, for_sends], "{name}");
         }
     }

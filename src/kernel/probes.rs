@@ -174,7 +174,7 @@ mod tests {
     /// Prevents misses from going uncounted, and events of other tools from being removed.
     #[test]
     fn lines_of_tracefs() {
-        let hook = Hook::of("kretprobe_load_msg", "?kretprobe/load_msg").unwrap();
+        let hook = Hook::all_of("kretprobe_load_msg", "?kretprobe/load_msg").remove(0);
         let event = name(7, &hook);
         assert_eq!(event_of(&format!("r4096:mqspan/{event} load_msg")), Some(&*event));
         assert_eq!(event_of("p:other/p1_entry_x x"), None);

@@ -102,8 +102,9 @@ impl Programs {
         }
         let mut open = builder.open(storage).map_err(|error| Refusal::of_all(&error))?;
         let programs = open.open_object().progs();
-        let hooks = programs.filter_map(|program| {
-            Some((program.name().to_str()?.to_owned(), hook_of(program.name(), program.section())?))
+        let hooks = programs.flat_map(|program| {
+            let name = program.name().to_string_lossy().into_owned();
+            hooks_of(program.name(), program.section()).into_iter().map(move |hook| (name.clone(), hook))
         });
         let all: Vec<(String, Hook)> = hooks.collect();
         let selection = Selection::of(&all, kind, &config.filters.call, &facts.functions, refused);
@@ -269,10 +270,15 @@ impl Programs {
         let first = config.filters.call.first().copied();
         let is_first = |hook: &Hook| matches!(hook.place, Place::Entry(op) | Place::Exit(op) if Some(op) == first);
         for (of_first, of_entries) in [(true, false), (true, true), (false, false), (false, true)] {
-            let wanted = |hook: &Hook| is_first(hook) == of_first && is_entry(hook) == of_entries;
-            for (hook, program) in self.hooks().filter(|(hook, _)| wanted(hook)) {
-                let link = self.attach_hook(&hook, &program).map_err(|error| Refusal::of_hook(&error, &hook))?;
-                (if of_entries { &mut entries } else { &mut rest }).push(link);
+            let wanted = |hook: &&Hook| {
+                let is_used = hook.is_used(hook.kind, &config.filters.call);
+                is_used && is_first(hook) == of_first && is_entry(hook) == of_entries
+            };
+            for (hooks, program) in self.hooks() {
+                for hook in hooks.iter().filter(wanted) {
+                    let link = self.attach_hook(hook, &program).map_err(|error| Refusal::of_hook(&error, hook))?;
+                    (if of_entries { &mut entries } else { &mut rest }).push(link);
+                }
             }
             if (of_first, of_entries) == (true, true) && !first.is_none_or(|call| self.sees(call)) {
                 return Err(Refusal { hook: None, why: own_call::UNSEEN.into() });
@@ -288,19 +294,21 @@ impl Programs {
     }
 
     fn attach_hook(&self, hook: &Hook, program: &ProgramMut<'_>) -> libbpf_rs::Result<Link> {
-        match &self.probes {
-            Some(probes) => {
+        match (&self.probes, hook.kind) {
+            (Some(probes), _) => {
                 let category = TracepointCategory::Custom(probes::GROUP.into());
                 program.attach_tracepoint(category, probes.event(hook))
             }
-            None => program.attach(),
+            (None, HookKind::Tracepoint) => program.attach_tracepoint(TracepointCategory::Syscalls, &hook.target),
+            (None, _) => program.attach(),
         }
     }
 
-    /// The loaded programs that hook calls.
-    fn hooks(&self) -> impl Iterator<Item = (Hook, ProgramMut<'_>)> {
+    /// The loaded programs that hook calls, and what they hook.
+    fn hooks(&self) -> impl Iterator<Item = (Vec<Hook>, ProgramMut<'_>)> {
         let loaded = self.skel.object().progs_mut().filter(|program| program.autoload());
-        loaded.filter_map(|program| Some((hook_of(program.name(), program.section())?, program)))
+        let hooks = loaded.map(|program| (hooks_of(program.name(), program.section()), program));
+        hooks.filter(|(hooks, _)| !hooks.is_empty())
     }
 
     /// Detaches, without waiting for the kernel to have done so. To be called at the end of the process.
@@ -353,13 +361,15 @@ impl Programs {
         };
         let profile = self.probes.as_ref().map(|probes| (probes, probes.profile()));
         let (mut missed, mut missed_inside) = (0, BTreeMap::new());
-        for (hook, program) in self.hooks() {
-            let by_probe = profile.as_ref().map_or(0, |(probes, profile)| probes.missed(profile, &hook));
-            let runs = by_probe + misses(program.as_fd());
-            match hook.place {
-                Place::Inside if runs > 0 => *missed_inside.entry(hook.target).or_default() += runs,
-                Place::Inside => {}
-                _ => missed += runs,
+        for (hooks, program) in self.hooks() {
+            let by_probe = |hook| profile.as_ref().map_or(0, |(probes, profile)| probes.missed(profile, hook));
+            let runs = hooks.iter().map(by_probe).sum::<u64>() + misses(program.as_fd());
+            match hooks.into_iter().next() {
+                Some(Hook { place: Place::Inside, target, .. }) if runs > 0 => {
+                    *missed_inside.entry(target).or_default() += runs;
+                }
+                Some(Hook { place: Place::Inside, .. }) | None => {}
+                Some(_) => missed += runs,
             }
         }
         Counts {
@@ -404,8 +414,8 @@ impl Programs {
     }
 }
 
-fn hook_of(program: &OsStr, section: &OsStr) -> Option<Hook> {
-    Hook::of(program.to_str()?, section.to_str()?)
+fn hooks_of(program: &OsStr, section: &OsStr) -> Vec<Hook> {
+    Hook::all_of(&program.to_string_lossy(), &section.to_string_lossy())
 }
 
 fn open_ring(map: &MapMut<'_>) -> io::Result<Ring> {
