@@ -7,6 +7,7 @@
 #pragma once
 #include "container.h"
 #include "count.h"
+#include "inode.h"
 #include "once.h"
 
 #define IMAGES_RING_SIZE (1 << 20)
@@ -183,7 +184,7 @@ VERIFIED_ONCE int put_image(const struct call *call)
 		return false;
 	image->pid = call->pid;
 	image->vpid = call->vpid;
-	image->ppid = READ(task, real_parent, tgid);
+	image->ppid = FOLLOW(task, real_parent, tgid);
 	image->exec_id = call->exec_id;
 	image->started_ns = call->process_started_ns;
 	image->flags = 0;
@@ -191,10 +192,10 @@ VERIFIED_ONCE int put_image(const struct call *call)
 	image->local_pid = call->local_pid;
 	image->unused = 0;
 	bpf_get_current_comm(image->comm, sizeof(image->comm));
-	read_path(image, READ(task, mm, exe_file));
+	read_path(image, FOLLOW(task, mm, exe_file));
 	read_cgroup(image);
 	read_root(image, task);
-	read_environ(image, READ(task, mm));
+	read_environ(image, FOLLOW(task, mm));
 	bpf_ringbuf_submit(image, BPF_RB_NO_WAKEUP);
 	return true;
 }

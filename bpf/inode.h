@@ -7,11 +7,23 @@
 #pragma once
 #include "event.h"
 
-/* What FIELD of the TYPE at an address holds. */
+/* FOLLOW: as READ, through a pointer that stands in a task. READ_AT: what FIELD of the TYPE at an address holds. */
 #ifdef PLAIN
+#define FOLLOW READ
 #define READ_AT(type, address, field) ((__u64)BPF_CORE_READ((type *)(address), field))
 #else
 extern void *bpf_rdonly_cast(const void *address, __u32 type) __ksym __weak;
+
+/*
+ * From Linux 6.2 on the verifier searches all of the kernel's types, up to four times, for what makes a pointer in a trusted
+ * structure one to trust (btf_nested_type_is_trusted): that took longer than all else that it does. In one that is not
+ * trusted it searches nothing.
+ */
+#define FOLLOW(task, ...)                                                                                         \
+	___arrow(((typeof(task))(bpf_ksym_exists(bpf_rdonly_cast) ?                                               \
+					 bpf_rdonly_cast(task, bpf_core_type_id_kernel(typeof(*(task)))) :        \
+					 (task))),                                                                \
+		 __VA_ARGS__)
 
 #define READ_AT(type, address, field)                                                                             \
 	(bpf_ksym_exists(bpf_rdonly_cast) ?                                                                       \
@@ -27,7 +39,7 @@ static __always_inline void *pointer_at(void *address)
 
 static __always_inline struct file *file_of(struct task_struct *task, __s64 fd)
 {
-	struct fdtable *fdt = READ(task, files, fdt);
+	struct fdtable *fdt = FOLLOW(task, files, fdt);
 
 	return fd >= 0 && fd < READ(fdt, max_fds) ? pointer_at(READ(fdt, fd) + fd) : 0;
 }

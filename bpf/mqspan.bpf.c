@@ -73,28 +73,37 @@ enum number {
 	NR_MQ_GETSETATTR,
 };
 
-#define EACH_CALL(nr, DO)                                                                                         \
-	switch (nr) {                                                                                             \
-	case NR_MQ_OPEN: DO(mq_open); break;                                                                      \
-	case NR_MQ_UNLINK: DO(mq_unlink); break;                                                                  \
-	case NR_MQ_TIMEDSEND: DO(mq_timedsend); break;                                                            \
-	case NR_MQ_TIMEDRECEIVE: DO(mq_timedreceive); break;                                                      \
-	case NR_MQ_NOTIFY: DO(mq_notify); break;                                                                  \
-	case NR_MQ_GETSETATTR: DO(mq_getsetattr); break;                                                          \
-	}
+/* User space takes what a program is from its name: kind, side, call. */
+#define ENTER(call)                                                                                               \
+	SEC("?tracepoint/syscalls/sys_enter_" #call)                                                              \
+	int tp_enter_##call(struct sys_enter *ctx) { enter_##call(ctx->args, ABI_NATIVE); return 0; }
+
+ENTER(mq_open)
+ENTER(mq_unlink)
+ENTER(mq_timedsend)
+ENTER(mq_timedreceive)
+ENTER(mq_notify)
+ENTER(mq_getsetattr)
 
 /*
- * User space takes what a program is from its name: kind, side, call. The two at the tracepoints are of all calls, so that
- * what the calls have in common is verified once; they are attached to each call's tracepoint.
+ * The exits of all calls are one program, attached to each call's tracepoint: what they have in common is verified once.
+ * The entries can't be: to a tracepoint only programs are attached that read no more arguments than its call has.
  */
-#define ENTER(call) enter_##call(ctx->args, ABI_NATIVE)
 #define LEAVE(call) leave_##call(ctx->ret, ABI_NATIVE)
 
-SEC("?tracepoint/syscalls/sys_enter_mq")
-int tp_enter_mq(struct sys_enter *ctx) { EACH_CALL(ctx->nr, ENTER) return 0; }
-
 SEC("?tracepoint/syscalls/sys_exit_mq")
-int tp_exit_mq(struct sys_exit *ctx) { EACH_CALL(ctx->nr, LEAVE) return 0; }
+int tp_exit_mq(struct sys_exit *ctx)
+{
+	switch (ctx->nr) {
+	case NR_MQ_OPEN: LEAVE(mq_open); break;
+	case NR_MQ_UNLINK: LEAVE(mq_unlink); break;
+	case NR_MQ_TIMEDSEND: LEAVE(mq_timedsend); break;
+	case NR_MQ_TIMEDRECEIVE: LEAVE(mq_timedreceive); break;
+	case NR_MQ_NOTIFY: LEAVE(mq_notify); break;
+	case NR_MQ_GETSETATTR: LEAVE(mq_getsetattr); break;
+	}
+	return 0;
+}
 
 /* A wrapper of a system call gets the caller's registers: of a type that the oldest kernels' own description leaves out. */
 #ifdef OLD

@@ -51,9 +51,9 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 		return;
 	call->pid = READ(task, tgid);
 	call->tid = READ(task, pid);
-	call->vpid = number_in_namespace(READ(task, group_leader));
-	call->local_pid = local_number(READ(task, group_leader));
-	call->process_started_ns = READ(task, group_leader, start_boottime);
+	call->vpid = number_in_namespace(FOLLOW(task, group_leader));
+	call->local_pid = local_number(FOLLOW(task, group_leader));
+	call->process_started_ns = FOLLOW(task, group_leader, start_boottime);
 	call->exec_id = exec_id;
 	slot->exec_id = exec_id + 1;
 	slot->image_hash = mix(mix(name_seed[0], call->process_started_ns), (__u64)call->pid << 32 | exec_id);
@@ -65,7 +65,7 @@ static __always_inline void identify_thread(struct slot *slot, struct task_struc
 /* --container; another css_set is what a task gets that is moved to other control groups. */
 static __always_inline void look_at_container(struct slot *slot, struct task_struct *task)
 {
-	__u64 groups = (__u64)READ(task, cgroups);
+	__u64 groups = (__u64)FOLLOW(task, cgroups);
 
 	if (container_mode == RULES_NONE || slot->groups == groups)
 		return;
@@ -123,7 +123,7 @@ static __always_inline struct thread *enter(enum op op, enum abi abi, __s32 fd, 
 	call->asked_len = 0;
 	call->actual_len = 0;
 	identify_thread(slot_of(thread), task);
-	call->uid = READ(task, cred, euid.val);
+	call->uid = FOLLOW(task, cred, euid.val);
 	if (makes_records && has_contexts())
 		read_context(call);
 	if (messages_carry_ids)
@@ -237,7 +237,7 @@ static __always_inline int match_of(struct thread *thread)
 	bool matched;
 
 	if (!(call->flags & CALL_QUEUE))
-		call->ipc_ns = READ(task, nsproxy, ipc_ns, ns.inum);
+		call->ipc_ns = FOLLOW(task, nsproxy, ipc_ns, ns.inum);
 	matched = container_mode == RULES_NONE || slot->container_wanted;
 	matched = slot->in_tree && is_of_interest(call) && matched;
 	if (aggregates || max_rate) {

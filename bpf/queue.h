@@ -74,7 +74,7 @@ static __always_inline void leave_queue(struct call *call, struct task_struct *t
 
 	if (!(call->flags & CALL_QUEUE))
 		return;
-	if (READ(task, files, count.counter) == 1 && !switches) {
+	if (FOLLOW(task, files, count.counter) == 1 && !switches) {
 		call->queue_curmsgs = depth_of(call->queue_inode);
 		return;
 	}

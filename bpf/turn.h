@@ -189,7 +189,7 @@ static __always_inline void lose_turn(enum op op, struct task_struct *task, __s6
 	if (!infers_links || (op != OP_SEND && op != OP_RECEIVE))
 		return;
 	confined = has_seccomp(task);
-	certain = confined || READ(task, files, count.counter) == 1;
+	certain = confined || FOLLOW(task, files, count.counter) == 1;
 	file = file_of(task, fd);
 	if (file && certain)
 		inode = BPF_CORE_READ(file, f_inode);

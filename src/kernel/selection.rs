@@ -57,7 +57,7 @@ mod tests {
             ("fentry_free_msg", "?fentry/free_msg"),
             ("fentry_msg_insert", "?fentry/msg_insert"),
             ("kprobe_mq_timedsend", "?kprobe/__x64_sys_mq_timedsend"),
-            ("tp_enter_mq", "?tracepoint/syscalls/sys_enter_mq"),
+            ("tp_exit_mq", "?tracepoint/syscalls/sys_exit_mq"),
         ]
         .into_iter()
         .flat_map(|(name, section)| Hook::all_of(name, section).into_iter().map(|hook| (name.to_owned(), hook)))
@@ -89,6 +89,6 @@ mod tests {
         assert_eq!(select(HookKind::Fentry, &functions, &["free_msg"]), (without_end, set(&["free_msg"])));
         let inlined = set(&[SEND, "load_msg", "free_msg", "msg_insert"]);
         assert_eq!(select(HookKind::Fentry, &inlined, &[]), (with(&["fentry_msg_insert"]), set(&["store_msg"])));
-        assert_eq!(select(HookKind::Tracepoint, &set(&[]), &[]), (set(&["tp_enter_mq"]), set(&[])));
+        assert_eq!(select(HookKind::Tracepoint, &set(&[]), &[]), (set(&["tp_exit_mq"]), set(&[])));
     }
 }
