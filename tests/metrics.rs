@@ -240,7 +240,9 @@ fn metrics_are_what_spans_say(preference: &str, temporality: i32) -> Result<()> 
     let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
     let (file, record) = (mqspan.to_file("all"), mqspan.file("record").display().to_string());
     let mut command = mqspan.command(["run", "--signals=traces,metrics", &file, &stats, "--"]);
-    command.args([&*mqspan.workload_arg(), "calls", "--calls=10000", "--seed=81", "--print", &record]);
+    // Both temporalities are tried at once: the names of the queues come from the seed.
+    let seed = format!("--seed=81{temporality}");
+    command.args([&*mqspan.workload_arg(), "calls", "--calls=10000", &seed, "--print", &record]);
     // Several collections while the workload runs, and each longer than a record takes to arrive: an inferred wait that
     // comes two of them after its process has ended begins a stream anew.
     command.env("OTEL_METRIC_EXPORT_INTERVAL", "200");
@@ -297,7 +299,8 @@ fn metrics_are_what_strace_sees(preference: &str, temporality: i32) -> Result<()
     let mqspan = mqspan()?;
     let (log, record) = (mqspan.file("strace.log"), mqspan.file("record"));
     let path = record.display().to_string();
-    let arguments = ["calls", "--calls=10000", "--seed=82", "--threads=4", "--processes=2", "--print", &path];
+    let seed = format!("--seed=82{temporality}");
+    let arguments = ["calls", "--calls=10000", &seed, "--threads=4", "--processes=2", "--print", &path];
     let strace = workload::under_strace("/^mq_", &log, &mqspan.workload(), &arguments);
     let stats = format!("--stats-file={}", mqspan.file("stats.json").display());
     let options = ["run", "--signals=traces,metrics", "--max-rate=10", &mqspan.to_file("all"), &stats, "--"];

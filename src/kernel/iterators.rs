@@ -2,7 +2,6 @@
 //! queues, whoever may look at whose /proc. A list is made by the reading thread itself, in a few milliseconds, and waits for
 //! no other process.
 
-use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::AsFd;
@@ -34,12 +33,6 @@ pub struct Iterators {
 struct Lists {
     waiters: Link,
     holders: Link,
-}
-
-impl fmt::Debug for Iterators {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Iterators").finish_non_exhaustive()
-    }
 }
 
 impl Iterators {

@@ -3,7 +3,9 @@
 //! ([`namespaces`]). What belongs to others may be slow to come: a thread of its own looks ([`looker`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread;
+use std::{fmt, io};
 
 use nix::time::ClockId;
 
@@ -39,43 +41,55 @@ pub struct Surroundings {
 }
 
 /// Where a look at the host is taken; clones share it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Lookout {
+    programs: Arc<Programs>,
     /// None: /proc has to do.
-    iterators: Option<Arc<Iterators>>,
+    iterators: Arc<OnceLock<Option<Iterators>>>,
     /// Queues that the kernel side was told of.
     kept: Arc<Mutex<HashSet<QueueKey>>>,
 }
 
+impl fmt::Debug for Lookout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lookout").finish_non_exhaustive()
+    }
+}
+
 impl Lookout {
-    /// By the kernel's own lists, where it has them.
-    pub fn of(programs: &Arc<Programs>) -> Self {
-        match Iterators::open(programs) {
-            Ok(iterators) => Self::with(Some(Arc::new(iterators))),
-            Err(error) => {
-                tracing::debug!("who waits at queues is looked up in /proc: no iterators: {error}");
-                Self::with(None)
-            }
-        }
+    /// By the kernel's own lists, where it has them. It takes long to load what makes them: nobody waits for it who does not
+    /// look meanwhile.
+    pub fn of(programs: &Arc<Programs>) -> io::Result<Self> {
+        let lookout = Self { programs: programs.clone(), iterators: Arc::default(), kept: Arc::default() };
+        let loading = lookout.clone();
+        thread::Builder::new().name("mqspan-lists".into()).spawn(move || _ = loading.iterators())?;
+        Ok(lookout)
     }
 
-    fn with(iterators: Option<Arc<Iterators>>) -> Self {
-        Self { iterators, kept: Arc::default() }
+    fn iterators(&self) -> Option<&Iterators> {
+        let open = || match Iterators::open(&self.programs) {
+            Ok(iterators) => Some(iterators),
+            Err(error) => {
+                tracing::debug!("who waits at queues is looked up in /proc: no iterators: {error}");
+                None
+            }
+        };
+        self.iterators.get_or_init(open).as_ref()
     }
 
     /// Whether the kernel has lists of its own.
     pub fn has_lists(&self) -> bool {
-        self.iterators.is_some()
+        self.iterators().is_some()
     }
 
     /// The threads that wait, by the kernel's own lists; None where it has none.
     pub fn waiters(&self) -> Option<Vec<Waiter>> {
-        self.iterators.as_ref().and_then(|iterators| iterators.waiters().ok())
+        self.iterators().and_then(|iterators| iterators.waiters().ok())
     }
 
     /// Who has queues open, by the kernel's own lists; None where it has none.
     pub fn holders(&self) -> Option<Vec<QueueHolder>> {
-        self.iterators.as_ref().and_then(|iterators| iterators.holders().ok())
+        self.iterators().and_then(|iterators| iterators.holders().ok())
     }
 
     /// The threads that wait in a send or receive now, and how many others may not be looked at.
@@ -97,8 +111,8 @@ impl Lookout {
         }
     }
 
-    /// Looks at each thread of the host; `programs` keep the queues that somebody has open.
-    fn look(&self, programs: &Programs) -> Surroundings {
+    /// Looks at each thread of the host; the kernel side keeps the queues that somebody has open.
+    fn look(&self) -> Surroundings {
         let mut attendance = Attendance::default();
         let mut in_calls = Vec::new();
         let mut add = |call: InCall| {
@@ -123,7 +137,7 @@ impl Lookout {
             }
         };
         if let Some(holders) = self.holders() {
-            self.keep(programs, &holders);
+            self.keep(&holders);
             let mut descriptors = BTreeMap::new();
             for holder in holders {
                 *descriptors.entry((holder.queue.id(), holder.access)).or_default() += 1;
@@ -134,7 +148,7 @@ impl Lookout {
     }
 
     /// Has the kernel side keep the queues that somebody has open, each once.
-    fn keep(&self, programs: &Programs, holders: &[QueueHolder]) {
+    fn keep(&self, holders: &[QueueHolder]) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let open: HashSet<QueueKey> = holders.iter().filter_map(|holder| holder.queue.key).collect();
         kept.retain(|key| open.contains(key));
@@ -142,14 +156,14 @@ impl Lookout {
             let Some(key) = holder.queue.key else { continue };
             if kept.len() < KEPT && kept.insert(key) {
                 // One that has ended meanwhile is as good.
-                programs.keep_file(holder.file, &key);
+                self.programs.keep_file(holder.file, &key);
             }
         }
     }
 
     /// A thread that looks when it is asked.
-    pub fn looker(&self, programs: &Arc<Programs>) -> std::io::Result<Looker<Surroundings>> {
-        let (lookout, programs) = (self.clone(), programs.clone());
-        Looker::start(move || lookout.look(&programs))
+    pub fn looker(&self) -> io::Result<Looker<Surroundings>> {
+        let lookout = self.clone();
+        Looker::start(move || lookout.look())
     }
 }

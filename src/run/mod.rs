@@ -171,7 +171,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     if aggregates {
         find_queues(&programs);
     }
-    let lookout = Lookout::of(&programs);
+    let lookout = Lookout::of(&programs).map_err(no_thread)?;
     let infers = config.infers(hooks, &facts);
     let (to_reader, from_stuck) = settings.stuck.map(|_| mpsc::sync_channel(stuck::WAITING)).unzip();
     let options = ReaderOptions { infers, lookout: lookout.clone(), stuck: from_stuck, directory };
@@ -196,7 +196,7 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     }
     let metrics = meter.map(|meter| {
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
-        let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };
+        let collecting = Collecting { aggregates, looker: lookout.looker().map_err(no_thread)?, meter };
         MetricsStage::start(collecting, settings.metric_interval, shows.then_some(LOOK)).map_err(no_thread)
     });
     let metrics = metrics.transpose()?;

@@ -179,12 +179,12 @@ impl Watching {
             return Ok(None);
         }
         find_queues(&programs);
-        let lookout = Lookout::of(&programs);
+        let lookout = Lookout::of(&programs).map_err(no_thread)?;
         let infers = config.infers(hooks, &facts);
         let options = ReaderOptions { infers, lookout: lookout.clone(), directory, stuck: None };
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
         let aggregates = Aggregates::of(&programs).map_err(|error| refused(error.to_string()))?;
-        let collecting = Collecting { aggregates, looker: lookout.looker(&programs).map_err(no_thread)?, meter };
+        let collecting = Collecting { aggregates, looker: lookout.looker().map_err(no_thread)?, meter };
         let metrics = MetricsStage::start(collecting, interval, None).map_err(no_thread)?;
         Ok(Some(Self { overview, ledger, hooks, programs, reader, metrics, notices }))
     }
