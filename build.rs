@@ -32,7 +32,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (variant, arguments) in VARIANTS {
         let of_variant = folder.join(variant);
         fs::create_dir_all(&of_variant)?;
-        skeletons.push(compile("mqspan", &of_variant.join("mqspan.bpf.o"), arguments)?);
+        let object = of_variant.join("mqspan.bpf.o");
+        skeletons.push(compile("mqspan", &object, arguments)?);
+        // Most kernels need only the first, which the skeleton has in it: the others take a tenth of their room.
+        fs::write(of_variant.join("mqspan.bpf.o.zst"), zstd::bulk::compress(&fs::read(&object)?, 19)?)?;
     }
     if skeletons.iter().any(|skeleton| shape(skeleton) != shape(&skeletons[0])) {
         return Err("the variants of bpf/mqspan.bpf.c differ in more than their code".into());

@@ -96,7 +96,8 @@ impl Programs {
         warnings::keep();
         // As large as a pointer; it is never freed, so that the programs can go from thread to thread.
         let storage = Box::leak(Box::new(MaybeUninit::<OpenObject>::uninit()));
-        let mut builder = MqspanSkelBuilder { object: facts.variant.object(), ..MqspanSkelBuilder::default() };
+        let object = facts.variant.object().map_err(|error| Refusal::of_all(&error.into()))?;
+        let mut builder = MqspanSkelBuilder { object, ..MqspanSkelBuilder::default() };
         if let Some(file) = facts.types.file() {
             builder.obj_builder.btf_custom_path(file).map_err(|error| Refusal::of_all(&error))?;
         }

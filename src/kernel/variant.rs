@@ -1,6 +1,7 @@
 //! Which of the variants of the programs (bpf/kernel.h, build.rs) fits this kernel, found by trying what they differ in.
 
-use std::ptr;
+use std::sync::OnceLock;
+use std::{io, ptr};
 
 use libbpf_rs::ProgramType;
 use libbpf_rs::libbpf_sys::{
@@ -28,13 +29,21 @@ impl Variant {
         }
     }
 
-    /// Its programs; None: those that the skeleton has itself.
-    pub fn object(self) -> Option<&'static [u8]> {
-        match self {
-            Self::Full => None,
-            Self::Plain => Some(include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o"))),
-            Self::Old => Some(include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o"))),
-        }
+    /// Its programs, which stay in memory; None: those that the skeleton has itself.
+    ///
+    /// # Errors
+    ///
+    /// Where mqspan's own program is damaged.
+    pub fn object(self) -> io::Result<Option<&'static [u8]>> {
+        let compressed: &[u8] = match self {
+            Self::Full => return Ok(None),
+            Self::Plain => include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")),
+            Self::Old => include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")),
+        };
+        static OBJECT: OnceLock<Vec<u8>> = OnceLock::new();
+        let object = zstd::stream::decode_all(compressed)?;
+        // A kernel has one variant.
+        Ok(Some(OBJECT.get_or_init(|| object)))
     }
 }
 

@@ -168,10 +168,10 @@ pub fn run(settings: Settings) -> Result<u8, Error> {
     let (hooks, programs) = attached?;
     let looking = ProgressLine::start(shows_progress, || "looking at the queues and threads that are there".into());
     let programs = Arc::new(programs);
+    let lookout = Lookout::of(&programs).map_err(no_thread)?;
     if aggregates {
         find_queues(&programs);
     }
-    let lookout = Lookout::of(&programs).map_err(no_thread)?;
     let infers = config.infers(hooks, &facts);
     let (to_reader, from_stuck) = settings.stuck.map(|_| mpsc::sync_channel(stuck::WAITING)).unzip();
     let options = ReaderOptions { infers, lookout: lookout.clone(), stuck: from_stuck, directory };

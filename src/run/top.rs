@@ -178,8 +178,8 @@ impl Watching {
             programs.detach();
             return Ok(None);
         }
-        find_queues(&programs);
         let lookout = Lookout::of(&programs).map_err(no_thread)?;
+        find_queues(&programs);
         let infers = config.infers(hooks, &facts);
         let options = ReaderOptions { infers, lookout: lookout.clone(), directory, stuck: None };
         let reader = Reader::start(programs.clone(), options, pipeline).map_err(refused)?;
