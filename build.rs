@@ -35,7 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         let object = of_variant.join("mqspan.bpf.o");
         skeletons.push(compile("mqspan", &object, arguments)?);
         // Most kernels need only the first, which the skeleton has in it: the others take a tenth of their room.
-        fs::write(of_variant.join("mqspan.bpf.o.zst"), zstd::bulk::compress(&fs::read(&object)?, 19)?)?;
+        if variant != VARIANTS[0].0 {
+            fs::write(of_variant.join("mqspan.bpf.o.zst"), zstd::bulk::compress(&fs::read(&object)?, 19)?)?;
+        }
     }
     if skeletons.iter().any(|skeleton| shape(skeleton) != shape(&skeletons[0])) {
         return Err("the variants of bpf/mqspan.bpf.c differ in more than their code".into());

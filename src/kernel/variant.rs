@@ -40,10 +40,12 @@ impl Variant {
             Self::Plain => include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")),
             Self::Old => include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")),
         };
+        // A kernel has one variant, which is loaded again without each hook that it refuses.
         static OBJECT: OnceLock<Vec<u8>> = OnceLock::new();
-        let object = zstd::stream::decode_all(compressed)?;
-        // A kernel has one variant.
-        Ok(Some(OBJECT.get_or_init(|| object)))
+        if OBJECT.get().is_none() {
+            let _ = OBJECT.set(zstd::stream::decode_all(compressed)?);
+        }
+        Ok(OBJECT.get().map(Vec::as_slice))
     }
 }
 
