@@ -58,6 +58,12 @@ test-containers: ## containers by Podman and runc: who calls in them, mqspan in 
 	cargo build --workspace
 	$(CARGO_AS_ROOT) test --test containers
 
+.PHONY: test-report
+test-report: ## the page of --report in Chromium: what it asks for, what its console says, hostile names; pictures of it in target/tmp/report
+	@scripts/setup.sh report
+	cargo build --workspace
+	$(CARGO_AS_ROOT) test --test report
+
 # What was tested on each kernel, a line for each kind of hooks and test: printed at the end.
 KERNELS := $(abspath $(TARGET))/kernels.tsv
 

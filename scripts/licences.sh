@@ -52,7 +52,7 @@ for package in "${packages[@]}"; do
         jq -R --arg licence "${licence[$package]}" 'split("\t") | {name: .[0], version: .[1], source: .[2], source_version: .[3], license: $licence}'
 done | jq -s . >"$out/debian.json"
 
-# C libraries that crates bring with them, in the versions that they bring.
+# What else is linked: C libraries that crates bring with them, in the versions that they bring, and what mqspan's page brings.
 # bundled CRATE NAME PURL_WITHOUT_VERSION VERSION LICENCE
 bundled() {
     jq -n --arg crate "$1" --arg name "$2" --arg purl "$3" --arg version "$4" --arg licence "$5" \
@@ -64,6 +64,7 @@ of_crate() { basename "$crates/$1"-[0-9]* | sed "s/.*+$2//"; }
     bundled zstd-sys zstd pkg:github/facebook/zstd "v$(of_crate zstd-sys zstd.)" "BSD-3-Clause OR GPL-2.0-only"
     bundled libsqlite3-sys sqlite pkg:generic/sqlite \
         "$(sed -n 's/^#define SQLITE_VERSION *"\(.*\)"/\1/p' "$crates"/libsqlite3-sys-*/sqlite3/sqlite3.h)" blessing
+    bundled mqspan uplot pkg:npm/uplot "$(sed -n '1s/.*(v\(.*\)).*/\1/p' templates/uplot/uPlot.iife.min.js)" MIT
 } | jq -s . >"$out/bundled.json"
 
 jq --slurpfile debian "$out/debian.json" --slurpfile bundled "$out/bundled.json" --arg time "$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" '
@@ -114,6 +115,9 @@ for package in "${packages[@]}"; do
     [ -e "$texts/$sum" ] || cp "$file" "$texts/$sum"
     said[$sum]+=" $package(Debian)"
 done
+sum=$(sha256sum templates/uplot/LICENSE | cut -c1-16)
+[ -e "$texts/$sum" ] || cp templates/uplot/LICENSE "$texts/$sum"
+said[$sum]+=" uPlot"
 {
     echo "What is part of this program beside mqspan itself, under which licence, and what each of them asks to be said."
     echo "mqspan is under Apache-2.0: LICENSE. How to link it with other versions of libelf and of the C library, whose"

@@ -6,6 +6,7 @@
 #   setup.sh stress     to test it under stress, too
 #   setup.sh containers to test it with containers, too
 #   setup.sh compose    to test docker-compose.yml by podman, too
+#   setup.sh report     to test the page of --report in a browser, too
 #   setup.sh kernels    to test it on other kernels under qemu, too
 #   setup.sh bench      to measure what it costs, beside other tools, too
 #   setup.sh package    to make and to test its packages, too
@@ -83,6 +84,12 @@ if [ "${1:-}" = containers ]; then
     need strace strace "the tests compare mqspan's calls with strace's"
     need podman podman "makes the containers"
     need runc runc "runs them, also where control groups are of both versions"
+fi
+
+if [ "${1:-}" = report ]; then
+    need strace strace "the tests compare mqspan's calls with strace's"
+    need chromium chromium "opens the page of --report"
+    need chromium-driver chromedriver "drives it"
 fi
 
 if [ "${1:-}" = kernels ]; then

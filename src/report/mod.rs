@@ -1,8 +1,10 @@
-//! `--report`: one self-contained HTML page of what a run came to. It needs no script and no network, which its content
-//! security policy forbids; every text of others is escaped by the template (templates/report.html). Rows, points and texts
-//! are bounded, so that the page stays below 2 MiB whatever was traced. Pure code.
+//! `--report`: one self-contained HTML page of what a run came to. Its content security policy forbids the network and every
+//! script but its own, without which it shows the same; every text of others is escaped by the template
+//! (templates/report.html). Rows, points and texts are bounded, so that the page stays below 2 MiB whatever was traced. Pure
+//! code.
 
-use std::fmt::Write;
+mod course;
+
 use std::time::{Duration, SystemTime};
 
 use askama::Template;
@@ -11,10 +13,11 @@ use jiff::Timestamp;
 use crate::model::text::printable;
 use crate::model::values::Op;
 use crate::overview::log::CallLog;
-use crate::overview::numbers::{UNKNOWN, age, count, duration, rate};
+use crate::overview::numbers::{UNKNOWN, count, duration};
 use crate::overview::snapshot::BOUNDS;
 use crate::overview::summary::{failures, longest, names_namespace, process_text, quantile, queue_text};
-use crate::overview::tables::{CoursePoint, QueueRecord, Tables};
+use crate::overview::tables::Tables;
+use crate::report::course::CourseChart;
 use crate::telemetry::terms::operation;
 
 /// Rows of a table.
@@ -27,7 +30,14 @@ const CHARTS: usize = 40;
 const NAME: usize = 100;
 const LINE: usize = 300;
 /// Characters of a name in the graph.
-const LABEL: usize = 30;
+const LABEL: usize = 26;
+
+/// uPlot (templates/uplot: its release from npm, as it is there) and what draws with it.
+const SCRIPT: &str =
+    concat!(include_str!("../../templates/uplot/uPlot.iife.min.js"), include_str!("../../templates/report.js"));
+/// Of [`SCRIPT`], for the content security policy: no other script runs on the page.
+const SCRIPT_HASH: &str = "sha256-J3l5/bkSFn3+uFAB/lsGufcqHBjV8DGFAzXkKEREmAA=";
+const UPLOT_STYLE: &str = include_str!("../../templates/uplot/uPlot.min.css");
 
 #[derive(Template)]
 #[template(path = "report.html")]
@@ -45,7 +55,11 @@ struct ReportPage {
     flows_more: usize,
     charts: Vec<CourseChart>,
     charts_more: usize,
+    courses: String,
     slowest: Vec<SlowRow>,
+    style: &'static str,
+    script: &'static str,
+    script_hash: &'static str,
 }
 
 struct CallRow {
@@ -80,13 +94,6 @@ struct GraphEdge {
     x: usize,
     y: usize,
     label: String,
-}
-
-struct CourseChart {
-    queue: String,
-    depth: String,
-    rate: String,
-    note: String,
 }
 
 struct SlowRow {
@@ -155,6 +162,10 @@ pub fn page(tables: &Tables, calls: &CallLog, totals: &str, notes: Vec<String>) 
     if left_out > 0 {
         notes.push(format!("{left_out} calls of queues or processes beyond those that are told apart"));
     }
+    let drawn_courses = || {
+        let named = |(name, record): &(_, _)| (cut(&queue_text(*name, with_namespace), NAME), *record);
+        drawn.iter().take(CHARTS).map(named)
+    };
     let page = ReportPage {
         time: Timestamp::try_from(at).unwrap_or_default().strftime("%Y-%m-%d %H:%M:%S UTC").to_string(),
         totals: totals.to_owned(),
@@ -168,12 +179,12 @@ pub fn page(tables: &Tables, calls: &CallLog, totals: &str, notes: Vec<String>) 
         graph_height,
         flows_more: tables.flows().count().saturating_sub(FLOWS),
         charts_more: drawn.len().saturating_sub(CHARTS),
-        charts: drawn
-            .into_iter()
-            .take(CHARTS)
-            .map(|(name, record)| chart(cut(&queue_text(name, with_namespace), NAME), record))
-            .collect(),
+        charts: drawn_courses().map(|(queue, record)| CourseChart::new(queue, record)).collect(),
+        courses: course::json(drawn_courses())?,
         slowest: slowest.collect(),
+        style: UPLOT_STYLE,
+        script: SCRIPT,
+        script_hash: SCRIPT_HASH,
     };
     page.render().map_err(|error| error.to_string())
 }
@@ -214,42 +225,10 @@ fn graph(tables: &Tables, with_namespace: bool) -> (Vec<GraphNode>, Vec<GraphEdg
     (nodes, pairs.into_iter().map(edge).collect(), height)
 }
 
-fn chart(queue: String, record: &QueueRecord) -> CourseChart {
-    let course: Vec<&CoursePoint> = record.course.iter().collect();
-    let fastest = course.iter().map(|point| point.sent).fold(0.0, f64::max);
-    let deepest = course.iter().filter_map(|point| point.peak).max().unwrap_or(0);
-    let capacity = record.capacity.unwrap_or(deepest).max(1) as f64;
-    let seconds: f64 = course.iter().map(|point| point.seconds).sum();
-    CourseChart {
-        queue,
-        depth: path(course.iter().map(|point| point.peak.map(|peak| peak as f64 / capacity))),
-        rate: path(course.iter().map(|point| Some(if fastest > 0.0 { point.sent / fastest } else { 0.0 }))),
-        note: format!("{}; at most {deepest} of {capacity}, {}/s", age((seconds * 1e9) as u64), rate(fastest)),
-    }
-}
-
-/// A line through shares of the height; where there is none it is broken.
-fn path(values: impl ExactSizeIterator<Item = Option<f64>>) -> String {
-    let step = 320.0 / (values.len().max(2) - 1) as f64;
-    let (mut path, mut is_broken) = (String::new(), true);
-    for (at, value) in values.enumerate() {
-        match value {
-            Some(share) => {
-                let (x, y) = (at as f64 * step, 80.0 - 75.0 * share.clamp(0.0, 1.0));
-                // Writing to a String cannot fail.
-                let _ = write!(path, "{}{x:.1} {y:.1}", if is_broken { 'M' } else { 'L' });
-                // A single point is a short line.
-                path.push_str(if is_broken { "h1" } else { "" });
-                is_broken = false;
-            }
-            None => is_broken = true,
-        }
-    }
-    path
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+
     use super::*;
     use crate::model::buckets::BUCKETS;
     use crate::model::call::ImageKey;
@@ -289,10 +268,22 @@ mod tests {
     #[test]
     fn hostile_names() {
         let page = page(&tables(2, 3), &CallLog::new(0, 10), "<b>", vec!["<i>".into()]).unwrap();
+        assert!(page.contains(r#""queue":"/\u003c&\""#), "{page}");
+        let (data, script) = (r#"<script type="application/json" id="courses">"#, format!("<script>{SCRIPT}</script>"));
+        assert!(page.contains(&script) && page.contains(data));
+        let page = page.replacen(&script, "", 1).replacen(data, "", 1);
         for markup in ["<script", "<b>", "<i>", "<&", "\u{1}", "http://", "https://", "src="] {
             assert!(!page.contains(markup), "{markup}");
         }
         assert!(page.contains("default-src 'none'") && page.contains("\\x01") && page.contains("alert(1)"));
+    }
+
+    /// Prevents the policy from forbidding the page's own script.
+    #[test]
+    fn the_hash_is_of_the_script() {
+        let digest = ring::digest::digest(&ring::digest::SHA256, SCRIPT.as_bytes());
+        assert_eq!(SCRIPT_HASH, format!("sha256-{}", BASE64_STANDARD.encode(digest)));
+        assert!(!SCRIPT.contains("</script"));
     }
 
     /// Prevents a page that no browser opens any more, and one that leaves out rows without a word.
@@ -303,12 +294,5 @@ mod tests {
         for more in ["and 2772 rows more", "and 724 queues more", "and 984 queues more", "pairs of a process"] {
             assert!(page.contains(more), "{more}");
         }
-    }
-
-    /// Prevents what is not known from being drawn as if it were zero.
-    #[test]
-    fn broken_lines() {
-        assert_eq!(path([Some(0.0), None, Some(1.0), Some(2.0)].into_iter()), "M0.0 80.0h1M213.3 5.0h1L320.0 5.0");
-        assert_eq!(path([].into_iter()), "");
     }
 }

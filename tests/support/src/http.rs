@@ -1,7 +1,7 @@
-//! Questions to a backend's query API.
+//! Questions to a server's HTTP API.
 
 use std::{
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     time::Duration,
 };
@@ -16,20 +16,46 @@ pub fn get(server: &str, path: &str) -> Result<Value> {
     serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
 }
 
+/// The JSON that `server` answers to JSON; an answer other than 200 is an error.
+pub fn post(server: &str, path: &str, value: &Value) -> Result<Value> {
+    let (status, body) = request(server, "POST", path, &value.to_string())?;
+    ensure!(status == 200, "{path}: {status}: {body}");
+    serde_json::from_str(&body).with_context(|| format!("{path}: {body}"))
+}
+
+/// Deletes what `server` has at this path; an answer other than 200 is an error.
+pub fn delete(server: &str, path: &str) -> Result<()> {
+    let (status, body) = request(server, "DELETE", path, "")?;
+    ensure!(status == 200, "{path}: {status}: {body}");
+    Ok(())
+}
+
 /// The status and body of the answer to a GET.
 pub fn ask(server: &str, path: &str) -> Result<(u16, String)> {
+    request(server, "GET", path, "")
+}
+
+fn request(server: &str, method: &str, path: &str, sent: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(server)?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    // By HTTP/1.0 the answer ends with the connection.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{path}: not HTTP: {answer}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    // Not by HTTP/1.0, which chromedriver refuses.
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\nContent-Length: {}", sent.len());
+    write!(stream, "{head}\r\n\r\n{sent}")?;
+    let mut stream = BufReader::new(stream);
+    let mut head = String::new();
+    while stream.read_line(&mut head)? > 2 {}
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let status = status.with_context(|| format!("{path}: no status: {head}"))?;
-    // Some answer in chunks whatever was asked for.
-    let in_chunks = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    Ok((status, if in_chunks { joined(body)? } else { body.to_owned() }))
+    let head = head.to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let mut body = String::new();
+    match length {
+        // Some leave the connection open whatever was asked for.
+        Some(length) => _ = stream.take(length.trim().parse()?).read_to_string(&mut body)?,
+        None => _ = stream.read_to_string(&mut body)?,
+    }
+    Ok((status, if head.contains("transfer-encoding: chunked") { joined(&body)? } else { body }))
 }
 
 fn joined(mut chunks: &str) -> Result<String> {

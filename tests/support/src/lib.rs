@@ -3,6 +3,7 @@
 
 pub mod ages;
 pub mod backend;
+pub mod browser;
 pub mod calls;
 pub mod causes;
 pub mod certificates;
