@@ -121,7 +121,7 @@ test-reproducible: ## builds all packages in a second folder, from the last comm
 	scripts/reproducible.sh
 
 .PHONY: pictures
-pictures: ## the pictures of the documents that are of a terminal, made anew
+pictures: ## the pictures of the documents that are of a terminal, made anew; each screen at three sizes in target/tmp/screens
 	@scripts/setup.sh
 	cargo build --workspace
 	$(CARGO_AS_ROOT) test --test pictures

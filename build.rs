@@ -14,15 +14,17 @@ use libbpf_cargo::SkeletonBuilder;
 const VARIANTS: [(&str, &[&str]); 3] =
     [("full", &["-mcpu=v3"]), ("plain", &["-mcpu=v3", "-DPLAIN"]), ("old", &["-mcpu=v2", "-DPLAIN", "-DOLD"])];
 
-/// What the generated skeleton has, a line each, and what it is to have: which variant is opened is the caller's choice.
-const CHOICE: [(&str, &str); 4] = [
+/// What the generated skeleton has, a line each, and what it is to have: which variant is opened is the caller's choice, and
+/// none is in the skeleton, where it would take ten times the room.
+const CHOICE: [(&str, &str); 5] = [
     ("fn build_skel_config()", "fn build_skel_config(object: &'static [u8])"),
     ("ObjectSkeletonConfigBuilder::new(&DATA)", "ObjectSkeletonConfigBuilder::new(object)"),
-    ("= build_skel_config()?", "= build_skel_config(self.object.unwrap_or(&DATA))?"),
+    ("= build_skel_config()?", "= build_skel_config(self.object)?"),
     (
         "pub obj_builder: libbpf_rs::ObjectBuilder,",
-        "pub obj_builder: libbpf_rs::ObjectBuilder,\n        pub object: Option<&'static [u8]>,",
+        "pub obj_builder: libbpf_rs::ObjectBuilder,\n        pub object: &'static [u8],",
     ),
+    ("#[unsafe(link_section = \".bpf.objs\")]", "#[cfg(any())]"),
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -34,10 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::create_dir_all(&of_variant)?;
         let object = of_variant.join("mqspan.bpf.o");
         skeletons.push(compile("mqspan", &object, arguments)?);
-        // Most kernels need only the first, which the skeleton has in it: the others take a tenth of their room.
-        if variant != VARIANTS[0].0 {
-            fs::write(of_variant.join("mqspan.bpf.o.zst"), zstd::bulk::compress(&fs::read(&object)?, 19)?)?;
-        }
+        fs::write(of_variant.join("mqspan.bpf.o.zst"), zstd::bulk::compress(&fs::read(&object)?, 19)?)?;
     }
     if skeletons.iter().any(|skeleton| shape(skeleton) != shape(&skeletons[0])) {
         return Err("the variants of bpf/mqspan.bpf.c differ in more than their code".into());

@@ -69,6 +69,8 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/tmp"
 name=${target//-/_}
 flags="-C target-feature=+crt-static -C strip=symbols -C link-arg=--target=$target -C link-arg=-fuse-ld=lld"
+# Addresses that the start has to correct take 8 bytes for 64 of them, not 24 each.
+flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
 exec env -i PATH=/usr/lib/llvm-16/bin:/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8 \
     CARGO_HOME=/tmp/cargo CARGO_TARGET_DIR=/build CARGO_BUILD_TARGET="$target" CARGO_NET_OFFLINE=true MQSPAN_COMMIT="$commit" \
     "CC_$name=clang" "AR_$name=llvm-ar" "CARGO_TARGET_${name^^}_LINKER=clang" "CARGO_TARGET_${name^^}_RUSTFLAGS=$flags" \

@@ -29,23 +29,23 @@ impl Variant {
         }
     }
 
-    /// Its programs, which stay in memory; None: those that the skeleton has itself.
+    /// Its programs, which stay in memory.
     ///
     /// # Errors
     ///
     /// Where mqspan's own program is damaged.
-    pub fn object(self) -> io::Result<Option<&'static [u8]>> {
+    pub fn object(self) -> io::Result<&'static [u8]> {
         let compressed: &[u8] = match self {
-            Self::Full => return Ok(None),
+            Self::Full => include_bytes!(concat!(env!("OUT_DIR"), "/full/mqspan.bpf.o.zst")),
             Self::Plain => include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")),
             Self::Old => include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")),
         };
         // A kernel has one variant, which is loaded again without each hook that it refuses.
         static OBJECT: OnceLock<Vec<u8>> = OnceLock::new();
-        if OBJECT.get().is_none() {
-            let _ = OBJECT.set(zstd::stream::decode_all(compressed)?);
+        match OBJECT.get() {
+            Some(object) => Ok(object),
+            None => zstd::stream::decode_all(compressed).map(|object| &**OBJECT.get_or_init(|| object)),
         }
-        Ok(OBJECT.get().map(Vec::as_slice))
     }
 }
 

@@ -10,7 +10,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Clear, Widget};
 
 use super::app::App;
-use super::paint::{Theme, cut, put, put_across};
+use super::paint::{Theme, cut, put, put_across, select};
 use crate::overview::log::LoggedCall;
 use crate::overview::numbers::{count, duration};
 
@@ -55,7 +55,7 @@ pub fn list(app: &mut App, buffer: &mut Buffer, area: Rect) {
     for (at, call) in app.calls().iter().skip(app.offset).take(room).enumerate() {
         put(buffer, area, at as u16, &line(theme, call, &zone, area.width));
         if Some(app.offset + at) == cursor {
-            buffer.set_style(Rect { y: area.y + at as u16, height: 1, ..area }, theme.selected());
+            select(theme, buffer, Rect { y: area.y + at as u16, height: 1, ..area });
         }
     }
 }

@@ -135,6 +135,17 @@ pub fn rule(theme: Theme, text: &str, width: u16) -> Line<'static> {
     Line::from(vec![Span::styled(format!("{text} "), theme.strong()), Span::styled(rule, theme.faint())])
 }
 
+/// Marks a line as the one that keys act on. Bars keep their colours, which reversed would be those of what surrounds them.
+pub fn select(theme: Theme, buffer: &mut Buffer, line: Rect) {
+    buffer.set_style(line, theme.selected());
+    for x in line.left()..line.right() {
+        if let Some(cell) = buffer.cell_mut((x, line.y)).filter(|cell| cell.symbol() == "█" && cell.fg != Color::Reset)
+        {
+            cell.modifier.remove(Modifier::REVERSED);
+        }
+    }
+}
+
 /// How full a queue is, as a bar of so many columns, with a mark where its peak was.
 pub fn bar(theme: Theme, depth: i64, peak: Option<i64>, capacity: i64, width: usize) -> Vec<Span<'static>> {
     let share = |of: i64| if capacity > 0 { (of as f64 / capacity as f64).clamp(0.0, 1.0) } else { 0.0 };
@@ -213,6 +224,18 @@ mod tests {
         assert_eq!(drawn(true, 5, Some(5), 10), "#####.....");
         assert_eq!(drawn(true, 0, Some(1), 1000), "|.........");
         assert_eq!(drawn(true, 3, Some(9), 0), "#.........", "a capacity of 0 is none");
+    }
+
+    /// Prevents a full bar from looking empty on the line that the cursor is on.
+    #[test]
+    fn a_bar_that_is_selected() {
+        let area = Rect::new(0, 0, 4, 1);
+        let mut buffer = Buffer::empty(area);
+        let bar = Span::styled("█", Style::new().fg(Color::Red));
+        put(&mut buffer, area, 0, &Line::from(vec![Span::raw("a"), bar, Span::raw("█·")]));
+        select(theme(false), &mut buffer, area);
+        let is_reversed = |x: u16| buffer[(x, 0)].modifier.contains(Modifier::REVERSED);
+        assert_eq!([0, 1, 2, 3].map(is_reversed), [true, false, true, true]);
     }
 
     /// Prevents text of others from steering the terminal, or from running into the next column.

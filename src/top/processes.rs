@@ -6,7 +6,7 @@ use ratatui::style::Modifier;
 use ratatui::text::Line;
 
 use super::app::App;
-use super::paint::{Column, cell, fit, put, put_across};
+use super::paint::{Column, cell, fit, put, put_across, select};
 use super::queues::NONE;
 use crate::overview::numbers::{UNKNOWN, count, rate};
 use crate::overview::snapshot::ProcessRow;
@@ -60,7 +60,7 @@ pub fn draw(app: &mut App, buffer: &mut Buffer, area: Rect) {
         let y = at as u16 + 2;
         put(buffer, area, y, &Line::from(line(&cells(row))));
         if app.offset + at == app.cursor {
-            buffer.set_style(Rect { y: area.y + y, height: 1, ..area }, theme.selected());
+            select(theme, buffer, Rect { y: area.y + y, height: 1, ..area });
         }
     }
 }

@@ -6,7 +6,7 @@ use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::app::App;
-use super::paint::{Column, Theme, bar, cell, cut_middle, fit, put, put_across};
+use super::paint::{Column, Theme, bar, cell, cut_middle, fit, put, put_across, select};
 use crate::model::values::SortKey;
 use crate::overview::numbers::{UNKNOWN, known, rate, time};
 use crate::overview::order;
@@ -70,7 +70,7 @@ pub fn draw(app: &mut App, buffer: &mut Buffer, area: Rect) {
         let spans = places.iter().flat_map(|(at, width)| cells(theme, row, *at, *width)).collect::<Vec<_>>();
         put(buffer, area, y, &Line::from(spans));
         if app.offset + line == app.cursor {
-            buffer.set_style(Rect { y: area.y + y, height: 1, ..area }, theme.selected());
+            select(theme, buffer, Rect { y: area.y + y, height: 1, ..area });
         }
     }
     if rows.is_empty() {

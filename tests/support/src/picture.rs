@@ -9,13 +9,31 @@ const WIDTH: f32 = 8.0;
 const HEIGHT: f32 = 17.0;
 const MARGIN: f32 = 10.0;
 
-const BACKGROUND: &str = "#15181e";
-const FOREGROUND: &str = "#d7dae0";
-/// The terminal's sixteen colours.
-const PALETTE: [&str; 16] = [
-    "#3b4048", "#e06c75", "#98c379", "#e5c07b", "#61afef", "#c678dd", "#56b6c2", "#abb2bf", "#5c6370", "#ef7a85",
-    "#a9d389", "#f0cb86", "#74bcf7", "#d38ae8", "#67c7d3", "#ffffff",
-];
+/// The colours of a terminal.
+struct Palette {
+    background: &'static str,
+    foreground: &'static str,
+    /// The sixteen that have names.
+    named: [&'static str; 16],
+}
+
+const DARK: Palette = Palette {
+    background: "#15181e",
+    foreground: "#d7dae0",
+    named: [
+        "#3b4048", "#e06c75", "#98c379", "#e5c07b", "#61afef", "#c678dd", "#56b6c2", "#abb2bf", "#5c6370", "#ef7a85",
+        "#a9d389", "#f0cb86", "#74bcf7", "#d38ae8", "#67c7d3", "#ffffff",
+    ],
+};
+/// xterm's own, as most terminals with a light background have them.
+const LIGHT: Palette = Palette {
+    background: "#ffffff",
+    foreground: "#000000",
+    named: [
+        "#000000", "#cd0000", "#00cd00", "#cdcd00", "#0000ee", "#cd00cd", "#00cdcd", "#e5e5e5", "#7f7f7f", "#ff0000",
+        "#00ff00", "#ffff00", "#5c5cff", "#ff00ff", "#00ffff", "#ffffff",
+    ],
+};
 
 /// How neighbouring characters look alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,10 +44,12 @@ struct Look {
     dim: bool,
 }
 
-fn color(color: Color, default: &str) -> String {
+fn color(color: Color, default: &str, palette: &Palette) -> String {
     match color {
         Color::Default => default.into(),
-        Color::Idx(index) => PALETTE.get(usize::from(index)).map_or_else(|| by_number(index), |color| (*color).into()),
+        Color::Idx(index) => {
+            palette.named.get(usize::from(index)).map_or_else(|| by_number(index), |color| (*color).into())
+        }
         Color::Rgb(red, green, blue) => format!("#{red:02x}{green:02x}{blue:02x}"),
     }
 }
@@ -44,12 +64,14 @@ fn by_number(index: u8) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-fn look(cell: &Cell) -> Look {
-    let (mut front, mut back) = (color(cell.fgcolor(), FOREGROUND), color(cell.bgcolor(), BACKGROUND));
+fn look(cell: &Cell, palette: &Palette) -> Look {
+    let Palette { background, foreground, .. } = palette;
+    let (mut front, mut back) =
+        (color(cell.fgcolor(), foreground, palette), color(cell.bgcolor(), background, palette));
     if cell.inverse() {
         std::mem::swap(&mut front, &mut back);
     }
-    let background = Some(back).filter(|back| back != BACKGROUND);
+    let background = Some(back).filter(|back| back != palette.background);
     Look { color: front, background, bold: cell.bold(), dim: cell.dim() }
 }
 
@@ -57,8 +79,17 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// The picture; empty lines at the end of the screen are left out.
+/// The picture on a dark desk; empty lines at the end of the screen are left out.
 pub fn svg(screen: &Screen) -> String {
+    draw(screen, &DARK)
+}
+
+/// The same on a light one.
+pub fn light_svg(screen: &Screen) -> String {
+    draw(screen, &LIGHT)
+}
+
+fn draw(screen: &Screen, palette: &Palette) -> String {
     let (rows, columns) = screen.size();
     let (rows, columns) = (rows.get(), columns.get());
     let is_filled =
@@ -68,13 +99,14 @@ pub fn svg(screen: &Screen) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
          font-family=\"ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace\" font-size=\"13\">\n\
-         <rect width=\"100%\" height=\"100%\" rx=\"6\" fill=\"{BACKGROUND}\"/>\n"
+         <rect width=\"100%\" height=\"100%\" rx=\"6\" fill=\"{}\"/>\n",
+        palette.background
     );
     for row in 0..rows {
         let mut column = 0;
         while let Some(first) = screen.cell(row, column) {
-            let (start, look_of_run, mut text) = (column, look(first), String::new());
-            while let Some(cell) = screen.cell(row, column).filter(|cell| look(cell) == look_of_run) {
+            let (start, look_of_run, mut text) = (column, look(first, palette), String::new());
+            while let Some(cell) = screen.cell(row, column).filter(|cell| look(cell, palette) == look_of_run) {
                 if !cell.is_wide_continuation() {
                     text += if cell.has_contents() { cell.contents() } else { " " };
                 }
