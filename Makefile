@@ -101,7 +101,7 @@ package: ## static programs, .deb, .rpm, container images for x86_64 and arm64: 
 .PHONY: test-packages
 test-packages: package ## those packages on Debian 11, 12 and 13 under systemd, and the program on Alpine
 	@scripts/setup.sh test
-	scripts/static.sh cargo amd64 build --release --locked --package workload
+	scripts/static.sh cargo amd64 build --release --locked --package workload --package orders
 	debian_11=$$($(SUDO) scripts/root.sh bullseye amd64 $(INSTALLED)) && \
 	debian_12=$$($(SUDO) scripts/root.sh bookworm amd64 $(INSTALLED)) && \
 	debian_13=$$($(SUDO) scripts/root.sh trixie amd64 $(INSTALLED)) && \

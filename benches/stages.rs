@@ -1,15 +1,20 @@
 //! What each stage of mqspan takes for a call, on one CPU and without a kernel side: `cargo bench --bench stages`. A batch is
 //! of sends and receives of one thread through one queue, as the ring holds them.
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::{collections::HashMap, hint::black_box, sync::Arc, time::Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mqspan::{
     export::batch::{Batch, Encoding},
     kernel::skel::types::{call, call_flag, message_args},
     links::sequence::Sequence,
-    model::{call::Call, resource::Resource, values::Signal},
+    model::{
+        call::{Call, Image, Root},
+        resource::Resource,
+        values::Signal,
+    },
     telemetry::{record::Record, view::View},
+    who::{host::Host, registry::Registry},
 };
 
 /// Pairs of a send and a receive.
@@ -96,6 +101,25 @@ fn stages(criterion: &mut Criterion) {
             sequence
         };
         bencher.iter_batched(fresh, follow, BatchSize::LargeInput);
+    });
+
+    let mut registry = Registry::new(Host::default(), 0, HashMap::new());
+    registry.add(Image {
+        key: calls[0].image,
+        local_pid: 70,
+        vpid: 70,
+        parent_pid: 1,
+        path: Some(b"/usr/bin/workload".to_vec()),
+        environ: Some(b"OTEL_SERVICE_NAME=shop\0".to_vec()),
+        environ_at: 0,
+        environ_cut: false,
+        uid: 1000,
+        cgroup: None,
+        comm: b"workload".to_vec(),
+        root: Root::default(),
+    });
+    group.bench_function("enrich", |bencher| {
+        bencher.iter(|| calls.iter().for_each(|call| drop(black_box(registry.resource(call.image)))));
     });
 
     let encode = |batch: &mut Batch| {

@@ -131,7 +131,6 @@ if [ "${1:-}" = package ]; then
     need qemu-utils qemu-img "reads the disk that the tests' Alpine comes on"
     need e2fsprogs debugfs "the same"
     need python3-venv /usr/share/doc/python3-venv "the same: gets it from PyPI"
-    need procps pgrep "finds the machines' processes"
 fi
 
 if [ ${#missing[@]} -gt 0 ]; then

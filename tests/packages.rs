@@ -20,6 +20,7 @@ use support::{
     backend::{Answer, Backend},
     otlp,
     program::{Ended, finish},
+    pty::Pty,
     wait,
 };
 
@@ -54,7 +55,10 @@ fn packages() -> Result<tempfile::TempDir> {
             fs::copy(&path, folder.path().join(path.file_name().context("a name")?))?;
         }
     }
-    fs::copy(given("MQSPAN_TEST_STATIC_WORKLOAD")?, folder.path().join("workload"))?;
+    let workload = given("MQSPAN_TEST_STATIC_WORKLOAD")?;
+    for program in ["workload", "orders"] {
+        fs::copy(workload.with_file_name(program), folder.path().join(program))?;
+    }
     Ok(folder)
 }
 
@@ -174,6 +178,32 @@ fn debian_12() -> Result<()> {
 #[test]
 fn debian_13() -> Result<()> {
     life_cycle("MQSPAN_TEST_DEBIAN_13")
+}
+
+/// Prevents a first use that takes more than what the documents say: three commands, typed into a clean machine, and the calls of
+/// a program are there. Recorded, with its times: target/tmp/first-use.cast.
+#[test]
+fn first_use() -> Result<()> {
+    let packages = packages()?;
+    let machine = Machine::boot(&given("MQSPAN_TEST_DEBIAN_12")?, packages.path())?;
+    let mut shell = machine.command(&["bash", "--norc", "--noprofile", "-i"]);
+    shell.env("TERM", "xterm-256color").env("LC_ALL", "C.UTF-8").env("PS1", "# ");
+    let mut pty = Pty::start(shell, 110, 40)?;
+    let is_prompt = |screen: &str| screen.lines().last() == Some("# ") || screen.trim_end().ends_with("\n#");
+    for (command, shows) in [
+        (format!("apt-get install -y /packages/mqspan_{VERSION}_amd64.deb"), "Setting up mqspan"),
+        ("mqspan check".into(), "mqspan run would work"),
+        ("mqspan run -- /packages/orders --rounds 2 --pause 50".into(), "0 lost"),
+    ] {
+        pty.until("a prompt", is_prompt)?;
+        pty.press(&format!("clear; {command}\n"))?;
+        pty.until(&command, |screen| screen.contains(shows) && is_prompt(screen))?;
+    }
+    let screen = pty.screen();
+    ensure!(screen.contains("mq_timedsend(\"/orders\"") && screen.contains("2 orders taken"), "{screen}");
+    fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("first-use.cast"), pty.recording())?;
+    pty.press("exit\n")?;
+    pty.end().map(drop)
 }
 
 /// Prevents the .rpm from leaving something behind, or losing what its user wrote. No system that is built of .rpm is to be had
@@ -327,7 +357,7 @@ fn sums_and_materials() -> Result<()> {
     let bill = fs::read(packages.path().join(format!("mqspan-{VERSION}.cdx.json")))?;
     let bill: serde_json::Value = serde_json::from_slice(&bill)?;
     let components = bill["components"].as_array().context("no components")?;
-    for name in ["libbpf", "libelf-dev", "zlib1g-dev", "libc6-dev", "sqlite", "zstd", "tokio"] {
+    for name in ["libbpf", "libelf-dev", "zlib1g-dev", "libc6-dev", "sqlite", "zstd", "uplot", "tokio"] {
         let its = components.iter().find(|component| component["name"] == name).with_context(|| name.to_owned())?;
         ensure!(its["version"].is_string() && its["licenses"][0]["expression"].is_string(), "{its}");
     }

@@ -1,6 +1,7 @@
 //! A machine of its own to install packages on: a Debian that systemd starts, or a folder with one program.
 
 use std::{
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
 };
@@ -34,24 +35,23 @@ impl Machine {
 
     /// Starts a program in a copy of this root.
     pub fn start(root: &Path, packages: &Path, program: &[&str]) -> Result<Self> {
-        ["busybox", "nsenter", "pgrep", "pivot_root"].into_iter().try_for_each(ready::program)?;
+        ["busybox", "nsenter", "pivot_root"].into_iter().try_for_each(ready::program)?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/packages/machine.sh");
         let mut command = Command::new(script);
-        command.arg(root).arg(packages).args(program).stdin(Stdio::null());
+        command.arg(root).arg(packages).args(program).stdin(Stdio::null()).stdout(Stdio::piped());
         without_otel(&mut command);
-        let script = command.spawn()?;
+        let mut script = command.spawn()?;
+        let stdout = script.stdout.take();
         let mut this = Self { script, first: String::new() };
-        // The script starts unshare, and that the first process.
-        let mut pid = this.script.id().to_string();
-        for what in ["unshare", "the machine's first process"] {
-            pid = wait::until(what, || {
-                let ended = this.script.try_wait()?;
-                ensure!(ended.is_none(), "the machine ended: {ended:?}");
-                let found = finish(command_of(&["pgrep", "--parent", &pid]))?;
-                Ok(String::from_utf8(found.stdout)?.lines().next().map(str::to_owned))
-            })?;
-        }
-        this.first = pid;
+        let mut parent = String::new();
+        BufReader::new(stdout.context("no stdout")?).read_line(&mut parent)?;
+        let parent = parent.trim();
+        this.first = wait::until("the machine's first process", || {
+            let ended = this.script.try_wait()?;
+            ensure!(ended.is_none(), "the machine ended: {ended:?}");
+            let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+            Ok(children.split_whitespace().next().map(str::to_owned))
+        })?;
         let program = program.first().context("no program")?;
         wait::until("the machine's root", || {
             let name = std::fs::read_to_string(format!("/proc/{}/cmdline", this.first))?;
@@ -91,9 +91,11 @@ impl Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         // The first process takes all others with it; the script then clears the control groups.
-        if !self.first.is_empty() {
-            let _ = Command::new("kill").args(["-KILL", &self.first]).status();
-        }
+        let (signal, process) = match &*self.first {
+            "" => ("-TERM", &self.script.id().to_string()),
+            first => ("-KILL", &first.to_owned()),
+        };
+        let _ = Command::new("kill").args([signal, process]).status();
         let _ = self.script.wait();
     }
 }

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # machine.sh ROOT PACKAGES PROGRAM ARGUMENT...: runs PROGRAM as the first process of a machine of its own, and waits for its
 # end: a root folder that it may write to, over ROOT, which stays as it is, and processes, queues, a name and control groups
-# of its own. The folder PACKAGES is at /packages; /sys/kernel/tracing is the host's. Needs root and busybox.
+# of its own. The folder PACKAGES is at /packages; /sys/kernel/tracing is the host's. Prints the id of the process whose one
+# child PROGRAM is; on SIGTERM both are killed. Needs root and busybox.
 set -euo pipefail
 
 start() {
-    local group status=0
+    local group parent status=0
     mount --make-rprivate /
     # The unified hierarchy only: systemd of Debian 13 wants no other.
     mount -t cgroup2 cgroup2 /mnt
@@ -13,8 +14,13 @@ start() {
     mkdir "$group"
     (
         echo "$BASHPID" >"$group/cgroup.procs"
-        exec unshare --mount --uts --ipc --pid --cgroup --fork --kill-child "$0" inside "$@"
-    ) || status=$?
+        exec unshare --mount --uts --ipc --pid --cgroup --fork --kill-child "$0" inside "$@" >&2
+    ) &
+    parent=$!
+    trap 'kill -KILL "$parent"' TERM
+    echo "$parent"
+    # A signal ends the wait early.
+    while kill -0 "$parent" 2>/dev/null; do wait "$parent" || status=$?; done
     find "$group" -depth -type d -exec rmdir {} +
     return $status
 }

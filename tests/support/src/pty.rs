@@ -16,6 +16,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -42,10 +43,39 @@ pub struct Pty {
     master: Option<File>,
     terminal: OwnedFd,
     parser: Arc<Mutex<vt100::Parser>>,
+    recording: Arc<Mutex<Recording>>,
     before: Modes,
     rows: u16,
     /// Has the thread that reads let go of the terminal.
     ends: Arc<AtomicBool>,
+}
+
+/// A terminal's output with its times, in asciinema's format: <https://docs.asciinema.org/manual/asciicast/v2/>.
+struct Recording {
+    start: Instant,
+    cast: String,
+    /// The first bytes of a character whose others have not come yet.
+    begun: Vec<u8>,
+}
+
+impl Recording {
+    fn new(width: u16, height: u16) -> Self {
+        let head = serde_json::json!({"version": 2, "width": width, "height": height});
+        Self { start: Instant::now(), cast: format!("{head}\n"), begun: Vec::new() }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.begun.extend_from_slice(bytes);
+        let whole = match std::str::from_utf8(&self.begun) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => self.begun.len(),
+        };
+        let rest = self.begun.split_off(whole);
+        let text = String::from_utf8_lossy(&self.begun).into_owned();
+        let seconds = (self.start.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+        self.cast += &format!("{}\n", serde_json::json!([seconds, "o", text]));
+        self.begun = rest;
+    }
 }
 
 fn modes(terminal: &OwnedFd) -> Result<Modes> {
@@ -85,8 +115,10 @@ impl Pty {
         let child = command.spawn()?;
         drop(command);
         let parser = Arc::new(Mutex::new(vt100::Parser::new(some(rows)?, some(columns)?, 0)));
+        let recording = Arc::new(Mutex::new(Recording::new(columns, rows)));
         let master = File::from(pty.master);
         let (mut reading, drawn, ends) = (master.try_clone()?, parser.clone(), Arc::new(AtomicBool::new(false)));
+        let recorded = recording.clone();
         let ended = ends.clone();
         thread::spawn(move || {
             let mut chunk = [0; 1 << 16];
@@ -97,9 +129,10 @@ impl Pty {
                 }
                 let Ok(read @ 1..) = reading.read(&mut chunk) else { break };
                 drawn.lock().unwrap_or_else(PoisonError::into_inner).process(&chunk[..read]);
+                recorded.lock().unwrap_or_else(PoisonError::into_inner).add(&chunk[..read]);
             }
         });
-        Ok(Self { child, master: Some(master), terminal: pty.slave, parser, before, rows, ends })
+        Ok(Self { child, master: Some(master), terminal: pty.slave, parser, recording, before, rows, ends })
     }
 
     fn parser(&self) -> MutexGuard<'_, vt100::Parser> {
@@ -114,6 +147,11 @@ impl Pty {
     /// The screen as a picture.
     pub fn picture(&self, draw: fn(&vt100::Screen) -> String) -> String {
         draw(self.parser().screen())
+    }
+
+    /// All that it wrote so far, as a recording that asciinema plays.
+    pub fn recording(&self) -> String {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner).cast.clone()
     }
 
     /// Waits until the screen is as it should be, and returns it.
