@@ -67,14 +67,19 @@ mount --bind "$build" "$root/build"
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/tmp"
-name=${target//-/_}
-flags="-C target-feature=+crt-static -C strip=symbols -C link-arg=--target=$target -C link-arg=-fuse-ld=lld"
-# Addresses that the start has to correct take 8 bytes for 64 of them, not 24 each.
-flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
+# For both, whichever is built: what is compiled for the build itself would be compiled anew for the other.
+settings=()
+for each in x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu; do
+    name=${each//-/_}
+    flags="-C target-feature=+crt-static -C strip=symbols -C link-arg=--target=$each -C link-arg=-fuse-ld=lld"
+    # Addresses that the start has to correct take 8 bytes for 64 of them, not 24 each.
+    flags+=" -C link-arg=-Wl,-z,pack-relative-relocs"
+    settings+=("CC_$name=clang" "AR_$name=llvm-ar" "CARGO_TARGET_${name^^}_LINKER=clang" "CARGO_TARGET_${name^^}_RUSTFLAGS=$flags"
+        "LIBBPF_SYS_LIBRARY_PATH_$name=/usr/lib/${each/unknown-/}")
+done
 exec env -i PATH=/usr/lib/llvm-16/bin:/usr/sbin:/usr/bin HOME=/tmp LC_ALL=C.UTF-8 \
     CARGO_HOME=/tmp/cargo CARGO_TARGET_DIR=/build CARGO_BUILD_TARGET="$target" CARGO_NET_OFFLINE=true MQSPAN_COMMIT="$commit" \
-    "CC_$name=clang" "AR_$name=llvm-ar" "CARGO_TARGET_${name^^}_LINKER=clang" "CARGO_TARGET_${name^^}_RUSTFLAGS=$flags" \
-    "LIBBPF_SYS_LIBRARY_PATH_$name=/usr/lib/${target/unknown-/}" LIBBPF_SYS_LIBRARY_PATH_x86_64_unknown_linux_gnu=/usr/lib/x86_64-linux-gnu \
+    "${settings[@]}" \
     chroot --userspec="$owner" --groups= "$root" sh -c "cd /src && exec cargo \"\$@\"" cargo \
     --config source.crates-io.replace-with="\"fetched\"" --config source.fetched.directory="\"/crates\"" "$@"
 '
