@@ -1,5 +1,5 @@
-//! Compiles bpf/mqspan.bpf.c, in three variants, and live.bpf.c, and writes their Rust skeletons into `OUT_DIR`; says what
-//! `mqspan --version` says beside the version. Touches nothing else.
+//! Compiles bpf/mqspan.bpf.c, in three variants, and live.bpf.c, and writes their Rust skeletons into `OUT_DIR`; compresses the
+//! script of the report's page; says what `mqspan --version` says beside the version. Touches nothing else.
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -49,7 +49,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         skeleton = skeleton.replace(generated, wanted);
     }
     fs::write(folder.join("mqspan.skel.rs"), skeleton)?;
+    let script = fs::read("templates/uplot/uPlot.iife.min.js")?.into_iter().chain(fs::read("templates/report.js")?);
+    fs::write(folder.join("report.js.zst"), zstd::bulk::compress(&script.collect::<Vec<_>>(), 19)?)?;
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=templates");
     println!("cargo::rustc-env=MQSPAN_COMMIT={}", commit());
     println!("cargo::rustc-env=MQSPAN_TARGET={}", env::var("TARGET")?);
     let features = env::var("CARGO_CFG_FEATURE").unwrap_or_default();

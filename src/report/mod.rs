@@ -5,6 +5,7 @@
 
 mod course;
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use askama::Template;
@@ -32,10 +33,9 @@ const LINE: usize = 300;
 /// Characters of a name in the graph.
 const LABEL: usize = 26;
 
-/// uPlot (templates/uplot: its release from npm, as it is there) and what draws with it.
-const SCRIPT: &str =
-    concat!(include_str!("../../templates/uplot/uPlot.iife.min.js"), include_str!("../../templates/report.js"));
-/// Of [`SCRIPT`], for the content security policy: no other script runs on the page.
+/// uPlot (templates/uplot: its release from npm, as it is there) and what draws with it, compressed.
+const SCRIPT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/report.js.zst"));
+/// Of the script, for the content security policy: no other script runs on the page.
 const SCRIPT_HASH: &str = "sha256-J3l5/bkSFn3+uFAB/lsGufcqHBjV8DGFAzXkKEREmAA=";
 const UPLOT_STYLE: &str = include_str!("../../templates/uplot/uPlot.min.css");
 
@@ -58,7 +58,7 @@ struct ReportPage {
     courses: String,
     slowest: Vec<SlowRow>,
     style: &'static str,
-    script: &'static str,
+    script: String,
     script_hash: &'static str,
 }
 
@@ -100,6 +100,10 @@ struct SlowRow {
     slowness: String,
     thread: String,
     line: String,
+}
+
+fn script() -> io::Result<String> {
+    String::from_utf8(zstd::stream::decode_all(SCRIPT)?).map_err(io::Error::other)
 }
 
 /// At most so many characters.
@@ -183,7 +187,7 @@ pub fn page(tables: &Tables, calls: &CallLog, totals: &str, notes: Vec<String>) 
         courses: course::json(drawn_courses())?,
         slowest: slowest.collect(),
         style: UPLOT_STYLE,
-        script: SCRIPT,
+        script: script().map_err(|error| error.to_string())?,
         script_hash: SCRIPT_HASH,
     };
     page.render().map_err(|error| error.to_string())
@@ -269,7 +273,8 @@ mod tests {
     fn hostile_names() {
         let page = page(&tables(2, 3), &CallLog::new(0, 10), "<b>", vec!["<i>".into()]).unwrap();
         assert!(page.contains(r#""queue":"/\u003c&\""#), "{page}");
-        let (data, script) = (r#"<script type="application/json" id="courses">"#, format!("<script>{SCRIPT}</script>"));
+        let (data, script) =
+            (r#"<script type="application/json" id="courses">"#, format!("<script>{}</script>", script().unwrap()));
         assert!(page.contains(&script) && page.contains(data));
         let page = page.replacen(&script, "", 1).replacen(data, "", 1);
         for markup in ["<script", "<b>", "<i>", "<&", "\u{1}", "http://", "https://", "src="] {
@@ -281,9 +286,10 @@ mod tests {
     /// Prevents the policy from forbidding the page's own script.
     #[test]
     fn the_hash_is_of_the_script() {
-        let digest = ring::digest::digest(&ring::digest::SHA256, SCRIPT.as_bytes());
+        let script = script().unwrap();
+        let digest = ring::digest::digest(&ring::digest::SHA256, script.as_bytes());
         assert_eq!(SCRIPT_HASH, format!("sha256-{}", BASE64_STANDARD.encode(digest)));
-        assert!(!SCRIPT.contains("</script"));
+        assert!(!script.contains("</script"));
     }
 
     /// Prevents a page that no browser opens any more, and one that leaves out rows without a word.
