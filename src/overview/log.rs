@@ -2,6 +2,7 @@
 //! code.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt::{Display, Write};
 use std::sync::Arc;
 
 use crate::model::call::{Args, ImageKey};
@@ -14,6 +15,9 @@ use crate::telemetry::view::Attributes;
 
 /// The longest call of so many queues and operations is known.
 const LONGEST: usize = 8192;
+
+/// Bytes that the attributes of most calls take.
+const DETAILS: usize = 768;
 
 /// A call as a line shows it. Its texts hold no control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,14 +51,14 @@ pub struct LoggedCall {
     /// Whether the failure is an error: polling and being interrupted are not.
     pub is_error: bool,
     /// Every attribute that its span has, in order.
-    pub details: Vec<(String, String)>,
+    pub details: Details,
 }
 
 impl LoggedCall {
     /// What is said of a call.
     pub fn of(record: &Record<'_>) -> Self {
         let (view, call) = (record.view, record.view.call);
-        let mut details = Details::default();
+        let mut details = Details(String::with_capacity(DETAILS));
         view.attributes(&mut details);
         let mark = match &call.args {
             Args::Send(message) if message.tracked && call.ret >= 0 => Some(mark(call.ids)),
@@ -76,7 +80,7 @@ impl LoggedCall {
             wait_ns: call.wait_ns(),
             errno: view.errno_name().map(Into::into),
             is_error: view.error().is_some(),
-            details: details.0,
+            details,
         }
     }
 
@@ -86,9 +90,25 @@ impl LoggedCall {
     }
 }
 
-/// Attributes as texts.
-#[derive(Default)]
-struct Details(Vec<(String, String)>);
+/// Attributes as texts, without control characters: as such they stand between the parts, in one string, since most calls are
+/// forgotten before anybody looks at them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details(String);
+
+const AFTER_KEY: char = '\u{1f}';
+const AFTER_VALUE: char = '\u{1e}';
+
+impl Details {
+    /// Keys and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.split_terminator(AFTER_VALUE).filter_map(|part| part.split_once(AFTER_KEY))
+    }
+
+    fn push(&mut self, key: &str, value: impl Display) {
+        // Writing to a String cannot fail.
+        let _ = write!(self.0, "{key}{AFTER_KEY}{value}{AFTER_VALUE}");
+    }
+}
 
 fn shown(text: &str) -> String {
     printable(text).into_owned()
@@ -96,23 +116,23 @@ fn shown(text: &str) -> String {
 
 impl Attributes for Details {
     fn text(&mut self, key: &str, value: &str) {
-        self.0.push((key.to_owned(), shown(value)));
+        self.push(key, printable(value));
     }
 
     fn int(&mut self, key: &str, value: i64) {
-        self.0.push((key.to_owned(), value.to_string()));
+        self.push(key, value);
     }
 
     fn double(&mut self, key: &str, value: f64) {
-        self.0.push((key.to_owned(), value.to_string()));
+        self.push(key, value);
     }
 
     fn boolean(&mut self, key: &str, value: bool) {
-        self.0.push((key.to_owned(), value.to_string()));
+        self.push(key, value);
     }
 
     fn texts(&mut self, key: &str, values: &[&str]) {
-        self.0.push((key.to_owned(), shown(&values.join(", "))));
+        self.push(key, printable(&values.join(", ")));
     }
 }
 
@@ -129,7 +149,7 @@ pub struct CallLog {
 }
 
 impl CallLog {
-    /// Remembers so many of the latest, and so many of the slowest.
+    /// Remembers so many of the latest, and so many of the slowest; where that is none, the longest are not known either.
     pub fn new(most: usize, most_slow: usize) -> Self {
         let (latest, slowest, longest) = (VecDeque::new(), Vec::new(), BTreeMap::new());
         Self { most, most_slow, count: 0, latest, slowest, longest }
@@ -139,11 +159,13 @@ impl CallLog {
     pub fn add(&mut self, record: &Record<'_>) {
         self.count += 1;
         let call = record.view.call;
-        let key = (queue_of(record), call.op);
-        let is_known = self.longest.contains_key(&key);
-        if is_known || self.longest.len() < LONGEST {
-            let longest = self.longest.entry(key).or_default();
-            *longest = (*longest).max(call.duration_ns());
+        if self.most_slow > 0 {
+            let key = (queue_of(record), call.op);
+            let is_known = self.longest.contains_key(&key);
+            if is_known || self.longest.len() < LONGEST {
+                let longest = self.longest.entry(key).or_default();
+                *longest = (*longest).max(call.duration_ns());
+            }
         }
         let took = slowness(call.op, call.duration_ns(), call.wait_ns());
         let is_slow = self.most_slow > 0

@@ -88,7 +88,7 @@ pub fn details(app: &App, call: &LoggedCall, buffer: &mut Buffer, area: Rect) {
         }
     }
     let wide = call.details.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
-    for (key, value) in &call.details {
+    for (key, value) in call.details.iter() {
         lines.push(Line::from(vec![
             Span::styled(format!("{key:<wide$}  "), theme.faint()),
             Span::raw(cut(&theme.text(value), usize::from(area.width).saturating_sub(wide + 2), theme)),
