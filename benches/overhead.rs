@@ -1,11 +1,13 @@
 //! What a traced call costs its caller. Figures, no verdict: `make bench`.
 //!
 //! The cheapest call that runs all of mq_open, that of a missing queue, small messages that nobody waits for, such that two
-//! processes answer each other, and a call that is none of these are timed with nothing attached, with programs that do nothing on the same hooks, and with mqspan. These take turns, so that what
-//! else the machine does falls on all alike; the caller has one CPU, mqspan the others.
+//! processes answer each other, and a call that is none of these are timed with nothing attached, with programs that do nothing
+//! on the same hooks, and with mqspan; with that of MQSPAN_BENCH_BEFORE, too, a path of another version's program beside a
+//! workload. These take turns, so that what else the machine does falls on all alike; the caller has one CPU, mqspan the
+//! others.
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead, BufReader},
     process::{Command, Stdio},
     thread,
@@ -32,8 +34,10 @@ fn main() -> Result<()> {
     let caller = cpus - 1;
     let others = if cpus > 1 { format!("--cpus=0-{}", cpus - 2) } else { "--cpus=0".into() };
     println!("{cpus} CPUs, the caller on CPU {caller}, mqspan with {others}");
+    // Another version's program in a folder with a workload, to be measured in the same run.
+    let before = env::var("MQSPAN_BENCH_BEFORE").ok().map(|program| Mqspan::new(&program)).transpose()?;
     for timed in TIMED {
-        overhead(&mqspan, timed, caller, &others)?;
+        overhead(&mqspan, before.as_ref(), timed, caller, &others)?;
     }
     peers(&mqspan, caller)
 }
@@ -63,9 +67,20 @@ const WAYS: [(&str, &[&str]); 4] = [
     ("mqspan, by default", &[]),
 ];
 
-fn overhead(mqspan: &Mqspan, (what, workload, targets): Timed, cpu: usize, others: &str) -> Result<()> {
+fn overhead(
+    mqspan: &Mqspan,
+    before: Option<&Mqspan>,
+    (what, workload, targets): Timed,
+    cpu: usize,
+    others: &str,
+) -> Result<()> {
     let [mut bare, mut empty] = [const { Vec::new() }; 2];
-    let mut traced = WAYS.map(|_| Vec::new());
+    let own = WAYS.iter().map(|(what, options)| ((*what).to_owned(), mqspan, *options));
+    let of_before = before.into_iter().flat_map(|before| {
+        WAYS[..3].iter().map(move |(what, options)| (what.replace("mqspan", "before"), before, *options))
+    });
+    let ways: Vec<_> = own.chain(of_before).collect();
+    let mut traced = vec![Vec::new(); ways.len()];
     let mut lost = 0;
     for _ in 0..ROUNDS {
         bare.push(time(mqspan, workload, cpu)?);
@@ -74,22 +89,23 @@ fn overhead(mqspan: &Mqspan, (what, workload, targets): Timed, cpu: usize, other
         empty.push(time(mqspan, workload, cpu)?);
         drop(attached);
 
-        for ((_, options), times) in WAYS.iter().zip(&mut traced) {
+        for ((_, program, options), times) in ways.iter().zip(&mut traced) {
             let options = [&["--output=none", "--hooks=tracepoint", others], *options].concat();
-            let tracing = mqspan.trace_counted(&options)?;
+            let tracing = program.trace_counted(&options)?;
             times.push(time(mqspan, workload, cpu)?);
             tracing.stop()?.ok()?;
-            await_detached(mqspan)?;
-            lost += mqspan.stats()?.lost_sum();
+            await_detached(program)?;
+            lost += program.stats()?.lost_sum();
         }
     }
     println!("\nns of {what}, the fastest of {PIECES} pieces of {CALLS} calls, {ROUNDS} rounds, tracepoints");
     println!("{:30} {:>8} {:>8} {:>10} {:>10} {:>8}", "", "median", "least", "to nothing", "to empty", "target");
     let (_, bare_least) = middle_and_least(&mut bare);
     let (_, empty_least) = middle_and_least(&mut empty);
-    let ways = WAYS.iter().map(|(what, _)| *what).zip(traced).zip(targets);
+    let targets = targets.into_iter().chain(std::iter::repeat(None));
+    let names = ways.iter().map(|(what, ..)| &**what);
     let others = [(("nothing attached", bare), None), (("empty programs", empty), None)];
-    for ((what, mut times), target) in others.into_iter().chain(ways) {
+    for ((what, mut times), target) in others.into_iter().chain(names.zip(traced).zip(targets)) {
         let (median, least) = middle_and_least(&mut times);
         let target = target.map_or(String::new(), |target| format!("{target:.2}"));
         println!(
@@ -100,7 +116,7 @@ fn overhead(mqspan: &Mqspan, (what, workload, targets): Timed, cpu: usize, other
     }
     println!(
         "{lost} of {} calls were lost with mqspan; a lost call is a cheap one",
-        PIECES * CALLS * (ROUNDS * WAYS.len()) as u64
+        PIECES * CALLS * (ROUNDS * ways.len()) as u64
     );
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! takes the answers when they are there. What is next is decided by `schedule`, what is looked at again by `watch`;
 //! `probe` reads.
 
+mod called;
 pub mod files;
 mod findings;
 mod maps;
@@ -22,6 +23,7 @@ use std::time::{Duration, Instant};
 use nix::time::{ClockId, clock_gettime};
 use tracing::warn;
 
+use self::called::Called;
 use self::findings::{Found, Progress, Remembered};
 use self::probe::{PAUSE, Probe};
 use self::schedule::{Asked, Kind, ProbeId, Schedule};
@@ -42,10 +44,6 @@ const RETRY: Duration = Duration::from_millis(5);
 const SLICE: Duration = Duration::from_millis(5);
 /// A worker's stack: a file's symbols are looked up in tens of KiB.
 const STACK: usize = 256 << 10;
-/// Calls of an image are told of so often, in ns.
-const CALLED_EVERY_NS: u64 = 10_000_000_000;
-/// As many images that made calls are kept in mind for that.
-const CALLED: usize = 256;
 /// Sweeps are of no process and no user.
 const NOBODY: (ImageKey, u32) = (ImageKey { pid: 0, started_ns: 0, exec_id: 0 }, u32::MAX);
 
@@ -96,8 +94,7 @@ pub struct Prober {
     answers: Receiver<Answer>,
     counts: Arc<ProbeCounts>,
     waker: Waker,
-    /// Images that made calls, by a hash, and when that was told.
-    called: Vec<(ImageKey, u64)>,
+    called: Called,
 }
 
 #[derive(Clone, Default)]
@@ -144,8 +141,7 @@ impl Prober {
         let stack = thread::Builder::new().name("mqspan-prober".into()).stack_size(STACK);
         let from_workers = asks.clone();
         stack.spawn(move || dispatcher.run(&messages, &from_workers))?;
-        let called = vec![(NOBODY.0, 0); CALLED];
-        Ok(Self { asks, answers, counts, waker, called })
+        Ok(Self { asks, answers, counts, waker, called: Called::new() })
     }
 
     /// Has this called whenever there are answers; the first time counts.
@@ -188,14 +184,10 @@ impl Prober {
 
     /// An image makes calls, at this time of the kernel's clock, in ns: cheap enough for each of them.
     pub fn called(&mut self, key: &ImageKey, now_ns: u64) {
-        let place = (key.started_ns ^ u64::from(key.pid)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        let Some((last, at_ns)) = self.called.get_mut(place as usize) else { return };
-        if last == key && now_ns.saturating_sub(*at_ns) < CALLED_EVERY_NS {
-            return;
+        if self.called.is_due(key, now_ns) {
+            // One that finds no room is told with a later call.
+            let _ = self.asks.try_send(Box::new(ProberMessage::Called(*key)));
         }
-        (*last, *at_ns) = (*key, now_ns);
-        // One that finds no room is told with a later call.
-        let _ = self.asks.try_send(Box::new(ProberMessage::Called(*key)));
     }
 
     /// An image has ended, by the kernel side's word.
