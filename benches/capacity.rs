@@ -28,6 +28,7 @@ use nix::{
 use support::{
     own,
     program::{Memory, Mqspan, Tracing},
+    pty::{self, Pty},
     queues::Held,
     stats::Stats,
     wait, workload,
@@ -45,6 +46,7 @@ fn main() -> Result<()> {
     latency(&mqspan)?;
     start_and_end(&mqspan)?;
     idle(&mqspan)?;
+    top(&mqspan)?;
     growth(&mqspan)
 }
 
@@ -271,6 +273,39 @@ fn idle(mqspan: &Mqspan) -> Result<()> {
         switches as f64 / seconds,
         ticks as f64 / seconds
     );
+    Ok(())
+}
+
+/// What the live view takes beside a host that is at work.
+fn top(mqspan: &Mqspan) -> Result<()> {
+    const LONG: Duration = Duration::from_secs(10);
+    const QUEUES: usize = 20;
+    println!("\n% of a CPU that `top` takes, of {} s", LONG.as_secs());
+    for rate in [0, 10, 100] {
+        let mut pty = Pty::start(pty::command(mqspan.path(), ["top"]), 110, 30)?;
+        pty.until("the view", |screen| screen.contains("mqspan top"))?;
+        let mut crowd = Vec::new();
+        for number in (0..QUEUES).filter(|_| rate > 0) {
+            let mut paced = Command::new(mqspan.workload());
+            paced.args(["paced", "--maxmsg=10", "--depth=5"]).arg(format!("--name=bench-top-{number}"));
+            paced.arg(format!("--rate={rate}")).stdin(Stdio::piped()).stdout(Stdio::piped());
+            let mut child = paced.spawn()?;
+            await_line(&mut BufReader::new(child.stdout.take().context("no stdout")?), "paced")?;
+            crowd.push(child);
+        }
+        thread::sleep(Duration::from_secs(2));
+        let before = ticks(pty.id())?;
+        thread::sleep(LONG);
+        let taken = ticks(pty.id())? - before;
+        for child in &mut crowd {
+            drop(child.stdin.take());
+            child.wait()?;
+        }
+        pty.press("q")?;
+        pty.end_well()?;
+        let percent = taken as f64 / LONG.as_secs_f64();
+        println!("{QUEUES} queues, {rate:3} messages a second through each {percent:8.2}");
+    }
     Ok(())
 }
 
