@@ -37,7 +37,9 @@ fn main() -> Result<()> {
     // Another version's program in a folder with a workload, to be measured in the same run.
     let before = env::var("MQSPAN_BENCH_BEFORE").ok().map(|program| Mqspan::new(&program)).transpose()?;
     for timed in TIMED {
-        overhead(&mqspan, before.as_ref(), timed, caller, &others)?;
+        // Where there are targets.
+        let before = before.as_ref().filter(|_| timed.2.iter().any(Option::is_some));
+        overhead(&mqspan, before, timed, caller, &others)?;
     }
     peers(&mqspan, caller)
 }
