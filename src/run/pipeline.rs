@@ -265,8 +265,11 @@ impl Pipeline {
         for gatherer in &mut self.gatherers {
             match gatherer {
                 Gatherer::Batch(_, batch) => batch.add(&resource, &record),
-                Gatherer::Lines { lines, count, zone, style, .. } => {
-                    console::line(&record, zone, style, lines);
+                Gatherer::Lines { sink, lines, count, zone, style, .. } => {
+                    // A line that goes nowhere is only counted.
+                    if sink.queue.is_some() {
+                        console::line(&record, zone, style, lines);
+                    }
                     *count += 1;
                 }
             }
