@@ -16,7 +16,7 @@ section() {
     shift 2
     {
         printf '\n## %s\n\n%s\n\n```text\n$ %s\n' "$title" "$text" "$*"
-        "$@" 2>"$said" | sed -e 's/[[:space:]]*$//' -e '/^UP$/d' -e '/^EXIT /d' -e '/^\[ *[0-9.]*\]/d'
+        "$@" 2>"$said" | sed -e 's/[[:space:]]*$//' -e '/^UP$/d' -e '/^EXIT /d' -e '/^\[ *[0-9.]*\]/d' -e '/\.deb$/d'
         echo '```'
     } >>"$new"
 }
@@ -26,7 +26,8 @@ section() {
     echo
     echo "Written by \`make bench\` on $(date +%F): Linux $(uname -r), $(nproc) CPUs,"
     echo "$(sed -n 's/^model name[[:space:]]*: //p' /proc/cpuinfo | head -1). Times are of this machine and this hour: compare the ratios, which are"
-    echo 'of one interleaved run each. Instructions are the same everywhere.'
+    echo 'of one interleaved run each. Instructions are the same everywhere. What was aimed at, and what bounds it where it is'
+    echo 'missed: [targets.md](targets.md).'
 } >"$new"
 
 section 'A call, in instructions' \
