@@ -98,11 +98,16 @@ jq --slurpfile debian "$out/debian.json" --slurpfile bundled "$out/bundled.json"
 declare -A said
 texts=$out/texts
 rm -rf "$texts" && mkdir -p "$texts"
+# add FILE WHOSE
+add() {
+    local sum
+    sum=$(sha256sum "$1" | cut -c1-16)
+    [ -e "$texts/$sum" ] || cp "$1" "$texts/$sum"
+    said[$sum]+=" $2"
+}
 while read -r crate; do
     while read -r file; do
-        sum=$(sha256sum "$file" | cut -c1-16)
-        [ -e "$texts/$sum" ] || cp "$file" "$texts/$sum"
-        said[$sum]+=" $crate"
+        add "$file" "$crate"
     done < <(find "$crates/$crate" -type f \( -iname 'licen[sc]e*' -o -iname 'copying*' -o -iname 'notice*' -o -iname 'copyright*' \) \
         ! -name '*.rs' ! -name '*.toml' | sort)
 done < <(jq -r '.[] | select(.source) | .name + "-" + .version' "$out/crates.json" | sort)
@@ -111,13 +116,9 @@ for package in "${packages[@]}"; do
     # Where a documentation folder is another's.
     file=$(readlink -f "$root/usr/share/doc/$name")/copyright
     case $file in "$root"/*) ;; *) file=$root$file ;; esac
-    sum=$(sha256sum "$file" | cut -c1-16)
-    [ -e "$texts/$sum" ] || cp "$file" "$texts/$sum"
-    said[$sum]+=" $package(Debian)"
+    add "$file" "$package(Debian)"
 done
-sum=$(sha256sum templates/uplot/LICENSE | cut -c1-16)
-[ -e "$texts/$sum" ] || cp templates/uplot/LICENSE "$texts/$sum"
-said[$sum]+=" uPlot"
+add templates/uplot/LICENSE uPlot
 {
     echo "What is part of this program beside mqspan itself, under which licence, and what each of them asks to be said."
     echo "mqspan is under Apache-2.0: LICENSE. How to link it with other versions of libelf and of the C library, whose"

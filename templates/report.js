@@ -13,12 +13,13 @@
   // Not known is not zero; without a pointer on the chart there is no value.
   const known = (_, value, __, at) => at === null ? "" : value === null ? "?" : String(value);
   const height = 170;
+  const widthOf = figure => Math.max(figure.clientWidth, 200);
   const axis = { stroke: color("--faint"), font: "11px system-ui, sans-serif" };
   const lines = { stroke: color("--line"), width: 1 };
   const charts = courses.map((course, number) => {
     const figure = document.getElementById(`course${number}`);
     const chart = new uPlot({
-      width: Math.max(figure.clientWidth, 200),
+      width: widthOf(figure),
       height,
       cursor: { sync: { key: "courses" }, y: false },
       scales: { depth: { range: () => [0, course.capacity] }, rate: { range: (_, least, most) => [0, most || 1] } },
@@ -39,7 +40,7 @@
   });
   const observer = new ResizeObserver(() => {
     for (const { figure, chart } of charts)
-      if (figure.clientWidth > 0 && figure.clientWidth !== chart.width) chart.setSize({ width: Math.max(figure.clientWidth, 200), height });
+      if (widthOf(figure) !== chart.width) chart.setSize({ width: widthOf(figure), height });
   });
   charts.forEach(({ figure }) => observer.observe(figure));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach(({ chart }) => chart.redraw(false)));

@@ -36,7 +36,7 @@ const LABEL: usize = 26;
 /// uPlot (templates/uplot: its release from npm, as it is there) and what draws with it, compressed.
 const SCRIPT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/report.js.zst"));
 /// Of the script, for the content security policy: no other script runs on the page.
-const SCRIPT_HASH: &str = "sha256-J3l5/bkSFn3+uFAB/lsGufcqHBjV8DGFAzXkKEREmAA=";
+const SCRIPT_HASH: &str = "sha256-MHRvKmeiSP9RP/d5/6S86Cp8+gxf5ezDJyVlgjcNWTY=";
 const UPLOT_STYLE: &str = include_str!("../../templates/uplot/uPlot.min.css");
 
 #[derive(Template)]

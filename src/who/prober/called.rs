@@ -20,8 +20,7 @@ impl Called {
 
     /// Whether a call of this image, at this time of the kernel's clock in ns, is to be told of.
     pub(super) fn is_due(&mut self, image: &ImageKey, now_ns: u64) -> bool {
-        let place = (image.started_ns ^ u64::from(image.pid)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        let Some((last, at_ns)) = self.0.get_mut(place as usize) else { return false };
+        let (last, at_ns) = &mut self.0[place(image)];
         let pause = if last == image { EVERY_NS } else { IN_TURN_NS };
         if *at_ns > 0 && now_ns.saturating_sub(*at_ns) < pause {
             return false;
@@ -29,6 +28,11 @@ impl Called {
         (*last, *at_ns) = (*image, now_ns);
         true
     }
+}
+
+fn place(image: &ImageKey) -> usize {
+    let hash = (image.started_ns ^ u64::from(image.pid)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash >> 56) as usize % PLACES
 }
 
 #[cfg(test)]
@@ -44,8 +48,7 @@ mod tests {
         let told = (1..=PLACES as u32 + 1).filter(|pid| called.is_due(&image(*pid), 1)).count();
         assert!((1..=PLACES).contains(&told), "{told}");
         let mut called = Called::new();
-        let place = |pid: u32| u64::from(pid).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
-        let other = (2..).find(|pid| place(*pid) == place(1)).unwrap();
+        let other = (2..).find(|pid| place(&image(*pid)) == place(&image(1))).unwrap();
         let mut told = [0, 0];
         // A second of calls in turns, each millisecond one of each.
         for ms in 1..=1000_u64 {
