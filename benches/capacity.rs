@@ -27,6 +27,7 @@ use nix::{
 };
 use support::{
     own,
+    paced::Paced,
     program::{Memory, Mqspan, Tracing},
     pty::{self, Pty},
     queues::Held,
@@ -284,23 +285,14 @@ fn top(mqspan: &Mqspan) -> Result<()> {
     for rate in [0, 10, 100] {
         let mut pty = Pty::start(pty::command(mqspan.path(), ["top"]), 110, 30)?;
         pty.until("the view", |screen| screen.contains("mqspan top"))?;
-        let mut crowd = Vec::new();
-        for number in (0..QUEUES).filter(|_| rate > 0) {
-            let mut paced = Command::new(mqspan.workload());
-            paced.args(["paced", "--maxmsg=10", "--depth=5"]).arg(format!("--name=bench-top-{number}"));
-            paced.arg(format!("--rate={rate}")).stdin(Stdio::piped()).stdout(Stdio::piped());
-            let mut child = paced.spawn()?;
-            await_line(&mut BufReader::new(child.stdout.take().context("no stdout")?), "paced")?;
-            crowd.push(child);
-        }
+        let queues = 0..if rate > 0 { QUEUES } else { 0 };
+        let start = |number| Paced::start(mqspan, &format!("bench-top-{number}"), rate);
+        let crowd = queues.map(start).collect::<Result<Vec<_>>>()?;
         thread::sleep(Duration::from_secs(2));
         let before = ticks(pty.id())?;
         thread::sleep(LONG);
         let taken = ticks(pty.id())? - before;
-        for child in &mut crowd {
-            drop(child.stdin.take());
-            child.wait()?;
-        }
+        crowd.into_iter().try_for_each(Paced::end)?;
         pty.press("q")?;
         pty.end_well()?;
         let percent = taken as f64 / LONG.as_secs_f64();

@@ -1,10 +1,5 @@
 //! `mqspan top`: what it shows of a workload that knows its own rates, depths and waits. Needs root and tracefs.
 
-use std::{
-    io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-};
-
 use anyhow::{Context, Result, ensure};
 use mqspan::{
     run::{panics, signals::SignalQueue},
@@ -13,7 +8,8 @@ use mqspan::{
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::{
-    program::{Mqspan, without_otel},
+    paced::Paced,
+    program::Mqspan,
     pty::{self, Pty},
     queues::Held,
 };
@@ -22,57 +18,8 @@ fn mqspan() -> Result<Mqspan> {
     Mqspan::new(env!("CARGO_BIN_EXE_mqspan"))
 }
 
-/// The workload while it passes messages at an even pace.
-struct Paced {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl Paced {
-    /// Returns once it passes them.
-    fn start(mqspan: &Mqspan, name: &str) -> Result<Self> {
-        let mut command = Command::new(mqspan.workload());
-        command.args(["paced", "--name", name, "--maxmsg=10", "--depth=5", "--rate=50"]);
-        without_otel(&mut command);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let stdin = child.stdin.take();
-        let stdout = BufReader::new(child.stdout.take().context("no stdout")?);
-        let mut this = Self { child, stdin, stdout };
-        let line = this.line()?;
-        ensure!(line == "paced", "{line:?}");
-        Ok(this)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line)?;
-        Ok(line.trim_end().into())
-    }
-
-    /// How many messages it has sent, or begun to send.
-    fn sent(&mut self) -> Result<f64> {
-        writeln!(self.stdin.as_mut().context("no stdin")?)?;
-        Ok(self.line()?.parse()?)
-    }
-
-    fn end(mut self) -> Result<()> {
-        drop(self.stdin.take());
-        let status = self.child.wait()?;
-        ensure!(status.success(), "{status}");
-        Ok(())
-    }
-}
-
-impl Drop for Paced {
-    fn drop(&mut self) {
-        // Ended already in most cases, which try_wait has seen: its id is not another's yet.
-        if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
+/// Messages a second.
+const RATE: u32 = 50;
 
 fn number(of: &Value, key: &str) -> Result<f64> {
     of[key].as_f64().with_context(|| format!("{key} of {of}"))
@@ -83,13 +30,13 @@ fn number(of: &Value, key: &str) -> Result<f64> {
 #[test]
 fn once_as_json() -> Result<()> {
     let mqspan = mqspan()?;
-    let mut paced = Paced::start(&mqspan, "mqspan-test-once-paced")?;
+    let mut paced = Paced::start(&mqspan, "mqspan-test-once-paced", RATE)?;
     let held = Held::start(&mqspan, "mqspan-test-once-held")?;
     let before = paced.sent()?;
     let output = mqspan.output(["top", "--once", "--format=json", "--queue=/mqspan-test-once-*", "--sort=name"]);
     let after = paced.sent()?;
     held.let_go()?;
-    let pid = f64::from(paced.child.id());
+    let pid = f64::from(paced.id());
     paced.end()?;
     let output = output?;
     ensure!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -171,7 +118,7 @@ fn line<'a>(screen: &'a str, ends: &str) -> Vec<&'a str> {
 fn a_paced_workload() -> Result<()> {
     let mqspan = mqspan()?;
     let mut pty = live(&mqspan, "/mqspan-test-live-", 80, 24)?;
-    let mut paced = Paced::start(&mqspan, "mqspan-test-live-paced")?;
+    let mut paced = Paced::start(&mqspan, "mqspan-test-live-paced", RATE)?;
     let held = Held::start(&mqspan, "mqspan-test-live-held")?;
     let name = "paced";
     pty.until("the queues", |screen| screen.contains(" 3/8 ") && screen.contains(" 0/8 ") && screen.contains("5/10"))?;
@@ -189,7 +136,7 @@ fn a_paced_workload() -> Result<()> {
     ensure!(words.contains(&"5/10") || words.contains(&"6/10"), "{screen}");
     // Enter opens the queue that the cursor is on.
     pty.press("\r")?;
-    let pid = paced.child.id();
+    let pid = paced.id();
     let flow = format!("workload[{pid}]");
     let screen = pty
         .until("who sends to whom", |screen| screen.matches(&flow).count() == 2 && screen.contains("mq_timedsend("))?;

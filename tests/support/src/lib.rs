@@ -16,6 +16,7 @@ pub mod http;
 pub mod orders;
 pub mod otlp;
 pub mod own;
+pub mod paced;
 pub mod picture;
 pub mod program;
 pub mod prometheus;
