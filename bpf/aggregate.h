@@ -254,7 +254,7 @@ static __always_inline int aggregate_of(struct thread *thread)
 	message = (const struct message_args *)call->args;
 	add(&measures->of[METRIC_SIZE], &size_bounds, call->op == OP_SEND ? message->size : call->ret);
 	if (call->flags & CALL_WAIT)
-		add(&measures->of[METRIC_WAIT], &duration_bounds, message->wait_ns);
+		add(&measures->of[METRIC_WAIT], &duration_bounds, call->received.wait_ns);
 	return 0;
 }
 

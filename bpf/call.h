@@ -195,38 +195,41 @@ static __always_inline struct thread *enter_on_queue(enum op op, enum abi abi, _
 	return thread;
 }
 
+static __always_inline void look_at_queue_again(struct thread *thread, struct task_struct *task)
+{
+	leave_queue(call_of(thread), task, sees_sleep ? 0 : READ(task, nvcsw) - thread->switches);
+}
+
 static __always_inline struct thread *leave_on_queue(enum op op, long ret, struct task_struct *task)
 {
 	struct thread *thread = leave(op, ret, task);
 
-	if (!thread)
-		return 0;
-	thread->quiet = is_quiet(thread, op);
-	leave_queue(call_of(thread), task, sees_sleep ? 0 : READ(task, nvcsw) - thread->switches);
+	if (thread)
+		look_at_queue_again(thread, task);
 	return thread;
 }
 
 static __always_inline void read_deadline(struct call *call, enum abi abi)
 {
-	struct message_args *args = ARGS(message_args, call);
+	struct timeout *timeout = &call->timeout;
 
-	if (!args->timeout_ptr || call->flags & CALL_DEADLINE)
+	if (!(call->flags & CALL_TIMEOUT) || call->flags & CALL_DEADLINE)
 		return;
 	if (abi == ABI_COMPAT_TIME32) {
 		__s32 deadline[2];
 
-		if (bpf_probe_read_user(deadline, sizeof(deadline), (void *)args->timeout_ptr))
+		if (bpf_probe_read_user(deadline, sizeof(deadline), (void *)timeout->ptr))
 			return;
-		args->deadline_s = deadline[0];
-		args->deadline_ns = deadline[1];
+		timeout->s = deadline[0];
+		timeout->ns = deadline[1];
 	} else {
 		__s64 deadline[2];
 
-		if (bpf_probe_read_user(deadline, sizeof(deadline), (void *)args->timeout_ptr))
+		if (bpf_probe_read_user(deadline, sizeof(deadline), (void *)timeout->ptr))
 			return;
-		args->deadline_s = deadline[0];
+		timeout->s = deadline[0];
 		/* The upper half is padding to a 32-bit caller (kernel/time/time.c, get_timespec64). */
-		args->deadline_ns = call->abi == ABI_COMPAT ? (__u32)deadline[1] : deadline[1];
+		timeout->ns = call->abi == ABI_COMPAT ? (__u32)deadline[1] : deadline[1];
 	}
 	call->flags |= CALL_DEADLINE;
 }
@@ -243,12 +246,16 @@ static __always_inline void enter_message(enum op op, const unsigned long *args,
 	call = call_of(thread);
 	message = ARGS(message_args, call);
 	message->size = args[2];
-	message->timeout_ptr = args[4];
+	message->limited_calls = 0;
+	if (args[4]) {
+		call->timeout.ptr = args[4];
+		call->flags |= CALL_TIMEOUT;
+	}
 	if (op == OP_SEND) {
 		message->priority = args[3];
 		call->flags |= CALL_PRIORITY;
 	} else {
-		message->priority_ptr = args[3];
+		thread->priority_ptr = args[3];
 	}
 	read_deadline(call, abi);
 	thread->message = 0;
@@ -259,14 +266,18 @@ static __always_inline void enter_message(enum op op, const unsigned long *args,
 static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 {
 	struct task_struct *task = current_task();
-	struct thread *thread = leave_on_queue(op, ret, task);
+	struct thread *thread = leave(op, ret, task);
 	struct message_args *message;
+	struct turns *turns;
 	struct call *call;
 	bool kept;
 
 	if (!thread)
 		return;
 	call = call_of(thread);
+	turns = turns_of(thread);
+	thread->quiet = is_quiet(thread, turns, op);
+	look_at_queue_again(thread, task);
 	message = ARGS(message_args, call);
 	read_deadline(call, abi);
 	if (op == OP_SEND) {
@@ -274,15 +285,15 @@ static __always_inline void leave_message(enum op op, long ret, enum abi abi)
 			call->flags |= CALL_TRACKED;
 	} else if (ret < 0) {
 		call->flags &= ~(CALL_PRIORITY | CALL_WAIT | CALL_LINK);
-	} else if (!(call->flags & CALL_PRIORITY) && message->priority_ptr &&
-		   !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)message->priority_ptr)) {
+	} else if (!(call->flags & CALL_PRIORITY) && thread->priority_ptr &&
+		   !bpf_probe_read_user(&message->priority, sizeof(message->priority), (void *)thread->priority_ptr)) {
 		call->flags |= CALL_PRIORITY;
 	}
-	describe_turn(thread, call);
+	describe_turn(thread, turns, call);
 	kept = finish(thread, task);
 	if (op == OP_SEND)
 		finish_send(thread, kept);
-	end_turn(thread, op);
+	end_turn(thread, turns, op);
 	release_thread(task);
 }
 

@@ -51,6 +51,8 @@
 #define USER_NAMESPACES 33
 /* Descriptors are counted one by one in tables up to this size, in words of 64. */
 #define DESCRIPTOR_WORDS 1024
+/* ... without bpf_loop(), before Linux 5.17: the verifier follows each turn, and 1,024 descriptors are the usual limit. */
+#define DESCRIPTOR_WORDS_UNROLLED 16
 
 static __always_inline void blame(struct failure *why, enum cause cause)
 {
@@ -103,8 +105,9 @@ static __always_inline bool asked_attr(const struct call *call, struct ipc_names
 	return true;
 }
 
-static __always_inline void explain_attr(const struct call *call, struct failure *why, struct task_struct *task)
+static __always_inline void explain_attr(const struct call *call, struct failure *why)
 {
+	struct task_struct *task = current_task();
 	struct ipc_namespace *ns = BPF_CORE_READ(task, nsproxy, ipc_ns);
 	__u32 oflag = ARGS(open_args, call)->oflag;
 	__s64 maxmsg, msgsize, most_messages, most_bytes;
@@ -134,8 +137,9 @@ static __always_inline void explain_attr(const struct call *call, struct failure
 		blame_bound(why, CAUSE_MSGSIZE_MAX, most_bytes, msgsize);
 }
 
-static __always_inline void explain_queues_max(struct failure *why, struct task_struct *task)
+static __always_inline void explain_queues_max(struct failure *why)
 {
+	struct task_struct *task = current_task();
 	struct ipc_namespace *ns = BPF_CORE_READ(task, nsproxy, ipc_ns);
 	__u32 most = BPF_CORE_READ(ns, mq_queues_max), used = BPF_CORE_READ(ns, mq_queues_count);
 
@@ -172,8 +176,9 @@ static __always_inline __s64 most_queue_bytes(struct user_namespace *ns)
 }
 
 /* RLIMIT_MSGQUEUE, of the user and of each that its user namespaces belong to (kernel/ucount.c, inc_rlimit_ucounts). */
-static __always_inline void explain_queue_bytes(const struct call *call, struct failure *why, struct task_struct *task)
+static __always_inline void explain_queue_bytes(const struct call *call, struct failure *why)
 {
+	struct task_struct *task = current_task();
 	__u64 limit = BPF_CORE_READ(task, signal, rlim[RLIMIT_MSGQUEUE].rlim_cur);
 	__s64 maxmsg, msgsize;
 	__u64 requested;
@@ -215,7 +220,6 @@ struct descriptors {
 	bool is_free; /* one below the limit */
 };
 
-#ifndef OLD
 static long count_descriptors(__u32 word, struct descriptors *of)
 {
 	__u64 bits = 0, first = (__u64)word * 64, wanted;
@@ -229,30 +233,39 @@ static long count_descriptors(__u32 word, struct descriptors *of)
 	}
 	return 0;
 }
+
+/* Counts those of a table of so many words; false: they are too many. */
+static __always_inline bool count_all_descriptors(struct descriptors *of, __u32 words)
+{
+#ifndef OLD
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop))
+		return words <= DESCRIPTOR_WORDS && bpf_loop(words, count_descriptors, of, 0) >= 0;
 #endif
+	if (words > DESCRIPTOR_WORDS_UNROLLED)
+		return false;
+	for (__u32 word = 0; word < DESCRIPTOR_WORDS_UNROLLED && word < words; word++)
+		count_descriptors(word, of);
+	return true;
+}
 
 /* RLIMIT_NOFILE: it is the reason where no descriptor below it is free; returns whether it is. */
-static __always_inline bool explain_descriptors(struct failure *why, struct task_struct *task)
+static __always_inline bool explain_descriptors(struct failure *why)
 {
+	struct task_struct *task = current_task();
 	__u64 limit = BPF_CORE_READ(task, signal, rlim[RLIMIT_NOFILE].rlim_cur);
 	struct files_struct *files = BPF_CORE_READ(task, files);
 	struct fdtable *table = BPF_CORE_READ(files, fdt);
 	__u32 size = BPF_CORE_READ(table, max_fds);
 	struct descriptors of = { .open = BPF_CORE_READ(table, open_fds), .limit = limit };
 
-	/* All below the next one are taken (fs/file.c, alloc_fd). */
-	if (BPF_CORE_READ(files, next_fd) >= limit)
+	if (!count_all_descriptors(&of, size / 64)) {
+		/* All below the next one are taken (fs/file.c, alloc_fd). */
+		if (BPF_CORE_READ(files, next_fd) < limit)
+			return false;
 		of.used = limit;
-	else if (size < limit || size / 64 > DESCRIPTOR_WORDS)
+	} else if (of.is_free || size < limit) {
 		return false;
-#ifndef OLD
-	if (size / 64 <= DESCRIPTOR_WORDS && bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop)) {
-		of.used = 0;
-		bpf_loop(size / 64, count_descriptors, &of, 0);
 	}
-#endif
-	if (of.is_free || !of.used)
-		return false;
 	blame_limit(why, CAUSE_RLIMIT_NOFILE, limit, of.used, 1);
 	return true;
 }
@@ -296,22 +309,22 @@ static __always_inline void explain_name(const struct call *call, struct failure
 	}
 }
 
-static __always_inline void explain_open(const struct call *call, struct failure *why, struct task_struct *task)
+static __always_inline void explain_open(const struct call *call, struct failure *why)
 {
 	switch (-call->ret) {
 	case EMFILE:
 		/* A descriptor is taken first, and free again at the exit. */
-		if (!explain_descriptors(why, task))
-			explain_queue_bytes(call, why, task);
+		if (!explain_descriptors(why))
+			explain_queue_bytes(call, why);
 		break;
 	case ENFILE:
 		blame(why, CAUSE_FILE_MAX);
 		break;
 	case ENOSPC:
-		explain_queues_max(why, task);
+		explain_queues_max(why);
 		break;
 	case EINVAL:
-		explain_attr(call, why, task);
+		explain_attr(call, why);
 		break;
 	case EACCES:
 	case ENOENT:
@@ -329,11 +342,10 @@ static __always_inline void explain_unlink(const struct call *call, struct failu
 }
 
 /* EBADF; `mode` is what the descriptor must have been opened for. */
-static __always_inline void explain_descriptor(const struct call *call, struct failure *why, struct task_struct *task,
-					       __u32 mode)
+static __always_inline void explain_descriptor(const struct call *call, struct failure *why, __u32 mode)
 {
 	bool was_queue = call->flags & CALL_QUEUE;
-	struct file *file = file_of(task, call->fd);
+	struct file *file = file_of(current_task(), call->fd);
 	struct inode *inode;
 	__u32 has;
 
@@ -355,13 +367,13 @@ static __always_inline void explain_descriptor(const struct call *call, struct f
 	}
 }
 
-static __always_inline bool has_bad_deadline(const struct message_args *args, const struct call *call)
+static __always_inline bool has_bad_deadline(const struct call *call)
 {
 	return call->flags & CALL_DEADLINE &&
-	       (args->deadline_s < 0 || args->deadline_ns < 0 || args->deadline_ns >= 1000000000);
+	       (call->timeout.s < 0 || call->timeout.ns < 0 || call->timeout.ns >= 1000000000);
 }
 
-static __always_inline void explain_message(const struct call *call, struct failure *why, struct task_struct *task)
+static __always_inline void explain_message(const struct call *call, struct failure *why)
 {
 	const struct message_args *args = ARGS(message_args, call);
 	bool sends = call->op == OP_SEND;
@@ -369,7 +381,7 @@ static __always_inline void explain_message(const struct call *call, struct fail
 
 	switch (-call->ret) {
 	case EBADF:
-		explain_descriptor(call, why, task, sends ? FMODE_WRITE : FMODE_READ);
+		explain_descriptor(call, why, sends ? FMODE_WRITE : FMODE_READ);
 		break;
 	case EMSGSIZE:
 		if (call->flags & CALL_QUEUE && (sends ? args->size > msgsize : args->size < msgsize))
@@ -377,7 +389,7 @@ static __always_inline void explain_message(const struct call *call, struct fail
 		break;
 	case EINVAL:
 		/* The deadline is looked at first. */
-		if (has_bad_deadline(args, call))
+		if (has_bad_deadline(call))
 			blame(why, CAUSE_TIMEOUT);
 		else if (sends && args->priority >= MQ_PRIO_MAX)
 			blame(why, CAUSE_PRIORITY);
@@ -388,8 +400,9 @@ static __always_inline void explain_message(const struct call *call, struct fail
 	}
 }
 
-static __always_inline void explain_notify(const struct call *call, struct failure *why, struct task_struct *task)
+static __always_inline void explain_notify(const struct call *call, struct failure *why)
 {
+	struct task_struct *task = current_task();
 	const struct notify_args *args = ARGS(notify_args, call);
 	bool is_known = !args->event_ptr || call->flags & CALL_EVENT;
 	bool by_thread = call->flags & CALL_EVENT && args->method == SIGEV_THREAD;
@@ -399,7 +412,7 @@ static __always_inline void explain_notify(const struct call *call, struct failu
 	case EBADF:
 		/* By thread it may be that of the socket, which is looked at first. */
 		if (is_known && (!by_thread || file_of(task, args->signo)))
-			explain_descriptor(call, why, task, 0);
+			explain_descriptor(call, why, 0);
 		break;
 	case EINVAL:
 		if (call->flags & CALL_EVENT && args->method == SIGEV_SIGNAL && (__u32)args->signo > SIGNALS)
@@ -413,12 +426,12 @@ static __always_inline void explain_notify(const struct call *call, struct failu
 	}
 }
 
-static __always_inline void explain_getsetattr(const struct call *call, struct failure *why, struct task_struct *task)
+static __always_inline void explain_getsetattr(const struct call *call, struct failure *why)
 {
 	const struct open_args *args = ARGS(open_args, call);
 
 	if (call->ret == -EBADF)
-		explain_descriptor(call, why, task, 0);
+		explain_descriptor(call, why, 0);
 	else if (call->ret == -EINVAL && call->flags & CALL_ATTR && args->attr[0] & ~(__s64)O_NONBLOCK)
 		blame(why, CAUSE_FLAGS);
 }
@@ -426,31 +439,31 @@ static __always_inline void explain_getsetattr(const struct call *call, struct f
 /* Says of a call that has just failed why, where that is known. */
 static __always_inline int explain_of(struct call *call)
 {
-	struct task_struct *task = current_task();
-	struct failure why = {};
+	struct failure *why = FAILURE(call);
 
+	why->cause = CAUSE_NONE;
+	why->known = 0;
+	why->owner_pid = 0;
 	switch (call->op) {
 	case OP_OPEN:
-		explain_open(call, &why, task);
+		explain_open(call, why);
 		break;
 	case OP_UNLINK:
-		explain_unlink(call, &why);
+		explain_unlink(call, why);
 		break;
 	case OP_SEND:
 	case OP_RECEIVE:
-		explain_message(call, &why, task);
+		explain_message(call, why);
 		break;
 	case OP_NOTIFY:
-		explain_notify(call, &why, task);
+		explain_notify(call, why);
 		break;
 	case OP_GETSETATTR:
-		explain_getsetattr(call, &why, task);
+		explain_getsetattr(call, why);
 		break;
 	}
-	if (why.cause) {
-		*FAILURE(call) = why;
+	if (why->cause)
 		call->flags |= CALL_CAUSE;
-	}
 	return 0;
 }
 

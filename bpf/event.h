@@ -41,6 +41,8 @@ enum call_flag {
 	CALL_CONTEXT_SAMPLED = 1 << 21, /* ... and its span is sampled: the parent of the call's */
 	CALL_CONTEXT_OBI = 1 << 22,  /* ... from OBI's map, not from the thread itself */
 	CALL_CAUSE = 1 << 23,	     /* it failed, and struct failure says why */
+	CALL_TIMEOUT = 1 << 24,	     /* timeout is set: it was passed a deadline */
+	CALL_SPAN = 1 << 25,	     /* comm is set, and the ids of its span if it has one */
 };
 
 /* The system calls of the family; their order is that of src/model/call.rs. */
@@ -72,22 +74,13 @@ struct open_args {
 /* struct call, args of mq_timedsend and mq_timedreceive */
 struct message_args {
 	__u64 size;	   /* asked for by a send */
-	__u64 timeout_ptr; /* the deadline is an absolute CLOCK_REALTIME time */
-	__s64 deadline_s;
-	__s64 deadline_ns;
-	__u64 priority_ptr; /* where a receive wants it */
 	__u32 priority;
 	__u32 only_priority; /* of all sends that had begun at its exit, plus 1; 0: there are several, or none */
 	__u64 turn;	/* number of the call among those of its kind, from 1; 0: not counted */
 	__u64 begun[2]; /* sends and receives that had begun at its exit */
-	__u32 limited_calls; /* of this queue and kind that had no record since the last one */
-	__u32 lost_receives; /* as losses of struct call */
 	__u64 begun_before; /* CALL_EMPTY: calls of the other kind that had begun at its entry */
-	/* Of the message that was received: a call that failed has a struct failure here. */
-	__u64 wait_ns; /* from the message's insertion into the queue to its removal */
-	__u64 sent_trace_id[2]; /* of the span that sent the message */
-	__u64 sent_span_id;
-	char sent_comm[COMM_SIZE]; /* name of the thread that sent it */
+	__u32 limited_calls; /* of this queue and kind that had no record since the last one */
+	__u32 unused;
 };
 
 /* struct call, args of mq_notify */
@@ -98,6 +91,22 @@ struct notify_args {
 };
 
 #define ARGS_SIZE sizeof(struct message_args)
+_Static_assert(sizeof(struct open_args) <= ARGS_SIZE && sizeof(struct notify_args) <= ARGS_SIZE, "no room");
+
+/* The deadline of a send or receive: an absolute CLOCK_REALTIME time. */
+struct timeout {
+	__u64 ptr;
+	__s64 s;
+	__s64 ns;
+};
+
+/* What is known of a message that was received. */
+struct received {
+	__u64 wait_ns; /* from its insertion into the queue to its removal */
+	__u64 trace_id[2]; /* of the span that sent it */
+	__u64 span_id;
+	char comm[COMM_SIZE]; /* name of the thread that sent it */
+};
 
 /* What the kernel checked (cause.h); their order is that of src/model/cause.rs. */
 enum cause {
@@ -142,12 +151,6 @@ struct failure {
 	__u64 requested; /* by the call */
 };
 
-_Static_assert(sizeof(struct open_args) <= __builtin_offsetof(struct message_args, wait_ns) &&
-		       sizeof(struct failure) <= ARGS_SIZE - __builtin_offsetof(struct message_args, wait_ns),
-	       "a failure has the place of the message");
-
-#define FAILURE(call) ((struct failure *)&((struct message_args *)(call)->args)->wait_ns)
-
 /* A span: where a call was made in one of the application's own. */
 struct context {
 	__u64 trace_id[2];
@@ -156,14 +159,25 @@ struct context {
 
 /*
  * One entry/exit pair. Times are CLOCK_MONOTONIC in ns. (pid, process_started_ns, exec_id) names the process image,
- * described by a struct image. The record is cut after its names: `asked_len` bytes that the caller's memory held,
- * then `actual_len` bytes of the queue's own name in the kernel.
+ * described by a struct image.
+ *
+ * The record of a call is its first word, then what follows from the first section on that its flags ask for (output.h),
+ * cut after its names: `asked_len` bytes that the caller's memory held, then `actual_len` bytes of the queue's own name in
+ * the kernel. What most calls lack stands first.
  */
 struct call {
 	__u8 op;
 	__u8 abi;
 	__u16 queue_mode;
 	__u32 flags;
+	/* The sections. */
+	struct context context; /* CALL_CONTEXT */
+	struct timeout timeout; /* CALL_TIMEOUT */
+	struct received received; /* CALL_WAIT, CALL_LINK; CALL_CAUSE: a struct failure has its place */
+	__u64 trace_id[2]; /* CALL_SPAN */
+	__u64 span_id;
+	char comm[COMM_SIZE];
+	/* What every record has. */
 	__u16 asked_len;
 	__u16 actual_len;
 	__s32 fd; /* as passed, of calls that take one */
@@ -177,21 +191,20 @@ struct call {
 	__u64 process_started_ns; /* CLOCK_BOOTTIME */
 	__u32 exec_id;
 	__u32 uid; /* effective, in the initial user namespace */
-	__u64 trace_id[2];
-	__u64 span_id;
-	struct context context;
 	__u64 queue_inode; /* its address, number and the address of its namespace: no two queues share all of these */
 	__u64 queue_ino;
 	__u64 queue_ns;
-	__s64 queue_maxmsg;
-	__s64 queue_msgsize;
-	__s64 queue_curmsgs;
+	__u32 queue_maxmsg; /* no queue has as many messages, or as long ones, as need more bits (include/linux/ipc_namespace.h) */
+	__u32 queue_msgsize;
+	__u32 queue_curmsgs;
 	__u32 ipc_ns; /* the queue's, or the caller's where no queue was reached */
-	__u32 losses; /* sends that were not numbered, until now: each may have passed a message */
-	char comm[COMM_SIZE];
+	__u32 losses[2]; /* sends and receives that were not numbered, until now: each may have passed a message */
 	__u64 args[ARGS_SIZE / 8]; /* struct open_args, message_args or notify_args */
 	char names[2 * NAME_SIZE + 8]; /* the last eight are never set: the end of a name is read by the word */
 };
+
+_Static_assert(sizeof(struct failure) <= sizeof(struct received), "no room");
+#define FAILURE(call) ((struct failure *)&(call)->received)
 
 /* struct image, flags */
 enum image_flag {

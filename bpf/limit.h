@@ -59,7 +59,7 @@ static __always_inline bool is_slow(const struct call *call)
 {
 	if (call->op == OP_SEND)
 		return call->left_ns - call->entered_ns >= slow_ns;
-	return call->flags & CALL_WAIT && ((const struct message_args *)call->args)->wait_ns >= slow_ns;
+	return call->flags & CALL_WAIT && call->received.wait_ns >= slow_ns;
 }
 
 static __always_inline bool is_below_ceiling(const struct call *call, __u64 second)

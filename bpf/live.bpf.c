@@ -263,18 +263,18 @@ static __always_inline __u64 asleep_since(struct task_struct *task, __u64 now)
 static __always_inline void date(struct waiter *waiter, struct task_struct *task)
 {
 	struct thread *thread = thread_of(task);
-	struct message_args *message;
+	struct call *call;
 	__u64 now, asleep_ns;
 
 	waiter->has_deadline = 0;
 	if (thread && thread->in_flight == 1 + waiter->op) {
-		waiter->since_ns = call_of(thread)->entered_ns;
+		call = call_of(thread);
+		waiter->since_ns = call->entered_ns;
 		waiter->since = SINCE_ENTRY;
-		if (!(call_of(thread)->flags & CALL_DEADLINE))
+		if (!(call->flags & CALL_DEADLINE))
 			return;
-		message = ARGS(message_args, call_of(thread));
-		waiter->deadline_s = message->deadline_s;
-		waiter->deadline_ns = message->deadline_ns;
+		waiter->deadline_s = call->timeout.s;
+		waiter->deadline_ns = call->timeout.ns;
 		waiter->has_deadline = 1;
 		return;
 	}

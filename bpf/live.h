@@ -44,7 +44,7 @@ struct waiter {
 	__s32 fd;
 	__u32 priority; /* of a send */
 	__u64 size;	/* of a send's message, or what a receive has room for */
-	__s64 deadline_s; /* has_deadline: as in struct message_args */
+	__s64 deadline_s; /* has_deadline: as in struct timeout */
 	__s64 deadline_ns;
 	__u32 has_deadline;
 	__u32 is_compat; /* the caller is a 32-bit one */

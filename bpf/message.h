@@ -187,32 +187,32 @@ static __always_inline void at_store_msg(__u64 msg)
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct thread *thread = inside(OP_RECEIVE);
-	struct message_args *args;
+	struct received *received;
 	struct message *message;
 	struct call *call;
 
 	if (!thread)
 		return;
 	call = call_of(thread);
-	args = ARGS(message_args, call);
-	args->priority = BPF_CORE_READ((struct msg_msg *)msg, m_type);
+	received = &call->received;
+	ARGS(message_args, call)->priority = BPF_CORE_READ((struct msg_msg *)msg, m_type);
 	call->flags |= CALL_PRIORITY;
 	message = find_message(msg);
 	/* Another queue's: its end went unseen, and this message's beginning too. */
 	if (!message || message->queue_inode != call->queue_inode)
 		return;
 	if (sees_insert) {
-		args->wait_ns = message->inserted_ns ? now - message->inserted_ns : 0;
+		received->wait_ns = message->inserted_ns ? now - message->inserted_ns : 0;
 		call->flags |= CALL_WAIT;
 	}
 	if (max_rate && message->verdict != VERDICT_FILTERED)
 		call->flags |= CALL_DECIDED | (message->verdict == VERDICT_LIMITED ? CALL_LIMITED : 0);
 	if (message->verdict != VERDICT_KEPT)
 		return;
-	args->sent_trace_id[0] = message->trace_id[0];
-	args->sent_trace_id[1] = message->trace_id[1];
-	args->sent_span_id = message->span_id;
-	__builtin_memcpy(args->sent_comm, message->comm, sizeof(args->sent_comm));
+	received->trace_id[0] = message->trace_id[0];
+	received->trace_id[1] = message->trace_id[1];
+	received->span_id = message->span_id;
+	__builtin_memcpy(received->comm, message->comm, sizeof(received->comm));
 	call->flags |= CALL_LINK;
 }
 

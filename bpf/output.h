@@ -28,15 +28,35 @@ static __always_inline void wake_reader(void)
 		bpf_ringbuf_discard(empty, BPF_RB_FORCE_WAKEUP);
 }
 
-/* Copies the call, cut after its names. The record is complete before room is taken: nothing comes in between. */
+/* Where a call's record goes on after its first word. */
+static __always_inline __u32 first_section(__u32 flags)
+{
+	if (flags & CALL_CONTEXT)
+		return __builtin_offsetof(struct call, context);
+	if (flags & CALL_TIMEOUT)
+		return __builtin_offsetof(struct call, timeout);
+	if (flags & (CALL_WAIT | CALL_LINK | CALL_CAUSE))
+		return __builtin_offsetof(struct call, received);
+	if (flags & CALL_SPAN)
+		return __builtin_offsetof(struct call, trace_id);
+	return __builtin_offsetof(struct call, asked_len);
+}
+
+/*
+ * Copies the call without the sections that it lacks, cut after its names. The record is complete before room is taken:
+ * nothing comes in between. Its first word takes the place of what is left out in front.
+ */
 static __always_inline bool put_call(struct call *call)
 {
-	__u64 len = sizeof(*call) - sizeof(call->names) + call->asked_len + call->actual_len;
+	__u64 len = __builtin_offsetof(struct call, names) + call->asked_len + call->actual_len;
+	__u64 start = first_section(call->flags) - sizeof(__u64);
+	__u64 *first = (void *)call + start;
 
+	*first = *(__u64 *)call;
 	if (len > sizeof(*call))
 		len = sizeof(*call);
 	/* The flag is read after the record is committed (an exchange, so a full barrier): no wake-up is missed. */
-	if (bpf_ringbuf_output(&calls, call, len, BPF_RB_NO_WAKEUP))
+	if (bpf_ringbuf_output(&calls, first, len - start, BPF_RB_NO_WAKEUP))
 		return false;
 	wake_reader();
 	return true;

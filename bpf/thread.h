@@ -39,10 +39,12 @@ struct thread {
 	__u64 ids[3];	 /* where the thread's trace and span ids come from; 0: not seeded */
 	__u64 switches;	 /* voluntary context switches at entry */
 	__u64 message;	 /* that the send under way has made, see message.h */
+	__u64 priority_ptr; /* where the receive under way wants the priority */
 	__u64 turn;	 /* number of the call under way among those of its kind on the queue, from 1; see turn.h */
 	__u64 begun[2];	 /* sends and receives on the queue that had begun when it ended */
 	__u32 turn_place;
 	bool quiet; /* none of them was under way then */
+	bool matched; /* the call that has just ended passed the filters, but its image has yet to be sent, see pair.h */
 	__u64 name;	 /* the hash of the name of the call under way */
 	__u64 started_ns; /* of the thread, in the table: ids are used again */
 	struct slot slots[SLOTS];

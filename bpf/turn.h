@@ -111,10 +111,15 @@ static __always_inline void begin_turn(struct thread *thread, struct call *call,
 	message->begun_before = others;
 }
 
-/* Whether no other call on the queue is under way, before its depth is read: only the call itself has not ended. */
-static __always_inline bool is_quiet(struct thread *thread, enum op op)
+/* Those of the queue of the call under way; 0: it is not counted. */
+static __always_inline struct turns *turns_of(struct thread *thread)
 {
-	struct turns *all = thread->turn ? turns_at(thread->turn_place) : 0;
+	return thread->turn ? turns_at(thread->turn_place) : 0;
+}
+
+/* Whether no other call on the queue is under way, before its depth is read: only the call itself has not ended. */
+static __always_inline bool is_quiet(struct thread *thread, struct turns *all, enum op op)
+{
 	volatile struct turns *now = all;
 	__u32 side = side_of(op);
 	__u64 own, others;
@@ -131,18 +136,21 @@ static __always_inline bool is_quiet(struct thread *thread, enum op op)
 }
 
 /* Fills in what the order of the calls shows at the exit of one. */
-static __always_inline void describe_turn(struct thread *thread, struct call *call)
+static __always_inline void describe_turn(struct thread *thread, struct turns *all, struct call *call)
 {
-	struct turns *all = thread->turn ? turns_at(thread->turn_place) : 0;
 	struct message_args *message = ARGS(message_args, call);
 	volatile struct turns *now = all;
 
-	message->turn = 0;
-	if (!all)
+	if (!all) {
+		message->only_priority = 0;
+		message->turn = 0;
+		message->begun[0] = message->begun[1] = 0;
+		call->losses[0] = call->losses[1] = 0;
 		return;
+	}
 	order_reads(all);
-	call->losses = *(volatile __u32 *)&losses[0] + now->losses[0];
-	message->lost_receives = *(volatile __u32 *)&losses[1] + now->losses[1];
+	for (int i = 0; i < 2; i++)
+		call->losses[i] = *(volatile __u32 *)&losses[i] + now->losses[i];
 	message->only_priority = now->mixed ? 0 : now->priority;
 	message->turn = thread->turn;
 	message->begun[0] = now->started[0];
@@ -152,10 +160,8 @@ static __always_inline void describe_turn(struct thread *thread, struct call *ca
 }
 
 /* After the call's record: who finds it ended finds its record in the ring. */
-static __always_inline void end_turn(struct thread *thread, enum op op)
+static __always_inline void end_turn(struct thread *thread, struct turns *all, enum op op)
 {
-	struct turns *all = thread->turn ? turns_at(thread->turn_place) : 0;
-
 	thread->turn = 0;
 	if (all)
 		add_in_order(&all->ended[side_of(op)]);

@@ -5,7 +5,7 @@ use std::mem::{offset_of, size_of};
 
 use super::skel::types::{
     call, call_flag, context, failure, failure_flag, image, image_flag, message_args, name, notice, notice_kind,
-    notify_args, open_args,
+    notify_args, open_args, received, timeout,
 };
 use crate::model::call::{
     Abi, Args, Call, Context, Deadline, Event, Ids, Image, ImageKey, Message, Method, Name, NameBytes, Notice, Passed,
@@ -19,8 +19,26 @@ use crate::model::values::Op;
 #[error("a record of {0} bytes does not hold what it says")]
 pub struct Malformed(pub usize);
 
-/// What stands before the names of a call.
-pub(super) const CALL_HEAD: usize = offset_of!(call, names);
+/// Where the names of a call stand.
+const NAMES: usize = offset_of!(call, names);
+/// What a record begins with, and what every record has from there on.
+const FIRST_WORD: usize = offset_of!(call, context);
+const CORE: usize = offset_of!(call, asked_len);
+
+/// Where a call's record goes on after its first word: first_section() of bpf/output.h.
+fn first_section(has: &impl Fn(call_flag) -> bool) -> usize {
+    if has(call_flag::CALL_CONTEXT) {
+        offset_of!(call, context)
+    } else if has(call_flag::CALL_TIMEOUT) {
+        offset_of!(call, timeout)
+    } else if has(call_flag::CALL_WAIT) || has(call_flag::CALL_LINK) || has(call_flag::CALL_CAUSE) {
+        offset_of!(call, received)
+    } else if has(call_flag::CALL_SPAN) {
+        offset_of!(call, trace_id)
+    } else {
+        CORE
+    }
+}
 
 /// Reads a plain structure from the beginning of `bytes`, zero where they end early.
 pub fn head<T: Default>(bytes: &[u8]) -> T {
@@ -35,6 +53,17 @@ pub fn head<T: Default>(bytes: &[u8]) -> T {
     // stays within both.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut value).cast::<u8>(), len) };
     value
+}
+
+/// Reads the field that stands at `at`, whose type is that of what `of` gives.
+///
+/// # Safety
+///
+/// All of its bytes are there, and any bytes are a value of it.
+unsafe fn field<T: Copy>(bytes: &[u8], at: usize, _of: fn(&call) -> &T) -> T {
+    debug_assert!(at + size_of::<T>() <= bytes.len());
+    // SAFETY: as the caller says.
+    unsafe { bytes.as_ptr().add(at).cast::<T>().read_unaligned() }
 }
 
 /// The two halves of a trace id.
@@ -53,40 +82,10 @@ pub fn op_of(number: u32) -> Option<Op> {
     OPS.get(number as usize).copied()
 }
 
-/// A call's arguments.
-fn args(op: Op, fd: i32, losses: u32, bytes: &[u8], has: &impl Fn(call_flag) -> bool) -> Args {
+/// A call's arguments, but for those of a send or receive.
+fn args(op: Op, fd: i32, bytes: &[u8], has: &impl Fn(call_flag) -> bool) -> Option<Args> {
     let attr = |raw: &open_args| Passed { ptr: raw.attr_ptr, value: has(call_flag::CALL_ATTR).then_some(raw.attr) };
-    let message = || {
-        let raw: message_args = head(bytes);
-        let before = raw.turn.saturating_sub(1);
-        let before = if op == Op::MqTimedsend { [before, raw.begun_before] } else { [raw.begun_before, before] };
-        let deadline = Deadline { s: raw.deadline_s, ns: raw.deadline_ns };
-        let ids = Ids { trace: trace_id(raw.sent_trace_id), span: raw.sent_span_id.to_ne_bytes() };
-        Message {
-            fd,
-            size: raw.size,
-            priority: has(call_flag::CALL_PRIORITY).then_some(raw.priority),
-            timeout: Passed { ptr: raw.timeout_ptr, value: has(call_flag::CALL_DEADLINE).then_some(deadline) },
-            blocked: has(call_flag::CALL_BLOCKED),
-            wait_ns: has(call_flag::CALL_WAIT).then_some(raw.wait_ns),
-            sent_by: has(call_flag::CALL_LINK).then_some(Sender {
-                ids,
-                comm: raw.sent_comm.map(i8::cast_unsigned),
-                method: Method::Message,
-            }),
-            tracked: has(call_flag::CALL_TRACKED),
-            limited: raw.limited_calls,
-            turn: Turn {
-                number: raw.turn,
-                begun: raw.begun,
-                quiet: has(call_flag::CALL_QUIET),
-                empty: has(call_flag::CALL_EMPTY).then_some(before),
-                only_priority: raw.only_priority.checked_sub(1),
-                losses: [losses, raw.lost_receives],
-            },
-        }
-    };
-    match op {
+    Some(match op {
         Op::MqOpen => {
             let raw: open_args = head(bytes);
             Args::Open {
@@ -98,8 +97,6 @@ fn args(op: Op, fd: i32, losses: u32, bytes: &[u8], has: &impl Fn(call_flag) -> 
             }
         }
         Op::MqUnlink => Args::Unlink { name_ptr: head::<open_args>(bytes).name_ptr },
-        Op::MqTimedsend => Args::Send(message()),
-        Op::MqTimedreceive => Args::Receive(message()),
         Op::MqNotify => {
             let raw: notify_args = head(bytes);
             let event = Event { method: raw.method, signo: raw.signo };
@@ -109,27 +106,58 @@ fn args(op: Op, fd: i32, losses: u32, bytes: &[u8], has: &impl Fn(call_flag) -> 
             }
         }
         Op::MqGetsetattr => Args::Getsetattr { fd, attr: attr(&head(bytes)) },
+        Op::MqTimedsend | Op::MqTimedreceive => return None,
+    })
+}
+
+/// The message of a send or receive; its deadline, and what is known of one that was received, stand elsewhere.
+fn message(op: Op, fd: i32, losses: [u32; 2], bytes: &[u8], has: &impl Fn(call_flag) -> bool) -> Message {
+    let raw: message_args = head(bytes);
+    let before = raw.turn.saturating_sub(1);
+    let before = if op == Op::MqTimedsend { [before, raw.begun_before] } else { [raw.begun_before, before] };
+    Message {
+        fd,
+        size: raw.size,
+        priority: has(call_flag::CALL_PRIORITY).then_some(raw.priority),
+        timeout: Passed { ptr: 0, value: None },
+        blocked: has(call_flag::CALL_BLOCKED),
+        wait_ns: None,
+        sent_by: None,
+        tracked: has(call_flag::CALL_TRACKED),
+        limited: raw.limited_calls,
+        turn: Turn {
+            number: raw.turn,
+            begun: raw.begun,
+            quiet: has(call_flag::CALL_QUIET),
+            empty: has(call_flag::CALL_EMPTY).then_some(before),
+            only_priority: raw.only_priority.checked_sub(1),
+            losses,
+        },
     }
 }
 
-fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Option<Context> {
+fn context_of(raw: &context, has: &impl Fn(call_flag) -> bool) -> Context {
     let ids = Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() };
     let source = match has(call_flag::CALL_CONTEXT_OBI) {
         true => Source::Obi,
         false => Source::Thread { sampled: has(call_flag::CALL_CONTEXT_SAMPLED) },
     };
-    has(call_flag::CALL_CONTEXT).then_some(Context { ids, source })
+    Context { ids, source }
 }
 
-/// Where a call that failed has why: in the place of what a message would be described by.
-const FAILURE: usize = offset_of!(message_args, wait_ns);
+fn timeout_of(raw: &timeout, has: &impl Fn(call_flag) -> bool) -> Passed<Deadline> {
+    let deadline = Deadline { s: raw.s, ns: raw.ns };
+    Passed { ptr: raw.ptr, value: has(call_flag::CALL_DEADLINE).then_some(deadline) }
+}
+
+fn sender_of(raw: &received) -> Sender {
+    let ids = Ids { trace: trace_id(raw.trace_id), span: raw.span_id.to_ne_bytes() };
+    Sender { ids, comm: raw.comm.map(i8::cast_unsigned), method: Method::Message }
+}
 
 /// Why a call failed; None where that is not known.
-fn failure_of(args: &[u8], has: &impl Fn(call_flag) -> bool) -> Option<CallFailure> {
-    if !has(call_flag::CALL_CAUSE) {
-        return None;
-    }
-    let failure { cause, known, owner_pid, value, used, requested } = head(args.get(FAILURE..)?);
+fn failure_of(raw: &failure) -> Option<CallFailure> {
+    let &failure { cause, known, owner_pid, value, used, requested } = raw;
     let knows = |flag: failure_flag| u32::from(known) & flag.0 != 0;
     let limit = ReachedLimit { value, used: knows(failure_flag::FAILURE_USED).then_some(used), requested };
     Some(CallFailure {
@@ -170,26 +198,62 @@ impl Notice {
 }
 
 impl Call {
-    /// Decodes a `struct call`.
+    /// Decodes the record of a `struct call`.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let malformed = Malformed(bytes.len());
-        let names = bytes.get(CALL_HEAD..).ok_or(malformed)?;
-        let raw = bytes.as_ptr().cast::<call>();
-        // Only what is looked at is read: the record is large, and is cut after its names.
+        let first: &[u8; FIRST_WORD] = bytes.first_chunk().ok_or(malformed)?;
+        let flags = u32::from_ne_bytes([first[4], first[5], first[6], first[7]]);
+        let has = |flag: call_flag| flags & flag.0 != 0;
+        // What follows the first word is the structure from here on.
+        let start = first_section(&has);
+        let rest = &bytes[FIRST_WORD..];
+        let names = rest.get(NAMES - start..).ok_or(malformed)?;
+        // Only what is looked at is read: the record is large.
         macro_rules! field {
             ($field:ident) => {{
-                const { assert!(offset_of!(call, $field) < CALL_HEAD) };
-                // SAFETY: it stands within the CALL_HEAD bytes that are there; integers and arrays of them.
-                unsafe { (&raw const (*raw).$field).read_unaligned() }
+                let at = const {
+                    assert!(offset_of!(call, $field) >= CORE && offset_of!(call, $field) < NAMES);
+                    offset_of!(call, $field)
+                };
+                // SAFETY: all of the structure from `start`, which is not behind CORE, to its names is there.
+                unsafe { field(rest, at - start, |raw| &raw.$field) }
             }};
+        }
+        // The sections: each is there where its flag says so, and then `start` is not behind it.
+        macro_rules! section {
+            ($field:ident as $type:ty) => {
+                head::<$type>(&rest[offset_of!(call, $field) - start..])
+            };
         }
         let (asked_len, actual_len) = (usize::from(field!(asked_len)), usize::from(field!(actual_len)));
         let asked = names.get(..asked_len).ok_or(malformed)?;
         let actual = names.get(asked_len..asked_len + actual_len).ok_or(malformed)?;
-        let flags = field!(flags);
-        let has = |flag: call_flag| flags & flag.0 != 0;
-        let op = op_of(field!(op).into()).ok_or(malformed)?;
-        let args_bytes = &bytes[offset_of!(call, args)..CALL_HEAD];
+        let op = op_of(first[offset_of!(call, op)].into()).ok_or(malformed)?;
+        let fd = field!(fd);
+        let args_bytes = &rest[offset_of!(call, args) - start..NAMES - start];
+        let args = match args(op, fd, args_bytes, &has) {
+            Some(args) => args,
+            None => {
+                let mut message = message(op, fd, field!(losses), args_bytes, &has);
+                if has(call_flag::CALL_TIMEOUT) {
+                    message.timeout = timeout_of(&section!(timeout as timeout), &has);
+                }
+                if has(call_flag::CALL_WAIT) || has(call_flag::CALL_LINK) {
+                    let raw = section!(received as received);
+                    message.wait_ns = has(call_flag::CALL_WAIT).then_some(raw.wait_ns);
+                    message.sent_by = has(call_flag::CALL_LINK).then(|| sender_of(&raw));
+                }
+                if op == Op::MqTimedsend { Args::Send(message) } else { Args::Receive(message) }
+            }
+        };
+        let (ids, comm) = match has(call_flag::CALL_SPAN) {
+            true => {
+                let trace = trace_id(section!(trace_id as [u64; 2]));
+                (Ids { trace, span: section!(span_id as [u8; 8]) }, section!(comm as [u8; 16]))
+            }
+            false => (Ids { trace: [0; 16], span: [0; 8] }, [0; 16]),
+        };
+        let mode = u16::from_ne_bytes([first[offset_of!(call, queue_mode)], first[offset_of!(call, queue_mode) + 1]]);
         Ok(Self {
             op,
             image: ImageKey { pid: field!(pid), started_ns: field!(process_started_ns), exec_id: field!(exec_id) },
@@ -201,21 +265,24 @@ impl Call {
             ret: field!(ret),
             uid: field!(uid),
             ipc_ns: field!(ipc_ns),
-            abi: if field!(abi) == 0 { Abi::Native } else { Abi::Compat },
-            ids: Ids { trace: trace_id(field!(trace_id)), span: field!(span_id).to_ne_bytes() },
-            context: context_of(&field!(context), &has),
+            abi: if first[offset_of!(call, abi)] == 0 { Abi::Native } else { Abi::Compat },
+            ids,
+            context: has(call_flag::CALL_CONTEXT).then(|| context_of(&section!(context as context), &has)),
             asked: (!has(call_flag::CALL_NAME_BAD)).then(|| NameBytes::from_slice(asked)),
-            args: args(op, field!(fd), field!(losses), args_bytes, &has),
+            args,
             queue: has(call_flag::CALL_QUEUE).then(|| Queue {
                 key: QueueKey { inode: field!(queue_inode), number: field!(queue_ino), namespace: field!(queue_ns) },
                 name: NameBytes::from_slice(actual),
-                maxmsg: field!(queue_maxmsg),
-                msgsize: field!(queue_msgsize),
-                curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(field!(queue_curmsgs)),
-                mode: field!(queue_mode),
+                maxmsg: field!(queue_maxmsg).into(),
+                msgsize: field!(queue_msgsize).into(),
+                curmsgs: (!has(call_flag::CALL_QUEUE_LEFT)).then_some(field!(queue_curmsgs).into()),
+                mode,
             }),
-            comm: field!(comm).map(i8::cast_unsigned),
-            failure: failure_of(args_bytes, &has),
+            comm,
+            failure: match has(call_flag::CALL_CAUSE) {
+                true => failure_of(&section!(received as failure)),
+                false => None,
+            },
             filtered: has(call_flag::CALL_FILTERED),
             measured: has(call_flag::CALL_MEASURED),
         })

@@ -2,7 +2,7 @@
 
 use std::mem::{offset_of, size_of};
 
-use super::super::skel::types::cause as kernel_cause;
+use super::super::skel::types::{cause as kernel_cause, failure as kernel_failure};
 use super::*;
 use crate::model::examples::message;
 
@@ -11,14 +11,15 @@ fn bytes<T>(value: &T) -> Vec<u8> {
     unsafe { std::slice::from_raw_parts((&raw const *value).cast::<u8>(), size_of::<T>()) }.to_vec()
 }
 
+/// As put_call() of bpf/output.h makes it.
 fn record(raw: &call, asked: &[u8], actual: &[u8]) -> Vec<u8> {
     let mut raw = call { asked_len: asked.len() as u16, actual_len: actual.len() as u16, ..*raw };
     for (to, from) in raw.names.iter_mut().zip(asked.iter().chain(actual)) {
         *to = from.cast_signed();
     }
-    let mut bytes = bytes(&raw);
-    bytes.truncate(CALL_HEAD + asked.len() + actual.len());
-    bytes
+    let whole = bytes(&raw);
+    let start = first_section(&|flag| raw.flags & flag.0 != 0);
+    [&whole[..FIRST_WORD], &whole[start..NAMES + asked.len() + actual.len()]].concat()
 }
 
 fn flags(flags: &[call_flag]) -> u32 {
@@ -58,22 +59,16 @@ fn arguments_of_each_call() {
     let open = raw_args(&open_args { name_ptr: 1, attr_ptr: 2, attr: [3, 4, 5, 6], oflag: 7, mode: 8 });
     let message = raw_args(&message_args {
         size: 1,
-        timeout_ptr: 2,
-        deadline_s: 3,
-        deadline_ns: 4,
-        priority_ptr: 5,
-        wait_ns: 7,
-        sent_trace_id: [8, 9],
-        sent_span_id: 10,
-        sent_comm: [97; 16],
         priority: 6,
         only_priority: 11,
         turn: 13,
         begun: [14, 18],
-        limited_calls: 16,
-        lost_receives: 17,
         begun_before: 15,
+        limited_calls: 16,
+        unused: 0,
     });
+    let timeout = timeout { ptr: 2, s: 3, ns: 4 };
+    let received = received { wait_ns: 7, trace_id: [8, 9], span_id: 10, comm: [97; 16] };
     let notify = raw_args(&notify_args { event_ptr: 1, method: 2, signo: 3 });
     let attr = |value| Passed { ptr: 2, value };
     let mut trace = [0; 16];
@@ -84,7 +79,7 @@ fn arguments_of_each_call() {
         fd: 9,
         size: 1,
         priority: None,
-        timeout: Passed { ptr: 2, value: None },
+        timeout: Passed { ptr: 0, value: None },
         turn: Turn { number: 13, begun: [14, 18], only_priority: Some(10), losses: [12, 17], ..Turn::default() },
         limited: 16,
         ..self::message()
@@ -100,12 +95,14 @@ fn arguments_of_each_call() {
         turn: Turn { quiet: true, empty: Some([12, 15]), ..nothing.turn },
         ..nothing
     };
-    let received = Message { turn: Turn { empty: Some([15, 12]), ..everything.turn }, ..everything };
+    let not_read = Message { timeout: Passed { ptr: 2, value: None }, ..nothing };
+    let taken = Message { turn: Turn { empty: Some([15, 12]), ..everything.turn }, ..everything };
     let opened = |attr, attr_changed| Args::Open { name_ptr: 1, oflag: 7, mode: 8, attr, attr_changed };
     let event = |value| Args::Notify { fd: 9, event: Passed { ptr: 1, value } };
     let all = flags(&[
         call_flag::CALL_ATTR,
         call_flag::CALL_DEADLINE,
+        call_flag::CALL_TIMEOUT,
         call_flag::CALL_PRIORITY,
         call_flag::CALL_BLOCKED,
         call_flag::CALL_EVENT,
@@ -121,14 +118,15 @@ fn arguments_of_each_call() {
         (0, open, all, opened(attr(Some([3, 4, 5, 6])), true)),
         (1, open, all, Args::Unlink { name_ptr: 1 }),
         (2, message, 0, Args::Send(nothing)),
+        (2, message, call_flag::CALL_TIMEOUT.0, Args::Send(not_read)),
         (2, message, all, Args::Send(everything)),
-        (3, message, all, Args::Receive(received)),
+        (3, message, all, Args::Receive(taken)),
         (4, notify, 0, event(None)),
         (4, notify, all, event(Some(Event { method: 2, signo: 3 }))),
         (5, open, 0, Args::Getsetattr { fd: 9, attr: attr(None) }),
         (5, open, all, Args::Getsetattr { fd: 9, attr: attr(Some([3, 4, 5, 6])) }),
     ] {
-        let raw = call { op, args, flags, fd: 9, losses: 12, ..Default::default() };
+        let raw = call { op, args, flags, fd: 9, losses: [12, 17], timeout, received, ..Default::default() };
         assert_eq!(Call::decode(&record(&raw, b"", b"")).unwrap().args, expected, "{op} {flags:#x}");
     }
 }
@@ -154,9 +152,10 @@ fn contexts() {
 #[test]
 fn failures() {
     let limit = failure { cause: 1, known: 3, owner_pid: 0, value: 100, used: 90, requested: 20 };
-    let decode = |failure: failure, flags| {
+    let decode = |failure: kernel_failure, flags| {
         let mut raw = call { flags, ret: -24, ..Default::default() };
-        raw.args[FAILURE / 8..].iter_mut().zip(raw_args(&failure)).for_each(|(to, from)| *to = from);
+        // SAFETY: both are integers and arrays of them, and a failure is not the larger one.
+        unsafe { (&raw mut raw.received).cast::<kernel_failure>().write(failure) };
         Call::decode(&record(&raw, b"", b"")).unwrap().failure
     };
     let told = |cause, limit, owner_pid| Some(CallFailure { cause, limit, owner_pid });
@@ -183,8 +182,7 @@ fn truncated_records_are_refused() {
         assert!(Call::decode(&whole).is_ok());
     }
     let mut lie = record(&call::default(), b"a", b"");
-    lie[offset_of!(call, actual_len)] = 0xff;
-    lie[offset_of!(call, actual_len) + 1] = 0xff;
+    lie[FIRST_WORD + 2..FIRST_WORD + 4].fill(0xff);
     assert!(Call::decode(&lie).is_err());
     assert!(Call::decode(&record(&call { op: 6, ..Default::default() }, b"a", b"")).is_err());
 }
