@@ -8,6 +8,8 @@
 #   kernel.sh count KERNEL PROGRAM FILE...
 #       the same on one CPU whose clock counts the instructions that it runs, a nanosecond each; PROGRAM is run once, as
 #       `PROGRAM guest`
+#   kernel.sh bench KERNEL BOOTLINE PROGRAM FILE...
+#       boots it on two CPUs and runs PROGRAM once, as `PROGRAM guest`
 # apt checks the signatures. A kernel with what it needs to boot is an initramfs of busybox: no disk, no network.
 set -euo pipefail
 
@@ -207,13 +209,19 @@ run() {
     return "${status:-99}"
 }
 
-count() {
-    local kernel=$1 work status
-    shift
+count() { run_once "$1" "" "-accel tcg,thread=single -icount shift=0,sleep=off -smp 1" "${@:2}"; }
+
+bench() { run_once "$1" "$2" "-accel tcg,thread=multi -smp 2" "${@:3}"; }
+
+# run_once KERNEL BOOTLINE OPTIONS PROGRAM FILE...
+run_once() {
+    local kernel=$1 boot_line=$2 options=$3 work status
+    shift 3
     fetch "$kernel"
     work=$(mktemp -d)
     initramfs "$work/initramfs" "$once" "$@"
-    boot "$work/initramfs" "$work/log" "" -accel tcg,thread=single -icount shift=0,sleep=off -smp 1
+    # shellcheck disable=SC2086 # options are words
+    boot "$work/initramfs" "$work/log" "$boot_line" $options
     status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
     rm -rf "$work"
     return "${status:-99}"

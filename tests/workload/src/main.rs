@@ -15,6 +15,7 @@ mod ledger;
 mod memory;
 mod open;
 mod paced;
+mod periodic;
 mod publish;
 mod race;
 mod rng;
@@ -87,6 +88,9 @@ enum Workload {
 
     /// Sends messages to another process, which answers each; prints the nanoseconds that a call took
     Ping(timing::Pieces),
+
+    /// Sends a message each millisecond at a real-time priority; prints how late it was woken and what the send took
+    Periodic(periodic::Periodic),
 
     /// Makes a system call that has nothing to do with queues; prints the nanoseconds that it took
     Unrelated(timing::Pieces),
@@ -350,6 +354,7 @@ fn main() -> Result<()> {
         Workload::Flat(pieces) => timing::flat(pieces),
         Workload::Pass(pieces) => timing::pass(pieces),
         Workload::Ping(pieces) => timing::ping(pieces),
+        Workload::Periodic(periodic) => periodic::run(periodic),
         Workload::Unrelated(pieces) => timing::unrelated(pieces),
         Workload::Names { names } => open::names(names),
         Workload::ShortLived { calls } => open::short_lived(calls),

@@ -1,0 +1,79 @@
+//! A real-time thread that sends a message each millisecond, and how late it was: what it is woken and what its call takes.
+
+use std::{ffi::CString, os::fd::AsRawFd, process};
+
+use anyhow::{Result, ensure};
+
+use crate::{kernel, timing};
+
+/// How often, and at which priority.
+#[derive(clap::Args)]
+pub struct Periodic {
+    /// Milliseconds, of which each sees a message sent
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+    periods: u64,
+
+    /// The priority of SCHED_FIFO
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(i32).range(1..=99))]
+    priority: i32,
+
+    /// Stay on this CPU
+    #[arg(long)]
+    cpu: Option<usize>,
+}
+
+const PERIOD_NS: i64 = 1_000_000;
+const NS_PER_S: i64 = 1_000_000_000;
+/// The shares of the periods whose most is printed, in thousandths.
+const SHARES: [usize; 4] = [500, 990, 999, 1000];
+const SIZE: usize = 64;
+
+/// Prints two lines, of the lateness of the waking and of the time from then to the end of the send, in ns: their median, what
+/// 99 % and 99.9 % are below, and the most.
+pub fn run(Periodic { periods, priority, cpu }: Periodic) -> Result<()> {
+    timing::stay_on(cpu)?;
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: passes a structure of this function's own.
+    ensure!(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } == 0, "SCHED_FIFO: not root?");
+    // SAFETY: passes numbers. What is not in memory would have to be waited for.
+    ensure!(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } == 0, "memory can't be locked");
+    let name = CString::new(format!("workload-periodic-{}", process::id()))?;
+    let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+    let queue = kernel::open_queue(&name, create, &[0, 2, SIZE as i64, 0, 0, 0, 0, 0])?;
+    kernel::mq_unlink(&name);
+    let (queue, mut body) = (queue.as_raw_fd(), [0_u8; SIZE]);
+    let (mut late, mut took) = (Vec::with_capacity(periods as usize), Vec::with_capacity(periods as usize));
+    let mut next = now();
+    for _ in 0..periods {
+        next += PERIOD_NS;
+        sleep_until(next);
+        let woken = now();
+        ensure!(kernel::mq_timedsend(queue, body.as_ptr().addr(), SIZE, 0, 0) == 0, "a send failed");
+        let sent = now();
+        late.push(woken - next);
+        took.push(sent - woken);
+        ensure!(kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), SIZE, 0, 0) == SIZE as i64, "a receive failed");
+        // What took longer than a period is one lateness, not one of each period that it has taken.
+        next = next.max(now() - PERIOD_NS);
+    }
+    for (what, mut of) in [("late", late), ("send", took)] {
+        of.sort_unstable();
+        let shares = SHARES.map(|share| of[(of.len() * share).div_ceil(1000).max(1) - 1].to_string());
+        println!("{what}\t{}", shares.join("\t"));
+    }
+    Ok(())
+}
+
+/// CLOCK_MONOTONIC in ns.
+fn now() -> i64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills in this function's own structure; it knows the clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec * NS_PER_S + time.tv_nsec
+}
+
+fn sleep_until(ns: i64) {
+    let time = libc::timespec { tv_sec: ns / NS_PER_S, tv_nsec: ns % NS_PER_S };
+    // SAFETY: reads this function's own structure. No signal is handled that could end it early.
+    unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &raw const time, std::ptr::null_mut()) };
+}
