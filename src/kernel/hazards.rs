@@ -16,6 +16,8 @@ pub struct Hazards {
     pub hashes: bool,
     /// Runs of kprobe and tracepoint programs that the kernel skips are not counted (until dd8657894c11).
     pub uncounted_skips: bool,
+    /// A kprobe counts as missed what is not: that its program read memory that was not there (until ec6aba3d2be1).
+    pub faults_are_misses: bool,
 }
 
 impl Hazards {
@@ -31,6 +33,7 @@ impl Hazards {
             task_storage: realtime && release < [6, 4, 0],
             hashes: release < [6, 1, 0],
             uncounted_skips: release < [6, 7, 0],
+            faults_are_misses: release < [5, 14, 0],
         }
     }
 }
@@ -80,22 +83,24 @@ mod tests {
     #[test]
     fn each_where_it_is() {
         let of = |realtime, release| {
-            let Hazards { ring, task_storage, hashes, uncounted_skips } = Hazards::of(realtime, release);
-            [ring, task_storage, hashes, uncounted_skips]
+            let Hazards { ring, task_storage, hashes, uncounted_skips, faults_are_misses } =
+                Hazards::of(realtime, release);
+            [ring, task_storage, hashes, uncounted_skips, faults_are_misses]
         };
         for (release, expected) in [
-            ([5, 10, 200], [true, true, true, true]),
-            ([6, 1, 114], [true, true, false, true]),
-            ([6, 1, 115], [false, true, false, true]),
-            ([6, 3, 13], [true, true, false, true]),
-            ([6, 6, 90], [true, false, false, true]),
-            ([6, 11, 5], [true, false, false, false]),
-            ([6, 11, 6], [false, false, false, false]),
-            ([6, 12, 0], [false, false, false, false]),
+            ([5, 10, 200], [true, true, true, true, true]),
+            ([5, 15, 0], [true, true, true, true, false]),
+            ([6, 1, 114], [true, true, false, true, false]),
+            ([6, 1, 115], [false, true, false, true, false]),
+            ([6, 3, 13], [true, true, false, true, false]),
+            ([6, 6, 90], [true, false, false, true, false]),
+            ([6, 11, 5], [true, false, false, false, false]),
+            ([6, 11, 6], [false, false, false, false, false]),
+            ([6, 12, 0], [false, false, false, false, false]),
         ] {
             assert_eq!(of(true, Some(release)), expected, "{release:?}");
-            assert_eq!(of(false, Some(release)), [false, false, expected[2], expected[3]], "{release:?}");
+            assert_eq!(of(false, Some(release)), [false, false, expected[2], expected[3], expected[4]], "{release:?}");
         }
-        assert_eq!(of(true, None), [true; 4]);
+        assert_eq!(of(true, None), [true; 5]);
     }
 }

@@ -28,6 +28,8 @@ pub struct Probes {
     tracefs: PathBuf,
     /// Drawn at random: that of no other mqspan in any container.
     number: u32,
+    /// Whether what the kernel counts as missed was.
+    counts_misses: bool,
     events: Vec<String>,
     /// Held until all events are attached.
     lock: Option<Flock<File>>,
@@ -35,8 +37,9 @@ pub struct Probes {
 
 impl Probes {
     /// None yet. Those that nobody uses are removed: their process was killed.
-    pub fn new(tracefs: &Path) -> io::Result<Self> {
-        let mut probes = Self { tracefs: tracefs.into(), number: rand::random(), events: Vec::new(), lock: None };
+    pub fn new(tracefs: &Path, counts_misses: bool) -> io::Result<Self> {
+        let (tracefs, number) = (tracefs.into(), rand::random());
+        let mut probes = Self { tracefs, number, counts_misses, events: Vec::new(), lock: None };
         probes.lock = Some(lock(&probes.file())?);
         for event in fs::read_to_string(probes.file())?.lines().filter_map(event_of) {
             // The kernel refuses it for those that are in use.
@@ -75,8 +78,11 @@ impl Probes {
         File::options().append(true).open(self.file())?.write_all(line.as_bytes())
     }
 
-    /// What the kernel counted of all its events; [`Self::missed`] finds a hook's in it.
+    /// What the kernel counted of all its events; [`Self::missed`] finds a hook's in it. Empty where the counts tell nothing.
     pub fn profile(&self) -> String {
+        if !self.counts_misses {
+            return String::new();
+        }
         fs::read_to_string(self.tracefs.join("kprobe_profile")).unwrap_or_default()
     }
 

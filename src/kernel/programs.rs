@@ -112,7 +112,8 @@ impl Programs {
         // Made first: the kernel refuses some functions here, and the programs are to know which.
         let mut probes = None;
         if let Some(tracefs) = facts.tracefs.as_deref().filter(|_| kind == HookKind::Kprobe) {
-            let made = probes.insert(Probes::new(tracefs).map_err(|error| Refusal::of_all(&error.into()))?);
+            let made = Probes::new(tracefs, !facts.hazards.faults_are_misses);
+            let made = probes.insert(made.map_err(|error| Refusal::of_all(&error.into()))?);
             for (_, hook) in all.iter().filter(|(program, _)| selection.programs.contains(program)) {
                 made.add(hook).map_err(|error| Refusal::of_hook(&error.into(), hook))?;
             }

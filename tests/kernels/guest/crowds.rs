@@ -150,8 +150,12 @@ fn traced_throng() -> Result<()> {
         }
         // Slow machines take their time to start threads.
         wait::until("all threads to wait", || {
-            let tasks = fs::read_dir("/proc/self/task")?.filter_map(|task| Some(task.ok()?.path().join("wchan")));
-            let waits = |wchan: &PathBuf| fs::read_to_string(wchan).is_ok_and(|at| at.contains("wq_sleep"));
+            // Where in the kernel a thread sleeps, wchan, is not known to 5.10.
+            let tasks = fs::read_dir("/proc/self/task")?.filter_map(|task| Some(task.ok()?.path().join("syscall")));
+            let waits = |syscall: &PathBuf| {
+                let now = fs::read_to_string(syscall).unwrap_or_default();
+                now.split_whitespace().next().and_then(|number| number.parse().ok()) == Some(libc::SYS_mq_timedreceive)
+            };
             Ok((tasks.filter(waits).count() >= THRONG).then_some(()))
         })?;
         ensure!(Command::new(workload()).args(["steps", "--abi", "native"]).status()?.success(), "the workload");
