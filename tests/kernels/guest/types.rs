@@ -96,8 +96,8 @@ fn types_from_a_file() -> Result<()> {
             parity::same(&format!("by {kind}, {file_name}"), own, &steps(kind, Some(file))?)?;
         }
     }
-    let fentry = Run::new("fentry")?.command(&[&format!("--btf={}", reduced.display()), "--", "true"]);
-    let fentry = Ended::of(finish(fentry)?);
+    let run = Run::new("fentry")?;
+    let fentry = Ended::of(finish(run.command(&[&format!("--btf={}", reduced.display()), "--", "true"]))?);
     ensure!(fentry.status.code() == Some(1), "{fentry:?}");
     fentry.said("which fentry needs")?;
 
