@@ -63,7 +63,8 @@ fn measure() -> Result<()> {
         thread::scope(|scope| -> Result<()> {
             let attaching = scope.spawn(|| -> Result<()> {
                 while !done.load(Relaxed) {
-                    let mut command = mqspan.command(["run", &format!("--hooks={kind}"), "--output=none", "--", "true"]);
+                    let mut command =
+                        mqspan.command(["run", &format!("--hooks={kind}"), "--output=none", "--", "true"]);
                     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status()?;
                     ensure!(status.success(), "{kind}: {status}");
                     times.fetch_add(1, Relaxed);

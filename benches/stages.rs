@@ -1,7 +1,7 @@
 //! What each stage of mqspan takes for a call, on one CPU and without a kernel side: `cargo bench --bench stages`. A batch is
 //! of sends and receives of one thread through one queue, as the ring holds them.
 
-use std::{collections::HashMap, hint::black_box, sync::Arc, time::Instant};
+use std::{collections::HashMap, hint::black_box, mem::offset_of, sync::Arc, time::Instant};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use mqspan::{
@@ -21,7 +21,7 @@ use mqspan::{
 const PAIRS: u64 = 500;
 const NAME: &[u8] = b"orders";
 
-/// A record as the kernel side writes it.
+/// A record as the kernel side writes it: of no section but that of the span.
 fn record(raw: &call) -> Vec<u8> {
     let mut raw = *raw;
     raw.actual_len = NAME.len() as u16;
@@ -30,7 +30,8 @@ fn record(raw: &call) -> Vec<u8> {
     }
     // SAFETY: a plain structure of integers without padding, see bpf/event.h.
     let bytes = unsafe { std::slice::from_raw_parts((&raw const raw).cast::<u8>(), size_of::<call>()) };
-    bytes[..std::mem::offset_of!(call, names) + NAME.len()].to_vec()
+    [&bytes[..offset_of!(call, context)], &bytes[offset_of!(call, trace_id)..offset_of!(call, names) + NAME.len()]]
+        .concat()
 }
 
 fn raw_args(args: &message_args) -> [u64; size_of::<message_args>() / 8] {
@@ -41,8 +42,11 @@ fn raw_args(args: &message_args) -> [u64; size_of::<message_args>() / 8] {
 /// Sends and receives in turns, each found alone on the queue.
 fn records() -> Vec<Vec<u8>> {
     let raw = call { pid: 70, tid: 70, process_started_ns: 5, queue_inode: 1, queue_ino: 2, ..call::default() };
-    let seen =
-        call_flag::CALL_QUEUE.0 | call_flag::CALL_NAME_BAD.0 | call_flag::CALL_QUIET.0 | call_flag::CALL_PRIORITY.0;
+    let seen = call_flag::CALL_QUEUE.0
+        | call_flag::CALL_NAME_BAD.0
+        | call_flag::CALL_QUIET.0
+        | call_flag::CALL_PRIORITY.0
+        | call_flag::CALL_SPAN.0;
     let pair = |number: u64| {
         let args = |receives| message_args { turn: number, begun: [number, receives], size: 16, ..Default::default() };
         let common = call {

@@ -173,8 +173,15 @@ fn failures() {
 /// Prevents a record that was cut, or lies about its lengths, from being read beyond its end.
 #[test]
 fn truncated_records_are_refused() {
-    for op in 0..6 {
-        let raw = call { op, flags: call_flag::CALL_QUEUE.0, ..Default::default() };
+    let sections = [
+        call_flag::CALL_QUEUE,
+        call_flag::CALL_SPAN,
+        call_flag::CALL_CAUSE,
+        call_flag::CALL_TIMEOUT,
+        call_flag::CALL_CONTEXT,
+    ];
+    for (op, section) in (0..6).flat_map(|op| sections.map(|section| (op, section))) {
+        let raw = call { op, flags: call_flag::CALL_QUEUE.0 | section.0, ..Default::default() };
         let whole = record(&raw, &[b'a'; 255], &[b'b'; 255]);
         for len in 0..whole.len() {
             assert_eq!(Call::decode(&whole[..len]), Err(Malformed(len)));
@@ -185,6 +192,15 @@ fn truncated_records_are_refused() {
     lie[FIRST_WORD + 2..FIRST_WORD + 4].fill(0xff);
     assert!(Call::decode(&lie).is_err());
     assert!(Call::decode(&record(&call { op: 6, ..Default::default() }, b"a", b"")).is_err());
+}
+
+/// Prevents the fuzzer from beginning with what is refused at once, after the layout has changed.
+#[test]
+fn records_that_fuzzing_begins_with() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/record");
+    let seeds: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let told = |path: &std::path::PathBuf| Call::decode(&std::fs::read(path).unwrap()).map(|call| call.op);
+    assert_eq!((seeds.len(), seeds.iter().filter(|path| told(path).is_ok()).count()), (3, 3), "{seeds:?}");
 }
 
 /// Prevents a path from coming out in reverse, and lengths beyond the fields from being believed.

@@ -34,9 +34,12 @@ pub fn run(Periodic { periods, priority, cpu }: Periodic) -> Result<()> {
     timing::stay_on(cpu)?;
     let parameters = libc::sched_param { sched_priority: priority };
     // SAFETY: passes a structure of this function's own.
-    ensure!(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } == 0, "SCHED_FIFO: not root?");
-    // SAFETY: passes numbers. What is not in memory would have to be waited for.
-    ensure!(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } == 0, "memory can't be locked");
+    let is_set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } == 0;
+    ensure!(is_set, "SCHED_FIFO: not root?");
+    // What is not in memory would have to be waited for.
+    // SAFETY: passes numbers.
+    let is_locked = unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } == 0;
+    ensure!(is_locked, "memory can't be locked");
     let name = CString::new(format!("workload-periodic-{}", process::id()))?;
     let create = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
     let queue = kernel::open_queue(&name, create, &[0, 2, SIZE as i64, 0, 0, 0, 0, 0])?;
@@ -52,7 +55,10 @@ pub fn run(Periodic { periods, priority, cpu }: Periodic) -> Result<()> {
         let sent = now();
         late.push(woken - next);
         took.push(sent - woken);
-        ensure!(kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), SIZE, 0, 0) == SIZE as i64, "a receive failed");
+        ensure!(
+            kernel::mq_timedreceive(queue, body.as_mut_ptr().addr(), SIZE, 0, 0) == SIZE as i64,
+            "a receive failed"
+        );
         // What took longer than a period is one lateness, not one of each period that it has taken.
         next = next.max(now() - PERIOD_NS);
     }
