@@ -3,6 +3,7 @@
 mod causes;
 mod check;
 mod clean;
+mod contexts;
 mod crowds;
 mod links;
 mod live;

@@ -58,7 +58,10 @@ impl Mqspan {
         if abi == "native" || cfg!(target_arch = "x86_64") {
             return Ok(self.workload());
         }
-        self.copy(&self.program.with_file_name("workload-compat"), format!("workload-{abi}").as_ref())
+        // Its threads are to have the same name.
+        let name = Path::new(abi).join("workload");
+        fs::create_dir_all(self.file(abi))?;
+        self.copy(&self.program.with_file_name("workload-compat"), &name)
     }
 
     fn copy(&self, built: &Path, name: &Path) -> Result<PathBuf> {
