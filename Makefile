@@ -71,17 +71,18 @@ define test-kernels
 	@scripts/setup.sh kernels
 	cargo build --release --workspace
 	rm -f $(KERNELS)
-	MQSPAN_TEST_RESULTS=$(KERNELS) cargo test --release --test kernels -- --test-threads=1 $(1); \
+	arm64=$$(scripts/static.sh kernels arm64) && \
+	MQSPAN_TEST_ARM64=$$arm64 MQSPAN_TEST_RESULTS=$(KERNELS) cargo test --release --test kernels -- --test-threads=1 $(1); \
 	status=$$?; column -t -s "$$(printf '\t')" $(KERNELS); exit $$status
 endef
 
 .PHONY: test-kernels
-test-kernels: ## three other kernels under qemu, one of them PREEMPT_RT, each kind of hooks on each: half an hour
-	$(call test-kernels,--exact linux_6_1 linux_6_12_rt linux_7_3)
+test-kernels: ## four other kernels under qemu, one of them PREEMPT_RT, one of arm64, each kind of hooks on each: an hour
+	$(call test-kernels,--exact linux_6_1 linux_6_12_rt linux_7_3 arm64_6_12)
 	cargo bench --bench instructions -- compare
 
 .PHONY: test-kernels-all
-test-kernels-all: ## fourteen kernels and ways to boot them under qemu: some hours
+test-kernels-all: ## eighteen kernels and ways to boot them under qemu, four of arm64: some hours
 	$(call test-kernels,)
 
 .PHONY: test-compose

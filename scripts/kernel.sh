@@ -3,8 +3,11 @@
 # if it is to be of that architecture, whose PROGRAM and FILEs must be linked statically:
 #   kernel.sh fetch KERNEL             the newest Debian kernel of that series, into the cache
 #   kernel.sh run KERNEL BOOTLINE PROGRAM FILE...
-#       boots it and runs PROGRAM there, which is found with the FILEs where they are here; its exit status is PROGRAM's,
-#       99 where the machine stopped without one. MQSPAN_TEST_GUEST=guest::links runs these tests only
+#       boots it and runs PROGRAM there, which is found with the FILEs where they are here, or as HERE:THERE says; its exit
+#       status is PROGRAM's, 99 where the machine stopped without one. MQSPAN_TEST_GUEST=guest::links runs these tests only;
+#       MQSPAN_TEST_CLOCK=instructions has the machine's clock count the instructions that it runs, a nanosecond each, on one
+#       CPU of this host: no deadline in there passes because others keep this host busy. Its CPUs take turns, so that
+#       guest::races, in which one changes what the other reads, fails
 #   kernel.sh count KERNEL PROGRAM FILE...
 #       the same on one CPU whose clock counts the instructions that it runs, a nanosecond each; PROGRAM is run once, as
 #       `PROGRAM guest`
@@ -92,25 +95,24 @@ fetch() {
     return 1
 }
 
-# busybox: where that of the kernel's architecture is
-busybox() {
-    local folder=$cache/busybox-$arch
-    if [ "$arch" = amd64 ]; then
-        type -P busybox
-        return
-    fi
-    if [ ! -x "$folder/busybox" ]; then
-        mkdir -p "$folder"
+# foreign: a folder with what a machine of another architecture has besides the FILEs, as Debian has it, with the libraries
+# that it needs: busybox, and bpftool, which users reduce the kernel's types with.
+foreign() {
+    local folder=$cache/foreign-$arch
+    if [ ! -d "$folder/root" ]; then
+        rm -rf "$folder" && mkdir -p "$folder/unpacked"
         apt "$folder/apt" bookworm apt-get update >/dev/null
-        (cd "$folder" && apt "$folder/apt" bookworm apt-get download busybox-static >&2)
-        dpkg-deb -x "$folder"/*.deb "$folder/root"
-        cp "$(find "$folder/root" -path "*/bin/busybox" -type f | head -1)" "$folder/busybox"
-        rm -rf "$folder/root" "$folder/apt"
+        apt "$folder/apt" bookworm apt-get install --yes --download-only --no-install-recommends busybox-static bpftool >&2
+        for package in "$folder"/apt/cache/archives/*.deb; do dpkg-deb -x "$package" "$folder/unpacked"; done
+        mkdir "$folder/found"
+        (cd "$folder/unpacked" && cp -a --parents bin/busybox usr/sbin/bpftool $(find lib usr/lib -maxdepth 2 -name '*.so*') "$folder/found")
+        rm -rf "$folder/unpacked" "$folder/apt"
+        mv "$folder/found" "$folder/root"
     fi
-    echo "$folder/busybox"
+    echo "$folder/root"
 }
 
-# The libraries of programs; of another architecture they are linked statically.
+# The libraries of programs; of another architecture they are linked statically, or find theirs in what is foreign.
 libraries() { [ "$arch" = arm64 ] || ldd "$@" | grep -o '/[^ :]*' | sort -u; }
 
 # Runs the tests of $program, one after the other; status is then whether they passed.
@@ -135,15 +137,20 @@ once='$program guest; status=$?'
 
 # initramfs OUT SCRIPT PROGRAM FILE...: programs without their debug information, and the libraries that they need
 initramfs() {
-    local out=$1 script=$2 program=$3 root file
+    local out=$1 script=$2 program=${3#*:} root file there
     shift 2
     root=$(mktemp -d)
     mkdir -p "$root"/{bin,dev,proc,sys,tmp}
-    cp "$(busybox)" "$root/bin/busybox"
-    for file in "$@" $(libraries "$@"); do
-        mkdir -p "$root$(dirname "$file")"
+    case $arch in
+        amd64) cp "$(type -P busybox)" "$root/bin/busybox" ;;
+        *) cp -a "$(foreign)"/. "$root" ;;
+    esac
+    for file in "$@" $(libraries "${@%%:*}"); do
+        there=$root${file#*:}
+        file=$(realpath "${file%%:*}")
+        mkdir -p "$(dirname "$there")"
         # This machine's strip may know no other architecture.
-        [ -e "$root$file" ] || strip --strip-debug -o "$root$file" "$(realpath "$file")" 2>/dev/null || cp -L "$file" "$root$file"
+        [ -e "$there" ] || strip --strip-debug -o "$there" "$file" 2>/dev/null || cp "$file" "$there"
     done
     cat >"$root/init" <<INIT
 #!/bin/busybox sh
@@ -197,12 +204,13 @@ boot() {
 }
 
 run() {
-    local kernel=$1 boot_line=$2 work status
+    local kernel=$1 boot_line=$2 work status clock=(-accel tcg,thread=multi)
     shift 2
+    [ "${MQSPAN_TEST_CLOCK:-}" != instructions ] || clock=(-accel tcg,thread=single -icount shift=0,sleep=off)
     fetch "$kernel"
     work=$(mktemp -d)
     initramfs "$work/initramfs" "$tests" "$@"
-    boot "$work/initramfs" "$work/log" "$boot_line" -accel tcg,thread=multi -smp 2
+    boot "$work/initramfs" "$work/log" "$boot_line" "${clock[@]}" -smp 2
     status=$(sed -n 's/^EXIT //p' "$work/log" | tail -1)
     results "$kernel $boot_line" <"$work/log" | tee -a "${MQSPAN_TEST_RESULTS:-/dev/null}"
     rm -rf "$work"

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # root.sh SUITE ARCHITECTURE[,ARCHITECTURE] PACKAGE...: makes a root folder of that Debian suite with these packages once,
 # into the cache, and prints its path. Needs root, for what it unpacks belongs to others. apt checks the signatures.
+# SUITE:release is that suite without its security updates, for tools whose programs only tests run.
 set -euo pipefail
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/mqspan/roots
-suite=$1
+name=${1/:/-}
+suite=${1%:release}
+updates=$([ "$1" = "$suite" ] && echo yes || echo no)
 architectures=$2
 shift 2
-root=$cache/$suite-$(echo "$architectures" "$@" | sha256sum | cut -c1-12)
+root=$cache/$name-$(echo "$architectures" "$@" | sha256sum | cut -c1-12)
 
 # The archive that this machine gets its packages from; mmdebstrap's own where that is not Debian's.
 archive() { sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | grep -E "$1" | head -1 || true; }
@@ -19,7 +22,8 @@ if [ ! -d "$root" ]; then
     trap 'rm -rf "$making"' EXIT
     sources=()
     if [ -n "$(archive 'debian/?$')" ]; then
-        sources=("deb $(archive 'debian/?$') $suite main" "deb $(archive security) $suite-security main")
+        sources=("deb $(archive 'debian/?$') $suite main")
+        if [ "$updates" = yes ]; then sources+=("deb $(archive security) $suite-security main"); fi
     fi
     mmdebstrap --quiet --mode=root --variant=minbase --architectures="$architectures" \
         --include="$(IFS=, && echo "$*")" --aptopt='Acquire::Retries "3"' --aptopt='Acquire::Languages "none"' --dpkgopt=force-unsafe-io \

@@ -94,6 +94,9 @@ fi
 
 if [ "${1:-}" = kernels ]; then
     need qemu-system-x86 qemu-system-x86_64 "runs other kernels"
+    need qemu-system-arm qemu-system-aarch64 "runs those of arm64"
+    need mmdebstrap mmdebstrap "makes folders with the root of a Debian, to build for arm64 in"
+    need debian-archive-keyring /usr/share/keyrings/debian-archive-keyring.gpg "checks what those and the kernels are made of"
     need busybox-static busybox "is all that there is beside them"
     need cpio cpio "packs what they boot from"
     need binutils strip "makes the programs small"

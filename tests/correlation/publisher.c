@@ -29,7 +29,7 @@ extern void publish(struct record *record) __attribute__((weak));
 #ifndef LIBRARY
 #define ROUNDS 30
 
-/* How to publish, the queue, and a library to load. */
+/* How to publish (`on`: until it is killed), the queue, and a library to load. */
 int main(int argc, char **argv)
 {
 	struct record record = { .valid = 1, .flags = 1 };
@@ -58,7 +58,7 @@ int main(int argc, char **argv)
 	if (strcmp(how, "again"))
 		how_to(!strcmp(how, "unmapped") ? (struct record *)8 : &record);
 	/* Until what was published is known for sure. */
-	for (int round = 0; round < ROUNDS; round++) {
+	for (int round = 0; round < ROUNDS || !strcmp(how, "on"); round++) {
 		if (mq_send(queue, message, sizeof(message), 0) || mq_receive(queue, message, sizeof(message), 0) < 0)
 			return 3;
 		usleep(100 * 1000);

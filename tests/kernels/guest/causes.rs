@@ -12,11 +12,11 @@ use super::{Run, kinds};
 #[ignore = "needs the kernel that `make test-kernels` boots"]
 fn every_cause() -> Result<()> {
     for kind in kinds() {
-        for abi in ["native", "ia32", "ia32-time32"] {
+        for abi in ["native", "compat", "compat-time32"] {
             let what = format!("{kind}, {abi}");
             // Nobody else opens files here.
-            let workload = ["causes", "--abi", abi, "--file-max"];
-            let run = Run::new(kind)?.of_workload(&["--signals=traces", "--max-rate=0"], &workload)?;
+            let workload = ["causes", "--file-max"];
+            let run = Run::new(kind)?.of_caller(abi, &["--signals=traces", "--max-rate=0"], &workload)?;
             let told = causes::told(run.ended.as_ref().context("not run")?.lines()?)?;
             if kind == "tracepoint" && abi != "native" {
                 // Which show no 32-bit callers.

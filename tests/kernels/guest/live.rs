@@ -41,11 +41,11 @@ fn expected(name: &str) -> BTreeMap<String, i64> {
 fn everyone_who_waits() -> Result<()> {
     for kind in kinds() {
         let run = Run::new(kind)?;
-        let early = Held::crowd(&run.mqspan, "early", "ia32", QUEUES, THREADS)?;
+        let early = Held::crowd(&run.mqspan, "early", "compat", QUEUES, THREADS)?;
         let mut command = run.command(&["--signals=metrics"]);
         command.env("OTEL_METRIC_EXPORT_INTERVAL", INTERVAL);
         let tracing = Tracing::start(command)?;
-        let late = ["native", "ia32-time32"].map(|abi| Held::crowd(&run.mqspan, abi, abi, QUEUES, THREADS));
+        let late = ["native", "compat-time32"].map(|abi| Held::crowd(&run.mqspan, abi, abi, QUEUES, THREADS));
         let late = late.into_iter().collect::<Result<Vec<_>>>()?;
         let await_all = |expected: &BTreeMap<String, i64>| {
             let mut wrong = None;
@@ -58,7 +58,7 @@ fn everyone_who_waits() -> Result<()> {
             });
             outcome.with_context(|| format!("{kind}: {wrong:?}"))
         };
-        let mut all: BTreeMap<_, _> = ["early", "native", "ia32-time32"].into_iter().flat_map(expected).collect();
+        let mut all: BTreeMap<_, _> = ["early", "native", "compat-time32"].into_iter().flat_map(expected).collect();
         await_all(&all)?;
         // Its queues stay.
         early.kill()?;

@@ -3,6 +3,7 @@
 mod causes;
 mod check;
 mod clean;
+mod contexts;
 mod crowds;
 mod links;
 mod live;
@@ -12,7 +13,7 @@ mod races;
 mod types;
 mod who;
 
-use std::{env, process::Command};
+use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -44,12 +45,15 @@ fn begun(kinds: impl IntoIterator<Item = &'static str>) -> impl Iterator<Item = 
 struct Run {
     kind: &'static str,
     mqspan: Mqspan,
+    /// The program that is traced.
+    workload: PathBuf,
     ended: Option<Ended>,
 }
 
 impl Run {
     fn new(kind: &'static str) -> Result<Self> {
-        Ok(Self { kind, mqspan: Mqspan::new(MQSPAN)?, ended: None })
+        let mqspan = Mqspan::new(MQSPAN)?;
+        Ok(Self { kind, workload: mqspan.workload(), mqspan, ended: None })
     }
 
     /// mqspan with these options.
@@ -71,8 +75,15 @@ impl Run {
 
     /// The same of the workload.
     fn of_workload(self, options: &[&str], workload: &[&str]) -> Result<Self> {
-        let program = self.mqspan.workload_arg();
+        let program = self.workload.display().to_string();
         self.of(options, &[&[&*program], workload].concat())
+    }
+
+    /// The same of a workload that calls as this kind of caller.
+    fn of_caller(mut self, abi: &str, options: &[&str], workload: &[&str]) -> Result<Self> {
+        self.workload = self.mqspan.workload_of(abi)?;
+        let program = self.workload.display().to_string();
+        self.of(options, &[&[&*program], workload, &["--abi", abi]].concat())
     }
 
     fn said(&self, text: &str) -> Result<&str> {
@@ -87,7 +98,7 @@ impl Run {
     fn all_spans(&self) -> Result<Vec<Record<Span>>> {
         let stats = self.mqspan.stats()?;
         anyhow::ensure!(stats.lost_sum() == 0, "{}: {stats:?}", self.kind);
-        let mut spans = made_by(self.spans()?, &self.mqspan.workload());
+        let mut spans = made_by(self.spans()?, &self.workload);
         spans.sort_by_key(|span| span.body.start_time_unix_nano);
         Ok(spans)
     }

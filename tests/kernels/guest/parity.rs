@@ -16,6 +16,8 @@ pub type Essence = BTreeMap<String, Value>;
 const WAIT: &str = "posix_mq.message.wait";
 const TIMEOUT: &str = "posix_mq.timeout";
 const ABI: &str = "posix_mq.syscall.abi";
+/// What it says of 32-bit callers.
+const COMPAT: &str = if cfg!(target_arch = "aarch64") { "arm" } else { "ia32" };
 const ID: &str = "posix_mq.queue.id";
 const OWNER: &str = "posix_mq.notify.owner_pid";
 
@@ -140,8 +142,8 @@ fn check_times(spans: &[Record<Span>], knows_messages: bool) -> Result<()> {
 fn every_caller_is_told_the_same() -> Result<()> {
     let mut first: Option<Vec<Essence>> = None;
     for kind in kinds() {
-        for abi in ["native", "ia32", "ia32-time32"] {
-            let run = Run::new(kind)?.of_workload(&["--signals=traces"], &["steps", "--abi", abi])?;
+        for abi in ["native", "compat", "compat-time32"] {
+            let run = Run::new(kind)?.of_caller(abi, &["--signals=traces"], &["steps"])?;
             let spans = run.all_spans()?;
             println!("{kind}, {abi}: {} spans", spans.len());
             if kind == "tracepoint" && abi != "native" {
@@ -149,7 +151,7 @@ fn every_caller_is_told_the_same() -> Result<()> {
                 continue;
             }
             let what = format!("by {kind}, {abi}");
-            let expected = (abi != "native").then_some("ia32");
+            let expected = (abi != "native").then_some(COMPAT);
             ensure!(spans.iter().all(|span| span.text(ABI) == expected), "{what}: {ABI}");
             let knows_messages = kind != "tracepoint" || check::numbers_calls()?;
             check_times(&spans, knows_messages).context(what.clone())?;

@@ -49,11 +49,26 @@ impl Mqspan {
     /// A copy of the workload's program in this test's folder, by this name.
     pub fn copy_of_workload(&self, name: impl AsRef<Path>) -> Result<PathBuf> {
         // Cargo puts it beside mqspan's.
-        let built = self.program.with_file_name("workload");
+        self.copy(&self.program.with_file_name("workload"), name.as_ref())
+    }
+
+    /// The workload's program that makes calls as this kind of caller: where a 64-bit process can't call as a 32-bit one
+    /// does, one of 32 bits, which stands beside mqspan's, too.
+    pub fn workload_of(&self, abi: &str) -> Result<PathBuf> {
+        if abi == "native" || cfg!(target_arch = "x86_64") {
+            return Ok(self.workload());
+        }
+        // Its threads are to have the same name.
+        let name = Path::new(abi).join("workload");
+        fs::create_dir_all(self.file(abi))?;
+        self.copy(&self.program.with_file_name("workload-compat"), &name)
+    }
+
+    fn copy(&self, built: &Path, name: &Path) -> Result<PathBuf> {
         let copy = self.folder.path().join(name);
         // By another process: a child that this one forks meanwhile would hold the copy open for writing, and it could not
         // be run.
-        let status = Command::new("cp").arg(&built).arg(&copy).status()?;
+        let status = Command::new("cp").arg(built).arg(&copy).status()?;
         ensure!(status.success(), "{}: cargo build --workspace first", built.display());
         Ok(copy)
     }

@@ -24,7 +24,7 @@ impl Held {
     /// Returns once it holds them.
     pub fn start(mqspan: &Mqspan, name: &str) -> Result<Self> {
         Self::start_with(
-            mqspan,
+            &mqspan.workload(),
             &["hold", "--name", name, "--maxmsg=8", "--sent=5", "--received=2", "--waiting=3"],
             "held",
         )
@@ -32,17 +32,18 @@ impl Held {
 
     /// The workload with a queue that is always full; returns once it makes it so.
     pub fn full(mqspan: &Mqspan) -> Result<Self> {
-        Self::start_with(mqspan, &["full"], "full")
+        Self::start_with(&mqspan.workload(), &["full"], "full")
     }
 
     /// The workload with many threads that wait, as this kind of caller, at this many queues /NAME-0 and so on.
     pub fn crowd(mqspan: &Mqspan, name: &str, abi: &str, queues: u64, threads: u64) -> Result<Self> {
         let (queues, threads) = (format!("--queues={queues}"), format!("--threads={threads}"));
-        Self::start_with(mqspan, &["crowd", "--name", name, "--abi", abi, &queues, &threads], "held")
+        let workload = mqspan.workload_of(abi)?;
+        Self::start_with(&workload, &["crowd", "--name", name, "--abi", abi, &queues, &threads], "held")
     }
 
-    fn start_with(mqspan: &Mqspan, args: &[&str], says: &str) -> Result<Self> {
-        let mut command = Command::new(mqspan.workload());
+    fn start_with(workload: &Path, args: &[&str], says: &str) -> Result<Self> {
+        let mut command = Command::new(workload);
         command.args(args);
         without_otel(&mut command);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

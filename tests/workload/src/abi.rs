@@ -1,10 +1,12 @@
 //! The family's calls as a native caller makes them, and as 32-bit ones do: on x86_64 a process of either kind reaches
-//! the others' entry by `int $0x80`.
+//! the others' entry by `int $0x80`; on arm64 there is none, and this program built for 32-bit ARM is what calls so.
 
-use std::{io, ptr};
+use std::{ffi::c_long, io, ptr};
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
+
+use crate::kernel::wide;
 
 const PAGE: usize = 4096;
 
@@ -12,10 +14,10 @@ const PAGE: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Abi {
     Native,
-    /// With a timespec of 64 bits.
-    Ia32,
+    /// A 32-bit one, with a timespec of 64 bits.
+    Compat,
     /// With one of 32.
-    Ia32Time32,
+    CompatTime32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,8 +31,9 @@ pub enum Call {
 }
 
 impl Abi {
-    /// The call's number: arch/x86/entry/syscalls/syscall_32.tbl has those of 32-bit callers.
-    pub fn number(self, call: Call) -> i64 {
+    /// The call's number. Those of 32-bit callers: arch/x86/entry/syscalls/syscall_32.tbl, arch/arm/tools/syscall.tbl.
+    pub fn number(self, call: Call) -> c_long {
+        const FIRST: c_long = if cfg!(target_arch = "x86_64") { 277 } else { 274 };
         match (self, call) {
             (Self::Native, Call::Open) => libc::SYS_mq_open,
             (Self::Native, Call::Unlink) => libc::SYS_mq_unlink,
@@ -38,28 +41,22 @@ impl Abi {
             (Self::Native, Call::Receive) => libc::SYS_mq_timedreceive,
             (Self::Native, Call::Notify) => libc::SYS_mq_notify,
             (Self::Native, Call::Getsetattr) => libc::SYS_mq_getsetattr,
-            (_, Call::Open) => 277,
-            (_, Call::Unlink) => 278,
-            (Self::Ia32, Call::Send) => 418,
-            (Self::Ia32, Call::Receive) => 419,
-            (Self::Ia32Time32, Call::Send) => 279,
-            (Self::Ia32Time32, Call::Receive) => 280,
-            (_, Call::Notify) => 281,
-            (_, Call::Getsetattr) => 282,
+            (_, Call::Open) => FIRST,
+            (_, Call::Unlink) => FIRST + 1,
+            (Self::Compat, Call::Send) => 418,
+            (Self::Compat, Call::Receive) => 419,
+            (Self::CompatTime32, Call::Send) => FIRST + 2,
+            (Self::CompatTime32, Call::Receive) => FIRST + 3,
+            (_, Call::Notify) => FIRST + 4,
+            (_, Call::Getsetattr) => FIRST + 5,
         }
     }
 
     /// What the kernel returns. Addresses are such as [`Low`] gives: those of 32-bit callers have no more bits.
     pub fn call(self, call: Call, args: [usize; 5]) -> i64 {
-        let number = self.number(call);
-        if self != Self::Native {
-            return by_interrupt(number as u32, args.map(|arg| arg as u32)).into();
-        }
-        let [a, b, c, d, e] = args;
-        // SAFETY: the kernel checks each address; what it may write to is memory of Low.
-        match unsafe { libc::syscall(number, a, b, c, d, e) } {
-            -1 => -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or_default()),
-            result => result,
+        match self {
+            Self::Native => by_libc(self.number(call), args),
+            Self::Compat | Self::CompatTime32 => as_32_bit_caller(self.number(call), args),
         }
     }
 
@@ -67,7 +64,9 @@ impl Abi {
     pub fn longs(self, values: &[i64]) -> Vec<u8> {
         values
             .iter()
-            .flat_map(|value| value.to_ne_bytes()[..if self == Self::Native { 8 } else { 4 }].to_vec())
+            .flat_map(|value| {
+                value.to_ne_bytes()[..if self == Self::Native { size_of::<c_long>() } else { 4 }].to_vec()
+            })
             .collect()
     }
 
@@ -78,10 +77,10 @@ impl Abi {
 
     pub fn raw_timespec(self, sec: i64, nsec: i64) -> Vec<u8> {
         match self {
-            Self::Ia32Time32 => [sec, nsec].iter().flat_map(|part| (*part as i32).to_ne_bytes()).collect(),
+            Self::CompatTime32 => [sec, nsec].iter().flat_map(|part| (*part as i32).to_ne_bytes()).collect(),
             // What a 32-bit caller has in the upper half of the nanoseconds is nobody's business.
-            Self::Ia32 => [sec.to_ne_bytes(), (nsec & 0xffff_ffff | 0x7777 << 32).to_ne_bytes()].concat(),
-            Self::Native => [sec.to_ne_bytes(), nsec.to_ne_bytes()].concat(),
+            Self::Compat => [sec.to_ne_bytes(), (nsec & 0xffff_ffff | 0x7777 << 32).to_ne_bytes()].concat(),
+            Self::Native => self.longs(&[sec, nsec]),
         }
     }
 
@@ -94,25 +93,40 @@ impl Abi {
     }
 }
 
+fn by_libc(number: c_long, [a, b, c, d, e]: [usize; 5]) -> i64 {
+    // SAFETY: the kernel checks each address; what it may write to is memory of Low.
+    match unsafe { libc::syscall(number, a, b, c, d, e) } {
+        -1 => -i64::from(io::Error::last_os_error().raw_os_error().unwrap_or_default()),
+        result => wide(result),
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
-fn by_interrupt(number: u32, [a, b, c, d, e]: [u32; 5]) -> i32 {
+fn as_32_bit_caller(number: c_long, args: [usize; 5]) -> i64 {
+    let [a, b, c, d, e] = args.map(|arg| arg as u32);
     let result: i32;
     // SAFETY: as any system call; ebx is the compiler's own and comes back, older kernels clear r8 to r11.
     unsafe {
         std::arch::asm!(
             "xchg rbx, {first:r}", "int 0x80", "xchg rbx, {first:r}",
-            first = inout(reg) u64::from(a) => _, inlateout("eax") number => result,
+            first = inout(reg) u64::from(a) => _, inlateout("eax") number as u32 => result,
             in("ecx") b, in("edx") c, in("esi") d, in("edi") e,
             out("r8") _, out("r9") _, out("r10") _, out("r11") _,
         );
     }
-    result
+    result.into()
+}
+
+/// This process is one itself.
+#[cfg(target_pointer_width = "32")]
+fn as_32_bit_caller(number: c_long, args: [usize; 5]) -> i64 {
+    by_libc(number, args)
 }
 
 /// No other architecture lets a 64-bit process call as a 32-bit one.
-#[cfg(not(target_arch = "x86_64"))]
-fn by_interrupt(_: u32, _: [u32; 5]) -> i32 {
-    -libc::ENOSYS
+#[cfg(not(any(target_arch = "x86_64", target_pointer_width = "32")))]
+fn as_32_bit_caller(_: c_long, _: [usize; 5]) -> i64 {
+    -i64::from(libc::ENOSYS)
 }
 
 /// A page of memory that 32-bit callers can name, given away bit by bit.

@@ -80,7 +80,7 @@ fn receive(queue: RawFd) -> i64 {
 
 /// A second of the clock that mqspan counts by.
 fn now() -> Result<i64> {
-    Ok(clock_gettime(ClockId::CLOCK_MONOTONIC)?.tv_sec())
+    Ok(kernel::wide(clock_gettime(ClockId::CLOCK_MONOTONIC)?.tv_sec()))
 }
 
 /// Waits for a second after all these.

@@ -39,7 +39,7 @@ static USER: LazyLock<u32> = LazyLock::new(|| 1_900_000_000 + std::process::id()
 const MAXMSG: i64 = 2;
 const MSGSIZE: i64 = 16;
 /// What the user may have in queues.
-const BYTES: u64 = 40_000;
+const BYTES: libc::rlim_t = 40_000;
 
 const CREATE: i32 = libc::O_CREAT | libc::O_RDWR;
 const POLL: i32 = libc::O_NONBLOCK;
@@ -83,7 +83,7 @@ fn become_user(real: u32, effective: u32) -> Result<()> {
     Ok(setresuid(Uid::from_raw(real), Uid::from_raw(effective), Uid::from_raw(0))?)
 }
 
-fn lower(resource: Resource, to: u64) -> Result<()> {
+fn lower(resource: Resource, to: libc::rlim_t) -> Result<()> {
     let (_, hard) = getrlimit(resource)?;
     Ok(setrlimit(resource, to.min(hard), hard)?)
 }
@@ -367,7 +367,7 @@ fn bytes_in_queues(caller: &mut Failing) -> Result<()> {
     lower(Resource::RLIMIT_MSGQUEUE, 0)?;
     let none = limit("RLIMIT_MSGQUEUE", 0, 0, bytes(1, 1));
     caller.open_fails("causes-new", CREATE, Some((1, 1)), libc::EMFILE, none)?;
-    lower(Resource::RLIMIT_MSGQUEUE, u64::MAX)?;
+    lower(Resource::RLIMIT_MSGQUEUE, libc::rlim_t::MAX)?;
     become_user(0, 0)
 }
 
@@ -415,7 +415,7 @@ fn in_user_namespace(caller: &mut Failing) -> Result<()> {
     let own = limit("RLIMIT_MSGQUEUE", BYTES as i64, 0, requested);
     caller.open_fails("causes-inside", CREATE, Some(attr), libc::EMFILE, own)?;
     // Its own limit would let it now, that of its namespace does not.
-    lower(Resource::RLIMIT_MSGQUEUE, u64::MAX)?;
+    lower(Resource::RLIMIT_MSGQUEUE, libc::rlim_t::MAX)?;
     let namespaces = limit("RLIMIT_MSGQUEUE", BYTES as i64, outside, requested);
     caller.open_fails("causes-inside", CREATE, Some(attr), libc::EMFILE, namespaces)?;
     drop(kept);
@@ -439,7 +439,7 @@ fn too_many_files(caller: &mut Failing) -> Result<()> {
 fn too_many_descriptors(caller: &mut Failing) -> Result<()> {
     let (before, _) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let mut held: Vec<OwnedFd> = vec![open("/dev/null", OFlag::O_RDWR, Mode::empty())?];
-    for most in [64_u64, 200] {
+    for most in [64 as libc::rlim_t, 200] {
         lower(Resource::RLIMIT_NOFILE, before)?;
         let above = descriptors(most as i32)?;
         lower(Resource::RLIMIT_NOFILE, most)?;

@@ -265,7 +265,7 @@ impl<'a> Worker<'a> {
             0 => 0,
             1 => most,
             2 => most + 1,
-            3 => self.rng.pick(&[1 << 20, 1 << 40, 1 << 62]),
+            3 => self.rng.pick(&[1_u64 << 20, 1 << 40, 1 << 62]) as usize,
             _ => self.rng.below(most as u64 + 1) as usize,
         };
         let body = if self.rng.one_in(12) { self.wild() } else { self.body.as_ptr().addr() };

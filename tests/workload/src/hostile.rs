@@ -101,7 +101,7 @@ fn map(file: &File, protection: i32, offset: usize) -> Result<*mut u8> {
     // SAFETY: a new mapping of an open file, which stays until the process ends.
     let at = unsafe {
         let flags = libc::MAP_PRIVATE;
-        libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, file.as_raw_fd(), offset as i64)
+        libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, file.as_raw_fd(), offset as libc::off_t)
     };
     ensure!(at != libc::MAP_FAILED, "mmap: {}", io::Error::last_os_error());
     Ok(at.cast())

@@ -14,11 +14,16 @@ pub fn mq_open(name: usize, oflag: u32, mode: u32, attr: usize) -> i64 {
     // A C caller's int may arrive with its sign in the upper half of the register.
     let oflag = c_long::from(oflag.cast_signed());
     // SAFETY: the kernel reads what the two addresses point to, and answers EFAULT where it can't.
-    returned(unsafe { libc::syscall(libc::SYS_mq_open, name, oflag, c_long::from(mode), attr) })
+    returned(unsafe { libc::syscall(libc::SYS_mq_open, name, oflag, mode as usize, attr) })
+}
+
+/// A `long`, which programs of 32 bits have fewer bits of.
+pub fn wide(long: impl Into<i64>) -> i64 {
+    long.into()
 }
 
 fn returned(result: c_long) -> i64 {
-    if result == -1 { -i64::from(Errno::last_raw()) } else { result }
+    if result == -1 { -i64::from(Errno::last_raw()) } else { wide(result) }
 }
 
 /// The queue may be gone already: another thread has unlinked it.
@@ -41,7 +46,7 @@ pub struct Timespec {
 }
 
 pub fn mq_timedsend(queue: RawFd, body: usize, length: usize, priority: u32, deadline: usize) -> i64 {
-    let priority = u64::from(priority);
+    let priority = priority as usize;
     // SAFETY: the kernel reads what the two addresses point to.
     returned(unsafe { libc::syscall(libc::SYS_mq_timedsend, c_long::from(queue), body, length, priority, deadline) })
 }
@@ -80,6 +85,7 @@ pub fn mq_getsetattr(queue: RawFd, new: usize, old: usize) -> i64 {
 
 /// A queue's descriptor.
 pub fn open_queue(name: &CString, oflag: u32, attr: &Attr) -> Result<OwnedFd, Errno> {
+    let attr = attr.map(|number| number as c_long);
     match i32::try_from(mq_open(name.as_ptr().addr(), oflag, 0o600, attr.as_ptr().addr())) {
         // SAFETY: the call has just returned this descriptor, and nothing else owns it.
         Ok(descriptor @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
@@ -102,8 +108,8 @@ pub fn ignore_signal(signal: i32) {
 
 /// What the queue says of itself.
 pub fn mq_getattr(queue: BorrowedFd<'_>) -> Result<Attr, Errno> {
-    let mut attr = Attr::default();
+    let mut attr: [c_long; 8] = [0; 8];
     // SAFETY: the kernel writes one `struct mq_attr` where there is room for it.
     let result = unsafe { libc::syscall(libc::SYS_mq_getsetattr, queue.as_raw_fd(), 0, attr.as_mut_ptr()) };
-    Errno::result(result).map(|_| attr)
+    Errno::result(result).map(|_| attr.map(wide))
 }

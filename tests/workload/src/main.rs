@@ -1,6 +1,11 @@
 //! Makes calls of the family for mqspan's tests and benchmarks to watch: by the raw system call, so that they arrive in the
 //! kernel as they are written here, without glibc's checks and without its removing the slash.
 
+#![cfg_attr(
+    target_pointer_width = "32",
+    allow(overflowing_literals, reason = "addresses that only the calls of 64-bit programs pass")
+)]
+
 mod abi;
 mod bursts;
 mod call;
@@ -24,7 +29,7 @@ mod timing;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Parser};
 
 /// Makes calls of the family for mqspan's tests and benchmarks to watch
@@ -336,7 +341,11 @@ struct Race {
 }
 
 fn main() -> Result<()> {
-    match Workload::parse() {
+    let workload = Workload::parse();
+    // The others lay out their arguments as 64-bit programs do.
+    let lays_out = matches!(workload, Workload::Steps(_) | Workload::Crowd(_) | Workload::Causes(_));
+    ensure!(lays_out || cfg!(target_pointer_width = "64"), "not as a 32-bit program");
+    match workload {
         Workload::Open(options) => open::run(&options),
         Workload::Calls(options) => family::run(&options),
         Workload::Ledger(options) => ledger::run(&options),

@@ -56,7 +56,7 @@ pub fn map(kind: Mapping) -> Result<*mut u8> {
             Mapping::Private => (-1, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
             Mapping::Shared => (-1, libc::MAP_SHARED | libc::MAP_ANONYMOUS),
         };
-        let sized = kind != Mapping::Memfd || libc::ftruncate(file, SIZE as i64) == 0;
+        let sized = kind != Mapping::Memfd || libc::ftruncate(file, SIZE as libc::off_t) == 0;
         ensure!(sized, "memfd: {}", io::Error::last_os_error());
         libc::mmap(std::ptr::null_mut(), SIZE, libc::PROT_READ | libc::PROT_WRITE, flags, file, 0)
     };

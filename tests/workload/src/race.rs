@@ -129,7 +129,7 @@ impl Faults {
 
     fn order(&self, order: u64, argument: &mut [u64]) -> Result<()> {
         // SAFETY: the argument is as long as the order says.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), order, argument.as_mut_ptr()) };
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), order as libc::Ioctl, argument.as_mut_ptr()) };
         ensure!(result == 0, "userfaultfd: {order:#x}: {}", io::Error::last_os_error());
         Ok(())
     }
