@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use libbpf_rs::query::ProgInfoIter;
-use support::{program::Mqspan, wait, workload};
+use support::{program::Mqspan, sessions, wait, workload};
 
 const MQSPAN: &str = env!("CARGO_BIN_EXE_mqspan");
 const KERNELS: [&str; 2] = ["6.12", "7.3"];
@@ -111,7 +111,7 @@ fn count() -> Result<()> {
         detached()?;
         let nothing = least(workload, times)?;
         println!("{:10} {:18} {what:14} {nothing:8.0}", "-", "nothing");
-        for kind in KINDS {
+        for kind in sessions::are_there().then_some("fsession").into_iter().chain(KINDS) {
             detached()?;
             let attached = empty::attach(kind)?;
             let empty = least(workload, times)?;

@@ -116,7 +116,30 @@ int tp_exit_mq(struct sys_exit *ctx)
 #define CALLERS_REGISTERS(regs, ctx) struct pt_regs *regs = (void *)ctx[0]
 #endif
 
+/*
+ * A session is a program that runs at the entry of a function and at its return; this tells the two apart. Kernels that don't
+ * describe their own types have no sessions, and libbpf would refuse to look for a function's there.
+ */
+#ifdef PLAIN
+#define RETURNS(ctx) false
+#else
+extern bool bpf_session_is_return(void *ctx) __ksym __weak;
+#define RETURNS(ctx) bpf_session_is_return(ctx)
+#endif
+
 #define FUNCTIONS(name, call, symbol, abi, ARGUMENTS)                                                             \
+	SEC("?fsession/" symbol)                                                                                  \
+	int fsession_##name(__u64 *ctx)                                                                           \
+	{                                                                                                         \
+		if (RETURNS(ctx)) {                                                                               \
+			leave_##call(ctx[1], abi);                                                                \
+			return 0;                                                                                 \
+		}                                                                                                 \
+		CALLERS_REGISTERS(regs, ctx);                                                                     \
+		unsigned long args[] = ARGUMENTS(regs);                                                           \
+		enter_##call(args, abi);                                                                          \
+		return 0;                                                                                         \
+	}                                                                                                         \
 	SEC("?fentry/" symbol)                                                                                    \
 	int fentry_##name(__u64 *ctx)                                                                             \
 	{                                                                                                         \

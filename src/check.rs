@@ -150,7 +150,12 @@ fn passed_over(facts: &Facts, chosen: Option<HookKind>) -> Vec<String> {
     let why = |kind: HookKind| Some(format!("no {}: {}", kind.name(), refusal(facts, kind, false)?.message));
     let mut notes: Vec<String> = before.filter_map(why).collect();
     if let Some(model) = facts.preemption.as_ref().filter(|_| facts.is_preemptible()) {
-        let which = if facts.tracepoints_are_preempted { "fentry and tracepoint miss" } else { "fentry misses" };
+        let which = match (facts.has_sessions, facts.tracepoints_are_preempted) {
+            (false, false) => "fentry misses",
+            (false, true) => "fentry and tracepoint miss",
+            (true, false) => "fsession and fentry miss",
+            (true, true) => "fsession, fentry and tracepoint miss",
+        };
         notes
             .push(format!("{which} calls where threads are preempted in the kernel ({model}): other hooks come first"));
     }

@@ -7,7 +7,6 @@ pub mod file;
 pub mod otlp;
 mod pairs;
 pub mod top;
-pub mod unavailable;
 mod yaml;
 
 use std::ffi::OsString;
@@ -128,7 +127,6 @@ impl Settings {
         let run = over(command_line, file.run);
         // With a command these variables describe the command, not mqspan.
         let signals = signals(&run.signals, host_wide.then_some(&env))?;
-        unavailable::refuse(&run)?;
 
         let endpoint_named = options.names_endpoint() || env.names_endpoint()? || file.otlp.names_endpoint();
         let spool = spool(&run)?;

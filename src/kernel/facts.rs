@@ -94,6 +94,8 @@ pub struct Facts {
     pub functions: BTreeSet<String>,
     /// Whether those are among them that the calls enter by.
     pub has_functions: bool,
+    /// Whether one program may be of a function's entry and of its return (fsession).
+    pub has_sessions: bool,
     /// Whether a thread can be preempted inside the tracepoints' programs, and other threads' calls be skipped for it.
     pub tracepoints_are_preempted: bool,
     /// Kinds of hooks that the kernel refused when they were tried, and why.
@@ -104,6 +106,8 @@ pub struct Facts {
 const WRAPPER: &str = if cfg!(target_arch = "aarch64") { "__arm64_sys_" } else { "__x64_sys_" };
 /// Runs tracepoints' programs where they may fault and be preempted (kernel/trace/bpf_trace.c), in kernels that do.
 const FAULTABLE: &str = "trace_call_bpf_faultable";
+/// Whether the architecture's trampolines have sessions (kernel/bpf/core.c), in kernels that know these.
+const SESSIONS: &str = "bpf_jit_supports_fsession";
 /// The number of the host's own user namespace (include/linux/proc_ns.h, PROC_USER_INIT_INO).
 const HOST_USER_NAMESPACE: u64 = 0xeffffffd;
 
@@ -125,7 +129,8 @@ impl Facts {
         let realtime = read("/sys/kernel/realtime").trim() == "1" || proc_version.contains("PREEMPT_RT");
         let status = read("/proc/thread-self/status");
         let types = KernelTypes::find(types, &release);
-        let mut functions = types.functions(|name| name == FAULTABLE || hooks::may_be_hooked(name));
+        let mut functions = types.functions(|name| [FAULTABLE, SESSIONS].contains(&name) || hooks::may_be_hooked(name));
+        let has_sessions = functions.remove(SESSIONS);
         let capabilities_in_effect = capabilities(&status, "CapEff:");
         let version = hazards::release(&release, &proc_version, &read("/proc/version_signature"));
         Self {
@@ -137,6 +142,7 @@ impl Facts {
             in_user_namespace: in_user_namespace(),
             hazards: Hazards::of(realtime, version),
             variant: Variant::find(types == KernelTypes::Kernel),
+            has_sessions,
             has_task_storage: helps(ProgramType::Kprobe, BPF_FUNC_task_storage_get),
             // As libbpf tells those that count it (tools/lib/bpf/features.c, probe_memcg_account).
             memory_is_limited: !helps(ProgramType::SocketFilter, BPF_FUNC_ktime_get_coarse_ns)
@@ -174,7 +180,7 @@ impl Facts {
 
     /// Whether the kernel counts the runs that it skips while another program runs on the CPU, by this kind of hooks.
     pub fn counts_skips(&self, kind: HookKind) -> bool {
-        !self.hazards.uncounted_skips || kind == HookKind::Fentry
+        !self.hazards.uncounted_skips || matches!(kind, HookKind::Fsession | HookKind::Fentry)
     }
 
     /// Whether a capability is effective. CAP_SYS_ADMIN stands for the first two on every kernel.

@@ -16,7 +16,8 @@ pub const CALLS: [(Op, &str); 6] = [
 ];
 
 /// The prefixes of the programs' names: kind, and whether it is the side of the return.
-const KINDS: [(&str, HookKind, bool); 6] = [
+const KINDS: [(&str, HookKind, bool); 7] = [
+    ("fsession_", HookKind::Fsession, false),
     ("fentry_", HookKind::Fentry, false),
     ("fexit_", HookKind::Fentry, true),
     ("kprobe_", HookKind::Kprobe, false),
@@ -64,6 +65,8 @@ pub enum Place {
     Entry(Op),
     /// Its exit.
     Exit(Op),
+    /// Both.
+    Call(Op),
     /// Something that the calls do in between: which adds to them, but makes none.
     Inside,
 }
@@ -91,7 +94,11 @@ impl Hook {
         let Some(((rest, kind, returns), (_, target))) = parts else { return Vec::new() };
         let of_call = |call, target: &str| Self {
             kind,
-            place: if returns { Place::Exit(call) } else { Place::Entry(call) },
+            place: match (kind, returns) {
+                (HookKind::Fsession, _) => Place::Call(call),
+                (_, false) => Place::Entry(call),
+                (_, true) => Place::Exit(call),
+            },
             returns,
             target: target.into(),
         };
@@ -105,17 +112,22 @@ impl Hook {
         }]
     }
 
-    /// Whether it is used, by hooks of this kind, where these calls are traced.
+    /// Whether it is used, by hooks of this kind, where these calls are traced. What calls do in between has one side that is
+    /// looked at: there a session would be fentry or fexit, and is.
     pub fn is_used(&self, kind: HookKind, calls: &BTreeSet<Op>) -> bool {
+        let is_of_kind = match (kind, self.place) {
+            (HookKind::Fsession, Place::Inside) => self.kind == HookKind::Fentry,
+            _ => self.kind == kind,
+        };
         let needed = match self.place {
-            Place::Entry(call) | Place::Exit(call) => calls.contains(&call),
+            Place::Entry(call) | Place::Exit(call) | Place::Call(call) => calls.contains(&call),
             Place::Inside if self.target == "do_mq_open" => calls.contains(&Op::MqOpen),
             // Processes say who they are by it.
             Place::Inside if self.target.ends_with("prctl") => true,
             // The others follow messages.
             Place::Inside => calls.contains(&Op::MqTimedsend) || calls.contains(&Op::MqTimedreceive),
         };
-        self.kind == kind && needed
+        is_of_kind && needed
     }
 }
 
@@ -138,6 +150,11 @@ mod tests {
                 "?kretprobe/__ia32_sys_mq_timedsend_time32",
                 hook(HookKind::Kprobe, Place::Exit(Op::MqTimedsend), true, "__ia32_sys_mq_timedsend_time32"),
             ),
+            (
+                "fsession_mq_notify_compat",
+                "?fsession/__ia32_compat_sys_mq_notify",
+                hook(HookKind::Fsession, Place::Call(Op::MqNotify), false, "__ia32_compat_sys_mq_notify"),
+            ),
             ("fexit_load_msg", "?fexit/load_msg", hook(HookKind::Fentry, Place::Inside, true, "load_msg")),
             ("tree_on_fork", "?raw_tracepoint/sched_process_fork", Vec::new()),
         ] {
@@ -147,6 +164,23 @@ mod tests {
         assert_eq!(exits.len(), CALLS.len());
         let notify = hook(HookKind::Tracepoint, Place::Exit(Op::MqNotify), true, "sys_exit_mq_notify");
         assert!(exits.contains(&notify[0]), "{exits:?}");
+    }
+
+    /// Prevents sessions from seeing calls without what happens inside them, and from seeing them twice.
+    #[test]
+    fn sessions_and_what_calls_do_in_between() {
+        let sends = BTreeSet::from([Op::MqTimedsend]);
+        for (name, used) in [
+            ("fsession_mq_timedsend", true),
+            ("fentry_mq_timedsend", false),
+            ("fexit_mq_timedsend", false),
+            ("fexit_load_msg", true),
+            ("fentry_prctl", true),
+            ("kprobe_free_msg", false),
+        ] {
+            let hook = Hook::all_of(name, &format!("?kind/{}", name.split_once('_').unwrap().1)).remove(0);
+            assert_eq!(hook.is_used(HookKind::Fsession, &sends), used, "{name}");
+        }
     }
 
     /// Prevents programs from being attached for calls that nobody asked for.

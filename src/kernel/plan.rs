@@ -1,27 +1,24 @@
 //! Which hooks are used: from the facts and what was asked for. Pure code.
-//!
-//! A kind that joins later is an entry in [`order`] and a branch in [`refusal`](super::refusal).
 
 use super::facts::Facts;
 use super::refusal::refusal;
 use crate::model::error::Error;
 use crate::model::values::HookKind;
 
-/// The kinds to choose from, the best first: those that were asked for, else those that there are. First those that
-/// miss no call here, then the cheaper: trampolines (fentry) slow no other call and see 32-bit callers, as kprobes do;
-/// tracepoints slow every system call. Where threads are preempted in the kernel, one that is inside a trampoline's
-/// program, or on newer kernels a tracepoint's, makes the kernel skip it for the others on that CPU; in a kprobe nobody
-/// is preempted.
+/// The kinds to choose from, the best first: those that were asked for, else those that this kernel knows. First those
+/// that miss no call here, then the cheaper: trampolines (fsession, fentry) slow no other call and see 32-bit callers, as
+/// kprobes do; tracepoints slow every system call. Where threads are preempted in the kernel, one that is inside a
+/// trampoline's program, or on newer kernels a tracepoint's, makes the kernel skip it for the others on that CPU, and a
+/// session's program is one for both sides of a call; in a kprobe nobody is preempted.
 pub fn order(facts: &Facts, asked: &[HookKind]) -> Vec<HookKind> {
+    use HookKind::{Fentry, Fsession, Kprobe, Tracepoint};
     let best = match (facts.is_preemptible(), facts.tracepoints_are_preempted) {
-        (false, _) => [HookKind::Fentry, HookKind::Kprobe, HookKind::Tracepoint],
-        (true, false) => [HookKind::Kprobe, HookKind::Tracepoint, HookKind::Fentry],
-        (true, true) => [HookKind::Kprobe, HookKind::Fentry, HookKind::Tracepoint],
+        _ if !asked.is_empty() => return asked.into(),
+        (false, _) => [Fsession, Fentry, Kprobe, Tracepoint],
+        (true, false) => [Kprobe, Tracepoint, Fentry, Fsession],
+        (true, true) => [Kprobe, Fentry, Tracepoint, Fsession],
     };
-    match asked.is_empty() {
-        true => best.into(),
-        false => asked.iter().copied().filter(|kind| best.contains(kind)).collect(),
-    }
+    best.into_iter().filter(|kind| *kind != Fsession || facts.has_sessions).collect()
 }
 
 /// What will be attached.
@@ -42,13 +39,7 @@ pub fn plan(facts: &Facts, asked: &[HookKind]) -> Result<Plan, Error> {
         }
     }
     let tracepoints = refusals.iter().position(|(kind, _)| *kind == HookKind::Tracepoint);
-    match refusals.is_empty() {
-        true => Err(Error::cannot_run(
-            "none of the kinds of hooks asked for is available",
-            "leave the choice to mqspan: mqspan run --hooks auto",
-        )),
-        false => Err(refusals.swap_remove(tracepoints.unwrap_or(0)).1),
-    }
+    Err(refusals.swap_remove(tracepoints.unwrap_or(0)).1)
 }
 
 #[cfg(test)]
@@ -78,22 +69,27 @@ mod tests {
             ..facts()
         };
         let without = |kinds: &[HookKind], facts: Facts| Facts { refused: refused(kinds), ..facts };
-        use HookKind::{Fentry, Kprobe, Tracepoint};
+        let old = || Facts { has_sessions: false, ..facts() };
+        use HookKind::{Fentry, Fsession, Kprobe, Tracepoint};
         for (facts, asked, expected) in [
-            (facts(), &[][..], Fentry),
-            (preempted("voluntary", true), &[], Fentry),
+            (facts(), &[][..], Fsession),
+            (old(), &[], Fentry),
+            (old(), &[Fsession, Kprobe], Kprobe),
+            (without(&[Fsession], facts()), &[], Fentry),
+            (without(&[Kprobe, Tracepoint], preempted("lazy", false)), &[], Fentry),
+            (without(&[Kprobe, Tracepoint, Fentry], preempted("lazy", true)), &[], Fsession),
+            (preempted("voluntary", true), &[], Fsession),
             (preempted("full", false), &[], Kprobe),
             (preempted("PREEMPT_RT", false), &[], Kprobe),
             (preempted("lazy", true), &[], Kprobe),
             (without(&[Kprobe], preempted("lazy", false)), &[], Tracepoint),
             (without(&[Kprobe], preempted("lazy", true)), &[], Fentry),
-            (without(&[Fentry], facts()), &[], Kprobe),
-            (without(&[Fentry, Kprobe], facts()), &[], Tracepoint),
-            (Facts { tracefs: None, ..facts() }, &[], Fentry),
+            (without(&[Fentry], old()), &[], Kprobe),
+            (without(&[Fsession, Fentry, Kprobe], facts()), &[], Tracepoint),
+            (Facts { tracefs: None, ..facts() }, &[], Fsession),
             (Facts { has_functions: false, ..facts() }, &[], Tracepoint),
             (facts(), &[Tracepoint, Fentry], Tracepoint),
             (without(&[Kprobe], facts()), &[Kprobe, Tracepoint], Tracepoint),
-            (facts(), &[HookKind::Fsession, Kprobe], Kprobe),
         ] {
             assert_eq!(plan(&facts, asked), Ok(Plan { kind: expected }), "{facts:?} {asked:?}");
         }

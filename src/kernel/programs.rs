@@ -266,11 +266,11 @@ impl Programs {
         let others: libbpf_rs::Result<Vec<Link>> = lifecycle.into_iter().map(|program| program.attach()).collect();
         let mut others = others.map_err(|error| Refusal::of_all(&error))?;
         let (mut entries, mut rest) = (Vec::new(), Vec::new());
-        let is_entry = |hook: &Hook| matches!(hook.place, Place::Entry(_));
+        let is_entry = |hook: &Hook| matches!(hook.place, Place::Entry(_) | Place::Call(_));
         // One call's hooks come first: what is attached and silent is found out before all are to be detached again, which
         // takes the kernel long.
         let first = config.filters.call.first().copied();
-        let is_first = |hook: &Hook| matches!(hook.place, Place::Entry(op) | Place::Exit(op) if Some(op) == first);
+        let is_first = |hook: &Hook| matches!(hook.place, Place::Entry(op) | Place::Exit(op) | Place::Call(op) if Some(op) == first);
         for (of_first, of_entries) in [(true, false), (true, true), (false, false), (false, true)] {
             let wanted = |hook: &&Hook| {
                 let is_used = hook.is_used(hook.kind, &config.filters.call);

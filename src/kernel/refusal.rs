@@ -15,7 +15,7 @@ const UPDATE: &str = "apt-get update && apt-get full-upgrade && reboot (where th
 /// Why a kind can't be used here; one that was asked for by its name is used also where that is not safe.
 pub fn refusal(facts: &Facts, kind: HookKind, by_name: bool) -> Option<Error> {
     let tracefs = || match kind {
-        HookKind::Fentry => None,
+        HookKind::Fsession | HookKind::Fentry => None,
         _ => of_tracefs(facts, kind),
     };
     of_kernel(facts, by_name).or_else(|| of_functions(facts, kind)).or_else(tracefs).or_else(|| of_trial(facts, kind))
@@ -94,10 +94,14 @@ fn of_kernel(facts: &Facts, by_name: bool) -> Option<Error> {
 fn of_functions(facts: &Facts, kind: HookKind) -> Option<Error> {
     const ANOTHER: &str = "leave out --hooks, or ask for another kind: mqspan run --hooks tracepoint";
     match kind {
-        HookKind::Fentry if facts.types != KernelTypes::Kernel => {
-            error("the kernel does not describe its own types (CONFIG_DEBUG_INFO_BTF), which fentry needs", ANOTHER)
+        HookKind::Fsession | HookKind::Fentry if facts.types != KernelTypes::Kernel => error(
+            format!("the kernel does not describe its own types (CONFIG_DEBUG_INFO_BTF), which {} needs", kind.name()),
+            ANOTHER,
+        ),
+        HookKind::Fsession if !facts.has_sessions => {
+            error("the kernel's BPF has no sessions (fsession), which came with Linux 7.0", ANOTHER)
         }
-        HookKind::Fentry | HookKind::Kprobe if !facts.has_functions => {
+        HookKind::Fsession | HookKind::Fentry | HookKind::Kprobe if !facts.has_functions => {
             error("the kernel does not name the functions of the calls", ANOTHER)
         }
         _ => None,
@@ -187,12 +191,13 @@ pub(crate) mod tests {
             has_tracepoints: true,
             has_kprobes: true,
             has_functions: true,
+            has_sessions: true,
             tracepoints_are_preempted: false,
             refused: Vec::new(),
         }
     }
 
-    const ALL: [HookKind; 3] = [HookKind::Fentry, HookKind::Kprobe, HookKind::Tracepoint];
+    const ALL: [HookKind; 4] = [HookKind::Fsession, HookKind::Fentry, HookKind::Kprobe, HookKind::Tracepoint];
     /// CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH.
     const SOME: u64 = 1 << 39 | 1 << 38 | 1 << 2;
 
@@ -264,7 +269,18 @@ pub(crate) mod tests {
                 "refused",
                 "sysctl -w kernel.ftrace_enabled=1",
             ),
-            (facts(), &[HookKind::Fsession], "none of the kinds", "mqspan run --hooks auto"),
+            (
+                Facts { has_sessions: false, ..facts() },
+                &[HookKind::Fsession],
+                "no sessions (fsession), which came with Linux 7.0",
+                "mqspan run --hooks tracepoint",
+            ),
+            (
+                Facts { types: KernelTypes::File("types".into()), ..facts() },
+                &[HookKind::Fsession],
+                "which fsession needs",
+                "mqspan run --hooks tracepoint",
+            ),
         ] {
             let Error { status, message, hint } = plan(&facts, asked).unwrap_err();
             let hint = hint.unwrap_or_default();

@@ -14,6 +14,7 @@ char LICENSE[] SEC("license") = "GPL";
 #define EMPTY(call)                                                                                   \
 	SEC("?tp/syscalls/sys_enter_" #call) int tracepoint_enter_##call(void *context) { return 0; } \
 	SEC("?tp/syscalls/sys_exit_" #call) int tracepoint_exit_##call(void *context) { return 0; }   \
+	SEC("?fsession/" PREFIX #call) int fsession_both_##call(void *context) { return 0; }          \
 	SEC("?fentry/" PREFIX #call) int fentry_enter_##call(void *context) { return 0; }             \
 	SEC("?fexit/" PREFIX #call) int fentry_exit_##call(void *context) { return 0; }               \
 	SEC("?kprobe/" PREFIX #call) int kprobe_enter_##call(void *context) { return 0; }             \

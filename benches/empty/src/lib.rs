@@ -11,7 +11,7 @@ pub struct Attached {
     _object: Object,
 }
 
-/// Attaches the programs of one kind of hooks: `fentry`, `kprobe` or `tracepoint`.
+/// Attaches the programs of one kind of hooks: `fsession`, `fentry`, `kprobe` or `tracepoint`.
 pub fn attach(kind: &str) -> Result<Attached> {
     let is_of_kind = |name: &str| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with('_'));
     let mut object = ObjectBuilder::default().open_memory(OBJECT)?;

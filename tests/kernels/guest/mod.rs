@@ -20,18 +20,22 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use support::{
     otlp::{self, Record, made_by},
     program::{Ended, Mqspan, finish},
+    sessions,
 };
 
 use crate::MQSPAN;
 
-/// Those of a kernel that has all; MQSPAN_TEST_KINDS names them where some are missing.
+/// Those of a kernel that has all, but for sessions; MQSPAN_TEST_KINDS names them where some are missing.
 const KINDS: &str = "fentry kprobe tracepoint";
 /// Of which messages are told by their identity; the first is the best that misses no call here.
 const BY_MESSAGE: [&str; 2] = ["auto", "kprobe"];
 
 /// The kinds of hooks that this kernel has, each in its turn.
 fn kinds() -> impl Iterator<Item = &'static str> {
-    let named = env::var("MQSPAN_TEST_KINDS").unwrap_or(KINDS.into());
+    let mut named = env::var("MQSPAN_TEST_KINDS").unwrap_or(KINDS.into());
+    if named == KINDS && sessions::are_there() {
+        named = format!("fsession {named}");
+    }
     // As long as the program, which ends soon.
     begun(Vec::leak(named.leak().split_whitespace().collect()).iter().copied())
 }

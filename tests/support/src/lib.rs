@@ -25,6 +25,7 @@ pub mod queues;
 pub mod ready;
 pub mod rotel;
 pub mod server;
+pub mod sessions;
 pub mod stats;
 pub mod strace;
 pub mod text;
