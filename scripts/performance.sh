@@ -36,6 +36,9 @@ section 'A call, in instructions' \
 section 'A call, in time' \
     'By tracepoints, each call taken, into the ring and read: nothing is limited but in the last way. `to empty` is to programs that do nothing on the same tracepoints.' \
     "${as_root[@]}" bench --bench overhead
+section 'A real-time thread' \
+    'A SCHED_FIFO thread sends a message each millisecond on an isolated CPU of a PREEMPT_RT kernel: how late it is woken, and how long the send takes from then on. Emulated (TCG, whose two CPUs share those of this machine), these are orders of magnitude: compare the rows.' \
+    cargo bench --bench latency
 section 'What it holds, and how soon' \
     'The callers have the last CPU, mqspan and the receiver the others, or all of them all. What is lost is counted by mqspan itself. Start and end are those of a command that prints the time.' \
     "${as_root[@]}" bench --bench capacity
