@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::ffi::OsStr;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
@@ -30,13 +31,18 @@ const CHOICE: [(&str, &str); 5] = [
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(env::var("OUT_DIR")?);
     compile("live", &folder.join("live.bpf.o"), &["-mcpu=v3"])?;
-    let mut skeletons = Vec::new();
+    let (mut skeletons, mut objects) = (Vec::new(), Vec::new());
     for (variant, arguments) in VARIANTS {
         let of_variant = folder.join(variant);
         fs::create_dir_all(&of_variant)?;
         let object = of_variant.join("mqspan.bpf.o");
         skeletons.push(compile("mqspan", &object, arguments)?);
-        fs::write(of_variant.join("mqspan.bpf.o.zst"), zstd::bulk::compress(&fs::read(&object)?, 19)?)?;
+        objects.push((of_variant.join("mqspan.bpf.o.zst"), fs::read(&object)?));
+    }
+    // The others differ from the first in little: it is the dictionary that they are compressed with.
+    for (number, (path, object)) in objects.iter().enumerate() {
+        let dictionary = if number == 0 { &[][..] } else { &objects[0].1 };
+        fs::write(path, compressed(object, dictionary)?)?;
     }
     if skeletons.iter().any(|skeleton| shape(skeleton) != shape(&skeletons[0])) {
         return Err("the variants of bpf/mqspan.bpf.c differ in more than their code".into());
@@ -50,7 +56,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     fs::write(folder.join("mqspan.skel.rs"), skeleton)?;
     let script = fs::read("templates/uplot/uPlot.iife.min.js")?.into_iter().chain(fs::read("templates/report.js")?);
-    fs::write(folder.join("report.js.zst"), zstd::bulk::compress(&script.collect::<Vec<_>>(), 19)?)?;
+    fs::write(folder.join("report.js.zst"), compressed(&script.collect::<Vec<_>>(), &[])?)?;
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-changed=templates");
     println!("cargo::rustc-env=MQSPAN_COMMIT={}", commit());
@@ -58,6 +64,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let features = env::var("CARGO_CFG_FEATURE").unwrap_or_default();
     println!("cargo::rustc-env=MQSPAN_FEATURES={}", if features.is_empty() { "none" } else { &features });
     Ok(())
+}
+
+/// Far enough back for a whole dictionary, as a power of two, and less than unpacking asks to be allowed for.
+const WINDOW: u32 = 23;
+
+fn compressed(bytes: &[u8], dictionary: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = zstd::stream::write::Encoder::with_dictionary(Vec::new(), 19, dictionary)?;
+    encoder.window_log(WINDOW)?;
+    encoder.long_distance_matching(true)?;
+    encoder.write_all(bytes)?;
+    encoder.finish()
 }
 
 /// What must be the same for one skeleton to serve several objects: their variables, place by place, and which maps and

@@ -124,7 +124,10 @@ int tp_exit_mq(struct sys_exit *ctx)
 #define RETURNS(ctx) false
 #else
 extern bool bpf_session_is_return(void *ctx) __ksym __weak;
-#define RETURNS(ctx) bpf_session_is_return(ctx)
+/* The same before Linux 7.0, where kprobes alone have sessions. */
+extern bool bpf_session_is_return___of_probe(void) __ksym __weak;
+#define RETURNS(ctx)                                                                                              \
+	(bpf_ksym_exists(bpf_session_is_return) ? bpf_session_is_return(ctx) : bpf_session_is_return___of_probe())
 #endif
 
 #define FUNCTIONS(name, call, symbol, abi, ARGUMENTS)                                                             \
@@ -160,7 +163,20 @@ extern bool bpf_session_is_return(void *ctx) __ksym __weak;
 		return 0;                                                                                         \
 	}                                                                                                         \
 	SEC("?kretprobe/" symbol)                                                                                 \
-	int kretprobe_##name(struct pt_regs *ctx) { leave_##call(RETURNED(ctx), abi); return 0; }
+	int kretprobe_##name(struct pt_regs *ctx) { leave_##call(RETURNED(ctx), abi); return 0; }                 \
+	SEC("?kprobe.session/" symbol)                                                                            \
+	int session_##name(struct pt_regs *ctx)                                                                   \
+	{                                                                                                         \
+		if (RETURNS(ctx)) {                                                                               \
+			leave_##call(RETURNED(ctx), abi);                                                         \
+			return 0;                                                                                 \
+		}                                                                                                 \
+		struct pt_regs regs = {};                                                                         \
+		bpf_probe_read_kernel(&regs, sizeof(regs), (void *)PARM1(ctx));                                   \
+		unsigned long args[] = ARGUMENTS(&regs);                                                          \
+		enter_##call(args, abi);                                                                          \
+		return 0;                                                                                         \
+	}
 
 #define NATIVE(call) FUNCTIONS(call, call, NATIVE_PREFIX #call, ABI_NATIVE, NATIVE_ARGS)
 #define COMPAT(call, symbol) FUNCTIONS(call##_compat, call, symbol, ABI_COMPAT, COMPAT_ARGS)
@@ -201,7 +217,9 @@ TIME32(mq_timedreceive, "__ia32_sys_mq_timedreceive_time32")
 	SEC("?fentry/" #function)                                                                                 \
 	int fentry_##function(__u64 *ctx) { at_##function(ctx[n - 1]); return 0; }                                \
 	SEC("?kprobe/" #function)                                                                                 \
-	int kprobe_##function(struct pt_regs *ctx) { at_##function(PARM##n(ctx)); return 0; }
+	int kprobe_##function(struct pt_regs *ctx) { at_##function(PARM##n(ctx)); return 0; }                     \
+	SEC("?kprobe.multi/" #function)                                                                           \
+	int multi_##function(struct pt_regs *ctx) { at_##function(PARM##n(ctx)); return 0; }
 
 INSIDE(do_mq_open, 4)
 INSIDE(wq_sleep, 1)
@@ -214,11 +232,17 @@ int fentry_msg_insert(__u64 *ctx) { at_msg_insert(ctx[0], ctx[1]); return 0; }
 SEC("?kprobe/msg_insert")
 int kprobe_msg_insert(struct pt_regs *ctx) { at_msg_insert(PARM1(ctx), PARM2(ctx)); return 0; }
 
+SEC("?kprobe.multi/msg_insert")
+int multi_msg_insert(struct pt_regs *ctx) { at_msg_insert(PARM1(ctx), PARM2(ctx)); return 0; }
+
 SEC("?fexit/load_msg")
 int fexit_load_msg(__u64 *ctx) { at_load_msg(ctx[2]); return 0; }
 
 SEC("?kretprobe/load_msg")
 int kretprobe_load_msg(struct pt_regs *ctx) { at_load_msg(RETURNED(ctx)); return 0; }
+
+SEC("?kretprobe.multi/load_msg")
+int retmulti_load_msg(struct pt_regs *ctx) { at_load_msg(RETURNED(ctx)); return 0; }
 
 /* The one system call beside those of the family that is looked at. */
 SEC("?tracepoint/syscalls/sys_enter_prctl")
@@ -234,16 +258,20 @@ int fentry_prctl(__u64 *ctx)
 	return 0;
 }
 
-SEC("?kprobe/" NATIVE_PREFIX "prctl")
-int kprobe_prctl(struct pt_regs *ctx)
+static __always_inline void probe_prctl(struct pt_regs *ctx)
 {
 	struct pt_regs regs = {};
 
 	bpf_probe_read_kernel(&regs, sizeof(regs), (void *)PARM1(ctx));
 	unsigned long args[] = NATIVE_ARGS(&regs);
 	enter_prctl(args);
-	return 0;
 }
+
+SEC("?kprobe/" NATIVE_PREFIX "prctl")
+int kprobe_prctl(struct pt_regs *ctx) { probe_prctl(ctx); return 0; }
+
+SEC("?kprobe.multi/" NATIVE_PREFIX "prctl")
+int multi_prctl(struct pt_regs *ctx) { probe_prctl(ctx); return 0; }
 
 /* Run by mqspan itself (BPF_PROG_TEST_RUN), attached nowhere. */
 SEC("raw_tracepoint")

@@ -82,12 +82,12 @@ pub fn configure(
         let listed = ipc_namespace.picks().iter().filter(|pick| pick.value != Namespace::All);
         // `all` with an exclusion is the exclusion alone.
         rodata.ipc_mode = mode(listed.map(|pick| pick.exclude).filter(|exclude| *exclude || !all));
-        rodata.messages_carry_ids = selection.kind != HookKind::Tracepoint;
+        rodata.messages_carry_ids = selection.means.kind() != HookKind::Tracepoint;
         rodata.sees_sleep = selection.targets.contains(SLEEP);
         rodata.sees_insert = selection.targets.contains(INSERT);
         rodata.has_task_storage = has_task_storage;
         let both_sides = [Op::MqTimedsend, Op::MqTimedreceive].iter().all(|call| config.filters.call.contains(call));
-        rodata.infers_links = config.infers(selection.kind, facts) && both_sides;
+        rodata.infers_links = config.infers(selection.means.kind(), facts) && both_sides;
         rodata.only_tree = config.tree.is_some();
         rodata.makes_records = config.makes_records;
         rodata.aggregates = config.aggregates;

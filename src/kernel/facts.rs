@@ -12,7 +12,7 @@ use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 
 use super::hazards::{self, Hazards};
-use super::hooks::{self, CALLS};
+use super::hooks::{self, CALLS, Means};
 use super::types::KernelTypes;
 use super::variant::{Variant, helps};
 use super::warnings;
@@ -96,6 +96,8 @@ pub struct Facts {
     pub has_functions: bool,
     /// Whether one program may be of a function's entry and of its return (fsession).
     pub has_sessions: bool,
+    /// Whether function tracing serves probes, without a bound on the calls that wait for their return.
+    pub has_fprobes: bool,
     /// Whether a thread can be preempted inside the tracepoints' programs, and other threads' calls be skipped for it.
     pub tracepoints_are_preempted: bool,
     /// Kinds of hooks that the kernel refused when they were tried, and why.
@@ -108,6 +110,9 @@ const WRAPPER: &str = if cfg!(target_arch = "aarch64") { "__arm64_sys_" } else {
 const FAULTABLE: &str = "trace_call_bpf_faultable";
 /// Whether the architecture's trampolines have sessions (kernel/bpf/core.c), in kernels that know these.
 const SESSIONS: &str = "bpf_jit_supports_fsession";
+/// What sees returns for probes by function tracing, where that keeps any number of calls apart (kernel/trace/fprobe.c). Before
+/// it, in Linux 6.14, returned by the function graph, sleeping calls used up what was there.
+const FPROBES: &str = "fprobe_return";
 /// The number of the host's own user namespace (include/linux/proc_ns.h, PROC_USER_INIT_INO).
 const HOST_USER_NAMESPACE: u64 = 0xeffffffd;
 
@@ -129,8 +134,10 @@ impl Facts {
         let realtime = read("/sys/kernel/realtime").trim() == "1" || proc_version.contains("PREEMPT_RT");
         let status = read("/proc/thread-self/status");
         let types = KernelTypes::find(types, &release);
-        let mut functions = types.functions(|name| [FAULTABLE, SESSIONS].contains(&name) || hooks::may_be_hooked(name));
-        let has_sessions = functions.remove(SESSIONS);
+        let mut functions =
+            types.functions(|name| [FAULTABLE, SESSIONS, FPROBES].contains(&name) || hooks::may_be_hooked(name));
+        let (has_sessions, has_fprobes) = (functions.remove(SESSIONS), functions.remove(FPROBES));
+        let variant = Variant::find(types == KernelTypes::Kernel);
         let capabilities_in_effect = capabilities(&status, "CapEff:");
         let version = hazards::release(&release, &proc_version, &read("/proc/version_signature"));
         Self {
@@ -141,8 +148,9 @@ impl Facts {
             lockdown: chosen(&read("/sys/kernel/security/lockdown"), ['[', ']']),
             in_user_namespace: in_user_namespace(),
             hazards: Hazards::of(realtime, version),
-            variant: Variant::find(types == KernelTypes::Kernel),
             has_sessions,
+            has_fprobes: has_fprobes && variant == Variant::Full,
+            variant,
             has_task_storage: helps(ProgramType::Kprobe, BPF_FUNC_task_storage_get),
             // As libbpf tells those that count it (tools/lib/bpf/features.c, probe_memcg_account).
             memory_is_limited: !helps(ProgramType::SocketFilter, BPF_FUNC_ktime_get_coarse_ns)
@@ -181,6 +189,16 @@ impl Facts {
     /// Whether the kernel counts the runs that it skips while another program runs on the CPU, by this kind of hooks.
     pub fn counts_skips(&self, kind: HookKind) -> bool {
         !self.hazards.uncounted_skips || matches!(kind, HookKind::Fsession | HookKind::Fentry)
+    }
+
+    /// By what hooks of a kind may be attached, the best first.
+    pub fn means(&self, kind: HookKind) -> Vec<Means> {
+        let may_be = |means: &Means| match means {
+            Means::Fprobe => self.has_fprobes,
+            Means::Kprobe => self.tracefs.is_some() && self.has_kprobes,
+            _ => true,
+        };
+        Means::ALL.into_iter().filter(|means| means.kind() == kind).filter(may_be).collect()
     }
 
     /// Whether a capability is effective. CAP_SYS_ADMIN stands for the first two on every kernel.
@@ -270,6 +288,7 @@ fn model(models: &str, boot_line: &str, version: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::refusal::tests::facts;
 
     /// Prevents isolated CPUs and lockdown from being read wrongly where there are none.
     #[test]
@@ -278,6 +297,22 @@ mod tests {
         assert_eq!([of("\n", "(null)\n"), of("2-3\n", "2-3\n"), of("2\n", "")], ["", "2-3", "2"]);
         assert_eq!(chosen("none [integrity] confidentiality\n", ['[', ']']).as_deref(), Some("integrity"));
         assert_eq!(chosen("", ['[', ']']), None);
+    }
+
+    /// Prevents probes from being events, with their bound on calls under way, where function tracing serves them without one, and
+    /// those that another kind is attached by from being tried for it.
+    #[test]
+    fn means_of_a_kind() {
+        let facts = |has_fprobes, has_kprobes| Facts { has_fprobes, has_kprobes, ..facts() };
+        for (facts, kind, expected) in [
+            (facts(true, true), HookKind::Kprobe, &[Means::Fprobe, Means::Kprobe][..]),
+            (facts(true, false), HookKind::Kprobe, &[Means::Fprobe]),
+            (facts(false, true), HookKind::Kprobe, &[Means::Kprobe]),
+            (facts(true, true), HookKind::Fsession, &[Means::Fsession]),
+            (facts(true, true), HookKind::Tracepoint, &[Means::Tracepoint]),
+        ] {
+            assert_eq!(facts.means(kind), expected, "{kind:?}");
+        }
     }
 
     /// Prevents a limit that allows enough from being complained of, and the lower of its two numbers from being taken.

@@ -15,15 +15,18 @@ pub const CALLS: [(Op, &str); 6] = [
     (Op::MqGetsetattr, "mq_getsetattr"),
 ];
 
-/// The prefixes of the programs' names: kind, and whether it is the side of the return.
-const KINDS: [(&str, HookKind, bool); 7] = [
-    ("fsession_", HookKind::Fsession, false),
-    ("fentry_", HookKind::Fentry, false),
-    ("fexit_", HookKind::Fentry, true),
-    ("kprobe_", HookKind::Kprobe, false),
-    ("kretprobe_", HookKind::Kprobe, true),
-    ("tp_enter_", HookKind::Tracepoint, false),
-    ("tp_exit_", HookKind::Tracepoint, true),
+/// The prefixes of the programs' names: by what they are attached, and whether it is the side of the return.
+const MEANS: [(&str, Means, bool); 10] = [
+    ("fsession_", Means::Fsession, false),
+    ("fentry_", Means::Fentry, false),
+    ("fexit_", Means::Fentry, true),
+    ("session_", Means::Fprobe, false),
+    ("multi_", Means::Fprobe, false),
+    ("retmulti_", Means::Fprobe, true),
+    ("kprobe_", Means::Kprobe, false),
+    ("kretprobe_", Means::Kprobe, true),
+    ("tp_enter_", Means::Tracepoint, false),
+    ("tp_exit_", Means::Tracepoint, true),
 ];
 
 /// Stands for the name of each call in that of a program that is of all of them.
@@ -58,6 +61,37 @@ fn is_inside(target: &str, inside: &str) -> bool {
     target == inside || inside == "prctl" && target.ends_with("_prctl")
 }
 
+/// By what programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// A trampoline with one program for entry and return.
+    Fsession,
+    /// Trampolines.
+    Fentry,
+    /// Function tracing, where it serves probes (kprobe.session, kprobe.multi): one program for entry and return, and no bound
+    /// on the calls that wait for theirs.
+    Fprobe,
+    /// Events of tracefs.
+    Kprobe,
+    /// The tracepoints of the system calls.
+    Tracepoint,
+}
+
+impl Means {
+    /// All, of those of one kind the best first.
+    pub const ALL: [Self; 5] = [Self::Fsession, Self::Fentry, Self::Fprobe, Self::Kprobe, Self::Tracepoint];
+
+    /// The kind of hooks, as `--hooks` names it.
+    pub fn kind(self) -> HookKind {
+        match self {
+            Self::Fsession => HookKind::Fsession,
+            Self::Fentry => HookKind::Fentry,
+            Self::Fprobe | Self::Kprobe => HookKind::Kprobe,
+            Self::Tracepoint => HookKind::Tracepoint,
+        }
+    }
+}
+
 /// What a program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -75,7 +109,7 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
     /// By what it is attached.
-    pub kind: HookKind,
+    pub means: Means,
     /// What it sees.
     pub place: Place,
     /// Whether it is attached to a function's return.
@@ -87,15 +121,15 @@ pub struct Hook {
 impl Hook {
     /// What the program of this name and section hooks: nothing, a place, or one place of each call.
     pub fn all_of(program: &str, section: &str) -> Vec<Self> {
-        let parts = KINDS
+        let parts = MEANS
             .into_iter()
-            .find_map(|(prefix, kind, returns)| Some((program.strip_prefix(prefix)?, kind, returns)))
+            .find_map(|(prefix, means, returns)| Some((program.strip_prefix(prefix)?, means, returns)))
             .zip(section.rsplit_once('/'));
-        let Some(((rest, kind, returns), (_, target))) = parts else { return Vec::new() };
+        let Some(((rest, means, returns), (_, target))) = parts else { return Vec::new() };
         let of_call = |call, target: &str| Self {
-            kind,
-            place: match (kind, returns) {
-                (HookKind::Fsession, _) => Place::Call(call),
+            means,
+            place: match (means, returns) {
+                (Means::Fsession | Means::Fprobe, _) => Place::Call(call),
                 (_, false) => Place::Entry(call),
                 (_, true) => Place::Exit(call),
             },
@@ -108,26 +142,30 @@ impl Hook {
         }
         vec![match CALLS.into_iter().find(|(_, name)| rest.starts_with(name)) {
             Some((call, _)) => of_call(call, target),
-            None => Self { kind, place: Place::Inside, returns, target: target.into() },
+            None => Self { means, place: Place::Inside, returns, target: target.into() },
         }]
     }
 
-    /// Whether it is used, by hooks of this kind, where these calls are traced. What calls do in between has one side that is
-    /// looked at: there a session would be fentry or fexit, and is.
-    pub fn is_used(&self, kind: HookKind, calls: &BTreeSet<Op>) -> bool {
-        let is_of_kind = match (kind, self.place) {
-            (HookKind::Fsession, Place::Inside) => self.kind == HookKind::Fentry,
-            _ => self.kind == kind,
+    /// Whether it is used, by these means, where these calls are traced. What calls do in between has one side that is looked
+    /// at: there a trampoline with one program for both would be fentry or fexit, and is.
+    pub fn is_used(&self, means: Means, calls: &BTreeSet<Op>) -> bool {
+        let is_of_means = match (means, self.place) {
+            (Means::Fsession, Place::Inside) => self.means == Means::Fentry,
+            _ => self.means == means,
         };
-        let needed = match self.place {
+        is_of_means && self.is_needed(calls)
+    }
+
+    /// Whether it is of use where these calls are traced.
+    pub fn is_needed(&self, calls: &BTreeSet<Op>) -> bool {
+        match self.place {
             Place::Entry(call) | Place::Exit(call) | Place::Call(call) => calls.contains(&call),
             Place::Inside if self.target == "do_mq_open" => calls.contains(&Op::MqOpen),
             // Processes say who they are by it.
             Place::Inside if self.target.ends_with("prctl") => true,
             // The others follow messages.
             Place::Inside => calls.contains(&Op::MqTimedsend) || calls.contains(&Op::MqTimedreceive),
-        };
-        is_of_kind && needed
+        }
     }
 }
 
@@ -138,31 +176,37 @@ mod tests {
     /// Prevents a program from being left out, or taken for another's, for its name.
     #[test]
     fn programs_by_name() {
-        let hook = |kind, place, returns, target: &str| vec![Hook { kind, place, returns, target: target.into() }];
+        let hook = |means, place, returns, target: &str| vec![Hook { means, place, returns, target: target.into() }];
         for (name, section, expected) in [
             (
                 "tp_enter_prctl",
                 "?tracepoint/syscalls/sys_enter_prctl",
-                hook(HookKind::Tracepoint, Place::Inside, false, "sys_enter_prctl"),
+                hook(Means::Tracepoint, Place::Inside, false, "sys_enter_prctl"),
             ),
             (
                 "kretprobe_mq_timedsend_time32",
                 "?kretprobe/__ia32_sys_mq_timedsend_time32",
-                hook(HookKind::Kprobe, Place::Exit(Op::MqTimedsend), true, "__ia32_sys_mq_timedsend_time32"),
+                hook(Means::Kprobe, Place::Exit(Op::MqTimedsend), true, "__ia32_sys_mq_timedsend_time32"),
             ),
             (
                 "fsession_mq_notify_compat",
                 "?fsession/__ia32_compat_sys_mq_notify",
-                hook(HookKind::Fsession, Place::Call(Op::MqNotify), false, "__ia32_compat_sys_mq_notify"),
+                hook(Means::Fsession, Place::Call(Op::MqNotify), false, "__ia32_compat_sys_mq_notify"),
             ),
-            ("fexit_load_msg", "?fexit/load_msg", hook(HookKind::Fentry, Place::Inside, true, "load_msg")),
+            (
+                "session_mq_open",
+                "?kprobe.session/__x64_sys_mq_open",
+                hook(Means::Fprobe, Place::Call(Op::MqOpen), false, "__x64_sys_mq_open"),
+            ),
+            ("multi_msg_insert", "?kprobe.multi/msg_insert", hook(Means::Fprobe, Place::Inside, false, "msg_insert")),
+            ("fexit_load_msg", "?fexit/load_msg", hook(Means::Fentry, Place::Inside, true, "load_msg")),
             ("tree_on_fork", "?raw_tracepoint/sched_process_fork", Vec::new()),
         ] {
             assert_eq!(Hook::all_of(name, section), expected, "{name}");
         }
         let exits = Hook::all_of("tp_exit_mq", "?tracepoint/syscalls/sys_exit_mq");
         assert_eq!(exits.len(), CALLS.len());
-        let notify = hook(HookKind::Tracepoint, Place::Exit(Op::MqNotify), true, "sys_exit_mq_notify");
+        let notify = hook(Means::Tracepoint, Place::Exit(Op::MqNotify), true, "sys_exit_mq_notify");
         assert!(exits.contains(&notify[0]), "{exits:?}");
     }
 
@@ -179,7 +223,7 @@ mod tests {
             ("kprobe_free_msg", false),
         ] {
             let hook = Hook::all_of(name, &format!("?kind/{}", name.split_once('_').unwrap().1)).remove(0);
-            assert_eq!(hook.is_used(HookKind::Fsession, &sends), used, "{name}");
+            assert_eq!(hook.is_used(Means::Fsession, &sends), used, "{name}");
         }
     }
 
@@ -196,7 +240,7 @@ mod tests {
             ("fentry_prctl", true, true),
         ] {
             let hooks = Hook::all_of(name, &format!("?fentry/{}", name.split_once('_').unwrap().1));
-            let used = [&opens, &sends].map(|calls| hooks[0].is_used(HookKind::Fentry, calls));
+            let used = [&opens, &sends].map(|calls| hooks[0].is_used(Means::Fentry, calls));
             assert_eq!(used, [for_opens, for_sends], "{name}");
         }
     }

@@ -89,6 +89,7 @@ mod tests {
             (Facts { tracefs: None, ..facts() }, &[], Fsession),
             (Facts { has_functions: false, ..facts() }, &[], Tracepoint),
             (facts(), &[Tracepoint, Fentry], Tracepoint),
+            (Facts { tracefs: None, has_fprobes: true, ..preempted("lazy", true) }, &[], Kprobe),
             (without(&[Kprobe], facts()), &[Kprobe, Tracepoint], Tracepoint),
         ] {
             assert_eq!(plan(&facts, asked), Ok(Plan { kind: expected }), "{facts:?} {asked:?}");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libbpf_rs::libbpf_sys::{bpf_obj_get_info_by_fd, bpf_prog_info};
+use libbpf_rs::query::{LinkInfo, LinkTypeInfo};
 use libbpf_rs::skel::{OpenSkel, Skel, SkelBuilder};
 use libbpf_rs::{Link, MapCore, MapFlags, MapMut, OpenObject, ProgramInput, ProgramMut, TracepointCategory};
 
@@ -16,7 +17,7 @@ use tracing::debug;
 
 use super::configure::{self, Config};
 use super::facts::Facts;
-use super::hooks::{Hook, Place};
+use super::hooks::{Hook, Means, Place};
 use super::probes::{self, Probes};
 use super::ring::Ring;
 use super::selection::Selection;
@@ -70,12 +71,26 @@ impl Refusal {
 }
 
 impl Programs {
-    /// Loads and attaches. Calls whose entry comes after the return are seen. A hook that only adds to calls is left out
-    /// where the kernel refuses it.
+    /// Loads and attaches, by the first of a kind's means that works. Calls whose entry comes after the return are seen.
     pub fn attach(kind: HookKind, facts: &Facts, config: &Config<'_>) -> Result<Self, String> {
+        let mut refusal = String::new();
+        for means in facts.means(kind) {
+            match Self::attach_by(means, facts, config) {
+                Ok(programs) => return Ok(programs),
+                Err(why) => {
+                    debug!("{means:?}: {why}");
+                    refusal = why;
+                }
+            }
+        }
+        Err(refusal)
+    }
+
+    /// A hook that only adds to calls is left out where the kernel refuses it.
+    fn attach_by(means: Means, facts: &Facts, config: &Config<'_>) -> Result<Self, String> {
         let mut refused = BTreeSet::new();
         loop {
-            match Self::attach_without(kind, facts, config, &refused) {
+            match Self::attach_without(means, facts, config, &refused) {
                 Ok(programs) => return Ok(programs),
                 Err(Refusal { hook: Some(hook), why })
                     if hook.place == Place::Inside && refused.insert(hook.target.clone()) =>
@@ -88,7 +103,7 @@ impl Programs {
     }
 
     fn attach_without(
-        kind: HookKind,
+        means: Means,
         facts: &Facts,
         config: &Config<'_>,
         refused: &BTreeSet<String>,
@@ -108,10 +123,10 @@ impl Programs {
             hooks_of(program.name(), program.section()).into_iter().map(move |hook| (name.clone(), hook))
         });
         let all: Vec<(String, Hook)> = hooks.collect();
-        let selection = Selection::of(&all, kind, &config.filters.call, &facts.functions, refused);
+        let selection = Selection::of(&all, means, &config.filters.call, &facts.functions, refused);
         // Made first: the kernel refuses some functions here, and the programs are to know which.
         let mut probes = None;
-        if let Some(tracefs) = facts.tracefs.as_deref().filter(|_| kind == HookKind::Kprobe) {
+        if let Some(tracefs) = facts.tracefs.as_deref().filter(|_| means == Means::Kprobe) {
             let made = Probes::new(tracefs, !facts.hazards.faults_are_misses);
             let made = probes.insert(made.map_err(|error| Refusal::of_all(&error.into()))?);
             for (_, hook) in all.iter().filter(|(program, _)| selection.programs.contains(program)) {
@@ -270,10 +285,13 @@ impl Programs {
         // One call's hooks come first: what is attached and silent is found out before all are to be detached again, which
         // takes the kernel long.
         let first = config.filters.call.first().copied();
-        let is_first = |hook: &Hook| matches!(hook.place, Place::Entry(op) | Place::Exit(op) | Place::Call(op) if Some(op) == first);
+        let is_first = |hook: &Hook| match hook.place {
+            Place::Entry(op) | Place::Exit(op) | Place::Call(op) => Some(op) == first,
+            Place::Inside => false,
+        };
         for (of_first, of_entries) in [(true, false), (true, true), (false, false), (false, true)] {
             let wanted = |hook: &&Hook| {
-                let is_used = hook.is_used(hook.kind, &config.filters.call);
+                let is_used = hook.is_needed(&config.filters.call);
                 is_used && is_first(hook) == of_first && is_entry(hook) == of_entries
             };
             for (hooks, program) in self.hooks() {
@@ -296,12 +314,12 @@ impl Programs {
     }
 
     fn attach_hook(&self, hook: &Hook, program: &ProgramMut<'_>) -> libbpf_rs::Result<Link> {
-        match (&self.probes, hook.kind) {
+        match (&self.probes, hook.means) {
             (Some(probes), _) => {
                 let category = TracepointCategory::Custom(probes::GROUP.into());
                 program.attach_tracepoint(category, probes.event(hook))
             }
-            (None, HookKind::Tracepoint) => program.attach_tracepoint(TracepointCategory::Syscalls, &hook.target),
+            (None, Means::Tracepoint) => program.attach_tracepoint(TracepointCategory::Syscalls, &hook.target),
             (None, _) => program.attach(),
         }
     }
@@ -362,10 +380,13 @@ impl Programs {
             values.iter().filter_map(|value| value[..8].try_into().ok().map(u64::from_ne_bytes)).sum()
         };
         let profile = self.probes.as_ref().map(|probes| (probes, probes.profile()));
+        let by_tracing: BTreeMap<u32, u64> = self.links.iter().filter_map(misses_of_tracing).collect();
         let (mut missed, mut missed_inside) = (0, BTreeMap::new());
         for (hooks, program) in self.hooks() {
             let by_probe = |hook| profile.as_ref().map_or(0, |(probes, profile)| probes.missed(profile, hook));
-            let runs = hooks.iter().map(by_probe).sum::<u64>() + misses(program.as_fd());
+            let (number, skipped) = misses(program.as_fd());
+            let by_tracing = by_tracing.get(&number).copied().unwrap_or_default();
+            let runs = hooks.iter().map(by_probe).sum::<u64>() + by_tracing + skipped;
             match hooks.into_iter().next() {
                 Some(Hook { place: Place::Inside, target, .. }) if runs > 0 => {
                     *missed_inside.entry(target).or_default() += runs;
@@ -439,11 +460,20 @@ fn memlock(map: BorrowedFd<'_>) -> u64 {
     bytes.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
 }
 
-/// `recursion_misses` of a program: its runs that the kernel skipped (kernel/bpf/syscall.c, bpf_prog_get_stats).
-fn misses(program: BorrowedFd<'_>) -> u64 {
+/// What function tracing did not bring to a program, by the program's number.
+fn misses_of_tracing(link: &Link) -> Option<(u32, u64)> {
+    match link.info().ok()? {
+        LinkInfo { prog_id, info: LinkTypeInfo::KprobeMulti(probe), .. } => Some((prog_id, probe.missed)),
+        _ => None,
+    }
+}
+
+/// The number of a program, and `recursion_misses`: its runs that the kernel skipped (kernel/bpf/syscall.c,
+/// bpf_prog_get_stats).
+fn misses(program: BorrowedFd<'_>) -> (u32, u64) {
     let mut info = bpf_prog_info::default();
     let mut len = size_of::<bpf_prog_info>() as u32;
     // SAFETY: a structure of that length without pointers to fill; the kernel writes no more than it.
     let failed = unsafe { bpf_obj_get_info_by_fd(program.as_raw_fd(), (&raw mut info).cast(), &raw mut len) };
-    if failed != 0 { 0 } else { info.recursion_misses }
+    if failed != 0 { (0, 0) } else { (info.id, info.recursion_misses) }
 }

@@ -16,6 +16,7 @@ const UPDATE: &str = "apt-get update && apt-get full-upgrade && reboot (where th
 pub fn refusal(facts: &Facts, kind: HookKind, by_name: bool) -> Option<Error> {
     let tracefs = || match kind {
         HookKind::Fsession | HookKind::Fentry => None,
+        HookKind::Kprobe if facts.has_fprobes => None,
         _ => of_tracefs(facts, kind),
     };
     of_kernel(facts, by_name).or_else(|| of_functions(facts, kind)).or_else(tracefs).or_else(|| of_trial(facts, kind))
@@ -192,6 +193,7 @@ pub(crate) mod tests {
             has_kprobes: true,
             has_functions: true,
             has_sessions: true,
+            has_fprobes: false,
             tracepoints_are_preempted: false,
             refused: Vec::new(),
         }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::hooks::{Hook, IDENTITY, Place};
-use crate::model::values::{HookKind, Op};
+use super::hooks::{Hook, IDENTITY, Means, Place};
+use crate::model::values::Op;
 
-/// What is used of the programs of one kind of hooks.
+/// What is used of the programs that are attached by the same means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selection {
-    /// The kind.
-    pub kind: HookKind,
+    /// By what they are attached.
+    pub means: Means,
     /// The programs by their names.
     pub programs: BTreeSet<String>,
     /// The functions that they hook.
@@ -22,16 +22,16 @@ impl Selection {
     /// Of the programs that there are, for these calls, on a kernel that has these `functions` and has refused some hooks.
     pub fn of(
         all: &[(String, Hook)],
-        kind: HookKind,
+        means: Means,
         calls: &BTreeSet<Op>,
         functions: &BTreeSet<String>,
         refused: &BTreeSet<String>,
     ) -> Self {
         // A kernel without 32-bit callers has no functions for them, and small functions may be inlined.
         let is_there = |hook: &Hook| {
-            (kind == HookKind::Tracepoint || functions.contains(&hook.target)) && !refused.contains(&hook.target)
+            (means == Means::Tracepoint || functions.contains(&hook.target)) && !refused.contains(&hook.target)
         };
-        let wanted: Vec<&(String, Hook)> = all.iter().filter(|(_, hook)| hook.is_used(kind, calls)).collect();
+        let wanted: Vec<&(String, Hook)> = all.iter().filter(|(_, hook)| hook.is_used(means, calls)).collect();
         let missing = wanted.iter().filter(|(_, hook)| hook.place == Place::Inside && !is_there(hook));
         let left_out: BTreeSet<String> = missing.map(|(_, hook)| hook.target.clone()).collect();
         // A message whose beginning or end goes unseen would be taken for another at the same address.
@@ -39,7 +39,7 @@ impl Selection {
         let follows = |hook: &Hook| hook.target == "load_msg" || hook.target == "free_msg";
         let used = wanted.into_iter().filter(|(_, hook)| is_there(hook) && !(loses_messages && follows(hook)));
         let (programs, targets) = used.map(|(name, hook)| (name.clone(), hook.target.clone())).unzip();
-        Self { kind, programs, targets, left_out }
+        Self { means, programs, targets, left_out }
     }
 }
 
@@ -75,20 +75,20 @@ mod tests {
         const SEND: &str = "__x64_sys_mq_timedsend";
         let functions = set(&[SEND, "load_msg", "store_msg", "free_msg", "msg_insert"]);
         let calls = BTreeSet::from([Op::MqTimedsend]);
-        let select = |kind, functions: &_, refused: &[&str]| {
-            let selection = Selection::of(&all(), kind, &calls, functions, &set(refused));
+        let select = |means, functions: &_, refused: &[&str]| {
+            let selection = Selection::of(&all(), means, &calls, functions, &set(refused));
             (selection.programs, selection.left_out)
         };
         let messages = ["fexit_load_msg", "fentry_store_msg", "fentry_free_msg"];
         let pair = ["fentry_mq_timedsend", "fexit_mq_timedsend"];
         let with = |others: &[&str]| set(&[&pair[..], others].concat());
         let all_of = |others: &[&str]| with(&[&messages[..], others].concat());
-        assert_eq!(select(HookKind::Fentry, &functions, &[]), (all_of(&["fentry_msg_insert"]), set(&[])));
-        assert_eq!(select(HookKind::Fentry, &functions, &["msg_insert"]), (all_of(&[]), set(&["msg_insert"])));
+        assert_eq!(select(Means::Fentry, &functions, &[]), (all_of(&["fentry_msg_insert"]), set(&[])));
+        assert_eq!(select(Means::Fentry, &functions, &["msg_insert"]), (all_of(&[]), set(&["msg_insert"])));
         let without_end = with(&["fentry_store_msg", "fentry_msg_insert"]);
-        assert_eq!(select(HookKind::Fentry, &functions, &["free_msg"]), (without_end, set(&["free_msg"])));
+        assert_eq!(select(Means::Fentry, &functions, &["free_msg"]), (without_end, set(&["free_msg"])));
         let inlined = set(&[SEND, "load_msg", "free_msg", "msg_insert"]);
-        assert_eq!(select(HookKind::Fentry, &inlined, &[]), (with(&["fentry_msg_insert"]), set(&["store_msg"])));
-        assert_eq!(select(HookKind::Tracepoint, &set(&[]), &[]), (set(&["tp_exit_mq"]), set(&[])));
+        assert_eq!(select(Means::Fentry, &inlined, &[]), (with(&["fentry_msg_insert"]), set(&["store_msg"])));
+        assert_eq!(select(Means::Tracepoint, &set(&[]), &[]), (set(&["tp_exit_mq"]), set(&[])));
     }
 }

@@ -1,7 +1,7 @@
 //! Which of the variants of the programs (bpf/kernel.h, build.rs) fits this kernel, found by trying what they differ in.
 
 use std::sync::OnceLock;
-use std::{io, ptr};
+use std::{io::{self, Read as _}, ptr};
 
 use libbpf_rs::ProgramType;
 use libbpf_rs::libbpf_sys::{
@@ -35,18 +35,26 @@ impl Variant {
     ///
     /// Where mqspan's own program is damaged.
     pub fn object(self) -> io::Result<&'static [u8]> {
-        let compressed: &[u8] = match self {
-            Self::Full => include_bytes!(concat!(env!("OUT_DIR"), "/full/mqspan.bpf.o.zst")),
-            Self::Plain => include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")),
-            Self::Old => include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")),
+        let full = || unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/full/mqspan.bpf.o.zst")), &[]);
+        let unpacked = || match self {
+            Self::Full => full(),
+            Self::Plain => unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")), &full()?),
+            Self::Old => unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")), &full()?),
         };
         // A kernel has one variant, which is loaded again without each hook that it refuses.
         static OBJECT: OnceLock<Vec<u8>> = OnceLock::new();
         match OBJECT.get() {
             Some(object) => Ok(object),
-            None => zstd::stream::decode_all(compressed).map(|object| &**OBJECT.get_or_init(|| object)),
+            None => unpacked().map(|object| &**OBJECT.get_or_init(|| object)),
         }
     }
+}
+
+/// What build.rs compressed with this dictionary.
+fn unpacked(compressed: &[u8], dictionary: &[u8]) -> io::Result<Vec<u8>> {
+    let mut object = Vec::new();
+    zstd::stream::read::Decoder::with_dictionary(compressed, dictionary)?.read_to_end(&mut object)?;
+    Ok(object)
 }
 
 /// Whether programs of this type may use a helper. Where it can't be asked, programs can't be loaded either.
