@@ -1,7 +1,10 @@
 //! Which of the variants of the programs (bpf/kernel.h, build.rs) fits this kernel, found by trying what they differ in.
 
 use std::sync::OnceLock;
-use std::{io::{self, Read as _}, ptr};
+use std::{
+    io::{self, Read as _},
+    ptr,
+};
 
 use libbpf_rs::ProgramType;
 use libbpf_rs::libbpf_sys::{
@@ -35,17 +38,20 @@ impl Variant {
     ///
     /// Where mqspan's own program is damaged.
     pub fn object(self) -> io::Result<&'static [u8]> {
-        let full = || unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/full/mqspan.bpf.o.zst")), &[]);
-        let unpacked = || match self {
-            Self::Full => full(),
-            Self::Plain => unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")), &full()?),
-            Self::Old => unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")), &full()?),
-        };
         // A kernel has one variant, which is loaded again without each hook that it refuses.
         static OBJECT: OnceLock<Vec<u8>> = OnceLock::new();
         match OBJECT.get() {
             Some(object) => Ok(object),
-            None => unpacked().map(|object| &**OBJECT.get_or_init(|| object)),
+            None => self.unpacked().map(|object| &**OBJECT.get_or_init(|| object)),
+        }
+    }
+
+    fn unpacked(self) -> io::Result<Vec<u8>> {
+        let full = || unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/full/mqspan.bpf.o.zst")), &[]);
+        match self {
+            Self::Full => full(),
+            Self::Plain => unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o.zst")), &full()?),
+            Self::Old => unpacked(include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o.zst")), &full()?),
         }
     }
 }
@@ -83,4 +89,21 @@ fn has_fetching_atomics() -> bool {
         unsafe { libc::close(program) };
     }
     program != -libc::EINVAL
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Prevents a variant from being unpacked with another dictionary than it was compressed with.
+    #[test]
+    fn each_is_what_was_compiled() {
+        for (variant, object) in [
+            (Variant::Full, &include_bytes!(concat!(env!("OUT_DIR"), "/full/mqspan.bpf.o"))[..]),
+            (Variant::Plain, include_bytes!(concat!(env!("OUT_DIR"), "/plain/mqspan.bpf.o"))),
+            (Variant::Old, include_bytes!(concat!(env!("OUT_DIR"), "/old/mqspan.bpf.o"))),
+        ] {
+            assert!(variant.unpacked().unwrap() == object, "{variant:?}");
+        }
+    }
 }
