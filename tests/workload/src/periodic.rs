@@ -1,8 +1,12 @@
 //! A real-time thread that sends a message each millisecond, and how late it was: what it is woken and what its call takes.
 
-use std::{ffi::CString, os::fd::AsRawFd, process};
+use std::{ffi::CString, os::fd::AsRawFd, process, time::Duration};
 
 use anyhow::{Result, ensure};
+use nix::{
+    sys::time::TimeSpec,
+    time::{ClockId, ClockNanosleepFlags, clock_gettime, clock_nanosleep},
+};
 
 use crate::{kernel, timing};
 
@@ -22,8 +26,8 @@ pub struct Periodic {
     cpu: Option<usize>,
 }
 
-const PERIOD_NS: i64 = 1_000_000;
-const NS_PER_S: i64 = 1_000_000_000;
+const CLOCK: ClockId = ClockId::CLOCK_MONOTONIC;
+const PERIOD: Duration = Duration::from_millis(1);
 /// The shares of the periods whose most is printed, in thousandths.
 const SHARES: [usize; 4] = [500, 990, 999, 1000];
 const SIZE: usize = 64;
@@ -46,13 +50,13 @@ pub fn run(Periodic { periods, priority, cpu }: Periodic) -> Result<()> {
     kernel::mq_unlink(&name);
     let (queue, mut body) = (queue.as_raw_fd(), [0_u8; SIZE]);
     let (mut late, mut took) = (Vec::with_capacity(periods as usize), Vec::with_capacity(periods as usize));
-    let mut next = now();
+    let mut next = now()?;
     for _ in 0..periods {
-        next += PERIOD_NS;
-        sleep_until(next);
-        let woken = now();
+        next += PERIOD;
+        clock_nanosleep(CLOCK, ClockNanosleepFlags::TIMER_ABSTIME, &TimeSpec::from_duration(next))?;
+        let woken = now()?;
         ensure!(kernel::mq_timedsend(queue, body.as_ptr().addr(), SIZE, 0, 0) == 0, "a send failed");
-        let sent = now();
+        let sent = now()?;
         late.push(woken - next);
         took.push(sent - woken);
         ensure!(
@@ -60,26 +64,16 @@ pub fn run(Periodic { periods, priority, cpu }: Periodic) -> Result<()> {
             "a receive failed"
         );
         // What took longer than a period is one lateness, not one of each period that it has taken.
-        next = next.max(now() - PERIOD_NS);
+        next = next.max(now()? - PERIOD);
     }
     for (what, mut of) in [("late", late), ("send", took)] {
         of.sort_unstable();
-        let shares = SHARES.map(|share| of[(of.len() * share).div_ceil(1000).max(1) - 1].to_string());
+        let shares = SHARES.map(|share| of[(of.len() * share).div_ceil(1000).max(1) - 1].as_nanos().to_string());
         println!("{what}\t{}", shares.join("\t"));
     }
     Ok(())
 }
 
-/// CLOCK_MONOTONIC in ns.
-fn now() -> i64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel fills in this function's own structure; it knows the clock.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec * NS_PER_S + time.tv_nsec
-}
-
-fn sleep_until(ns: i64) {
-    let time = libc::timespec { tv_sec: ns / NS_PER_S, tv_nsec: ns % NS_PER_S };
-    // SAFETY: reads this function's own structure. No signal is handled that could end it early.
-    unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &raw const time, std::ptr::null_mut()) };
+fn now() -> Result<Duration> {
+    Ok(clock_gettime(CLOCK)?.into())
 }
